@@ -1,0 +1,195 @@
+"""Everything that can be set: one frozen object, read once from `TENANCY_*` variables.
+
+A field `statement_timeout_ms` is set by `TENANCY_STATEMENT_TIMEOUT_MS`. Limits carry their unit
+last. An error names the variable, and an unknown `TENANCY_*` variable is an error too, because a
+misspelt limit is no limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from tenancy.data_isolation.core.errors import SettingError
+
+_PREFIX = "TENANCY_"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """A PostgreSQL server of the user's own.
+
+    `dsn` is a libpq URI of a role that may create roles and databases there; it names the
+    maintenance database. `region` is a word of the user's choice.
+    """
+
+    dsn: str
+    name: str = "main"
+    region: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ServerConfig(name={self.name!r}, region={self.region!r})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The runtime's settings, with their defaults."""
+
+    #: Directory of all state: data of embedded servers, keys, logs, pid files.
+    home: Path = Path(".tenancy")
+    #: Database of the catalog and of the shared tables; `<database>_template` is cloned from.
+    database: str = "tenancy"
+    #: DSN of a PostgreSQL server to use in place of the embedded one.
+    postgres_dsn: str | None = field(default=None, repr=False)
+    #: URL of a Redis server to use in place of the embedded one.
+    redis_url: str | None = field(default=None, repr=False)
+    #: 64 hexadecimal digits from which binding keys and role passwords are derived. Made on the
+    #: first start and kept in `home` when it is not given.
+    master_key: str | None = field(default=None, repr=False)
+    #: TCP port of the embedded PostgreSQL and Redis, on the loopback address; 0 = a free one.
+    postgres_port: int = 0
+    redis_port: int = 0
+    #: Directory with the binaries (`postgres`, `initdb`) of the embedded PostgreSQL.
+    postgres_bin: Path | None = None
+    #: How long a server may take to start or stop.
+    server_start_timeout_s: float = 60.0
+    #: HTTP endpoint.
+    http_host: str = "127.0.0.1"
+    http_port: int = 8000
+
+    #: Connections the runtime may hold on one PostgreSQL server, per process and per tenant.
+    server_connections_max: int = 60
+    tenant_connections_max: int = 8
+    #: A connection that nobody used for so long is closed.
+    connection_idle_s: float = 60.0
+    #: How long an operation waits for a connection before it is turned away.
+    connection_wait_ms: int = 5_000
+    #: Operations that may wait for a connection, over all tenants of a process, and per tenant.
+    waiting_operations_max: int = 10_000
+    tenant_waiting_operations_max: int = 1_000
+
+    #: Limits of one statement.
+    statement_timeout_ms: int = 30_000
+    result_rows_max: int = 10_000
+    result_bytes_max: int = 8 * 1024 * 1024
+    statement_bytes_max: int = 256 * 1024
+    statement_params_max: int = 1_000
+    #: Statements in one batch.
+    batch_operations_max: int = 1_000
+    #: Body of one HTTP request.
+    request_bytes_max: int = 4 * 1024 * 1024
+    #: Parsed statements kept in the guard's cache, per process.
+    guard_cache_entries: int = 4_096
+
+    #: Fleet migrations: placements at work at the same time, and failures after which to stop.
+    migration_concurrency: int = 4
+    migration_failures_max: int = 5
+    #: How long a migration waits for a table lock before it gives up on that placement.
+    migration_lock_timeout_ms: int = 5_000
+    migration_statement_timeout_ms: int = 600_000
+
+    #: Tenants that one shared actor keeps active, and after how long an idle one is passivated.
+    actor_tenants_max: int = 10_000
+    tenant_idle_s: float = 300.0
+    #: Shared tenant actors per region.
+    shared_actors: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", Path(self.home).expanduser().absolute())
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            smallest = 0 if item.name.endswith("_port") else 1e-3
+            if not smallest <= value < math.inf:
+                raise SettingError(f"{_variable(item.name)} is {value}; it must be positive")
+        for name in ("postgres_port", "redis_port", "http_port"):
+            if getattr(self, name) > 65_535:
+                raise SettingError(f"{_variable(name)} is not a port number (0 to 65535)")
+        _check_key(self.master_key)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from `env` (the process environment by default); `overrides` win.
+
+        Raises `SettingError`, naming the variable.
+        """
+        env = os.environ if env is None else env
+        hints = get_type_hints(cls)
+        names = {_variable(item.name): item.name for item in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in env.items():
+            if not variable.startswith(_PREFIX):
+                continue
+            if variable not in names:
+                known = ", ".join(sorted(names))
+                raise SettingError(f"{variable} is not a setting; the settings are {known}")
+            values[names[variable]] = _parse(variable, text, hints[names[variable]])
+        return cls(**(values | overrides))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What the engine works on.
+
+    `EngineConfig()` starts embedded servers under `TENANCY_HOME`. `servers` are the user's own
+    PostgreSQL servers instead (`ServerConfig`, or plain DSN strings, which are named main,
+    server-2, ...); the first one also holds the catalog. `settings` defaults to the environment.
+    `gateway` replaces work in this process by work elsewhere (tenant actors give one).
+    """
+
+    servers: Sequence[ServerConfig | str] = ()
+    redis_url: str | None = field(default=None, repr=False)
+    settings: Settings | None = None
+    gateway: Any = None
+
+    def __post_init__(self) -> None:
+        given = [self.servers] if isinstance(self.servers, str) else list(self.servers)
+        servers = tuple(
+            server
+            if isinstance(server, ServerConfig)
+            else ServerConfig(dsn=server, name="main" if index == 0 else f"server-{index + 1}")
+            for index, server in enumerate(given)
+        )
+        names = [server.name for server in servers]
+        if len(set(names)) != len(names):
+            raise SettingError(f"EngineConfig.servers: two servers have one name ({names})")
+        object.__setattr__(self, "servers", servers)
+
+    def resolved_settings(self) -> Settings:
+        """`settings`, or those of the environment."""
+        return self.settings or Settings.from_env()
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    """`text` as a value of the field's type."""
+    try:
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+        if kind is Path or kind == Path | None:
+            return Path(text)
+    except ValueError:
+        raise SettingError(f"{variable} is {text!r}; a number is needed") from None
+    return text
+
+
+def _check_key(key: str | None) -> None:
+    if key is None:
+        return
+    try:
+        right = len(bytes.fromhex(key)) == 32
+    except ValueError:
+        right = False
+    if not right:
+        raise SettingError("TENANCY_MASTER_KEY must be 64 hexadecimal digits (32 bytes)")

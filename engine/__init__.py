@@ -1,0 +1,1 @@
+"""PostgreSQL as the runtime uses it."""

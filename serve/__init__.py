@@ -1,0 +1,1 @@
+"""The HTTP endpoint, the command line, and the root where everything is put together."""

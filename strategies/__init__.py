@@ -1,0 +1,1 @@
+"""The isolation strategies and the orchestrator that picks among them."""

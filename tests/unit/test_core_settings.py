@@ -1,0 +1,73 @@
+"""Settings: read once, validated, and every error names its variable."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings
+from tenancy.data_isolation.core.errors import SettingError
+
+
+def test_an_empty_environment_gives_the_defaults():
+    assert Settings.from_env({}) == Settings()
+
+
+def test_every_field_of_a_simple_type_can_be_set_by_its_variable():
+    env = {"TENANCY_STATEMENT_TIMEOUT_MS": "5", "TENANCY_HOME": "/x", "TENANCY_DATABASE": "d"}
+
+    settings = Settings.from_env(env)
+
+    assert (settings.statement_timeout_ms, str(settings.home), settings.database) == (5, "/x", "d")
+
+
+def test_overrides_win_over_the_environment():
+    assert Settings.from_env({"TENANCY_HTTP_PORT": "1"}, http_port=2).http_port == 2
+
+
+def test_other_variables_are_not_ours():
+    assert Settings.from_env({"PATH": "/bin", "RAY_X": "1"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TENANCY_STATEMENT_TIMEOUT_MS", "soon"),
+        ("TENANCY_STATEMENT_TIMEOUT_MS", "0"),
+        ("TENANCY_STATEMENT_TIMEOUT_MS", "-1"),
+        ("TENANCY_CONNECTION_IDLE_S", "nan-ish"),
+        ("TENANCY_CONNECTION_IDLE_S", "nan"),
+        ("TENANCY_CONNECTION_IDLE_S", "inf"),
+        ("TENANCY_HTTP_PORT", "70000"),
+        ("TENANCY_MASTER_KEY", "abc"),
+        ("TENANCY_STATEMENT_TIMEOUT", "5"),
+    ],
+)
+def test_a_bad_value_is_refused_and_the_variable_named(variable, value):
+    with pytest.raises(SettingError, match=variable):
+        Settings.from_env({variable: value})
+
+
+def test_secrets_do_not_show():
+    settings = Settings(master_key="ab" * 32, postgres_dsn="postgresql://u:hush@h/d")
+    server = ServerConfig(dsn="postgresql://u:hush@h/d")
+
+    assert "hush" not in repr(settings) + repr(server) + repr(EngineConfig(servers=[server]))
+    assert "abab" not in repr(settings)
+
+
+def test_plain_dsns_become_named_servers():
+    config = EngineConfig(servers=["postgresql://a", "postgresql://b"])
+
+    assert [server.name for server in config.servers] == ["main", "server-2"]
+
+
+def test_two_servers_of_one_name_are_refused():
+    with pytest.raises(SettingError, match="one name"):
+        EngineConfig(servers=[ServerConfig(dsn="a"), ServerConfig(dsn="b")])
+
+
+def test_settings_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().http_port = 1
