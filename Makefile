@@ -3,9 +3,11 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Where Debian puts it.
+POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check test unit integration wheel clean format
+.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench demo up down clean
 
 install: $(STAMP)
 
@@ -34,13 +36,47 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: check unit integration
+test: check unit integration integration-15 ray acceptance wheel
 
 unit: $(STAMP)
 	$(BIN)/pytest tests/unit
 
 integration: $(STAMP)
 	$(BIN)/pytest tests/integration
+
+# The oldest PostgreSQL that is promised, where the system has it.
+integration-15: $(STAMP)
+	@if [ -x $(POSTGRES_15)/postgres ]; then \
+		$(BIN)/pytest tests/integration --postgres-bin $(POSTGRES_15); \
+	else echo "no PostgreSQL 15 in $(POSTGRES_15): its tests are left out"; fi
+
+ray: $(STAMP)
+	$(BIN)/pytest tests/ray
+
+acceptance: $(STAMP)
+	$(BIN)/pytest tests/acceptance
+
+# The wheel, in an environment of its own and away from the checkout.
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--wheel-dir dist .
+	$(PYTHON) -m venv --clear dist/venv
+	dist/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cp tests/wheel_smoke.py dist/ && cd dist && venv/bin/python wheel_smoke.py
+
+# Figures, printed; the last line is JSON. Nothing here passes or fails a build.
+bench: $(STAMP)
+	$(BIN)/python loadtests/main_job.py --demo
+
+demo: $(STAMP)
+	$(BIN)/tenancy demo
+
+up: $(STAMP)
+	$(BIN)/tenancy up
+
+down: $(STAMP)
+	$(BIN)/tenancy down
 
 clean:
 	rm -rf $(VENV) .typing build dist *.egg-info

@@ -1,0 +1,87 @@
+"""The operating-system user that embedded servers run as.
+
+PostgreSQL refuses to run as root (manual, 18.1), and a server that strangers' statements reach has
+no business with root's rights. Rules this module keeps:
+
+* not root: servers run as the user that started them;
+* root: as a system user of their own, made with `useradd` when it does not exist, else as an
+  unprivileged user that is there already.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenancy.data_isolation.core.errors import EmbeddedServerError
+
+_OWN_USER = "embedded_postgres"
+_FALLBACK_USERS = ("postgres", "nobody")
+_USERADD_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceUser:
+    """An unprivileged user to run a server as; only root can become it."""
+
+    name: str
+    uid: int
+    gid: int
+
+    def spawn_arguments(self) -> dict[str, Any]:
+        """Arguments that make `subprocess.Popen` run the child as this user and nothing more."""
+        return {"user": self.uid, "group": self.gid, "extra_groups": ()}
+
+    def own(self, path: Path) -> None:
+        """Make `path` this user's."""
+        os.chown(path, self.uid, self.gid)
+
+
+def service_user() -> ServiceUser | None:
+    """The user to run servers as, or None when that is the user of this process.
+
+    Blocks (it may run `useradd`). Raises `EmbeddedServerError` when this process is root and there
+    is no other user.
+    """
+    if os.geteuid() != 0:
+        return None
+    found = _known(_OWN_USER) or _added(_OWN_USER)
+    for name in _FALLBACK_USERS:
+        found = found or _known(name)
+    if found is None:
+        raise EmbeddedServerError(
+            "embedded servers do not run as root, and there is no other user to run them as: "
+            f"start this as another user, or make one with `useradd --system {_OWN_USER}`"
+        )
+    return found
+
+
+def _known(name: str) -> ServiceUser | None:
+    """The user of that name, unless there is none or it is root by another name."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    if entry.pw_uid == 0:
+        return None
+    return ServiceUser(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _added(name: str) -> ServiceUser | None:
+    """A fresh system user without a password, a home or a shell; None when that is not possible."""
+    program = shutil.which("useradd")
+    if program is None:
+        return None
+    command = [program, "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
+    try:
+        subprocess.run(command, check=False, capture_output=True, timeout=_USERADD_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # Another process may have made it first, so that useradd failed: what counts is that it is.
+    return _known(name)

@@ -1,0 +1,246 @@
+"""PostgreSQL's syntax tree of SQL text: parsing, walking, and writing it back.
+
+Rules this module keeps:
+
+* Parsing goes through `parse`, which turns every way in which text can fail to be SQL into a
+  `StatementSyntaxError` that says where. The parser is C code that recurses without looking at its
+  stack, so text that could nest deeper than `_PATH_TOKENS_MAX` is refused before it gets there.
+* Walking never recurses, so no tree is too deep for it.
+* A tree is written back only through `write`, which parses the text again and refuses it unless
+  exactly the same tree comes out.
+
+A tree is made of protobuf messages as libpg_query defines them (its `pg_query.proto` mirrors
+PostgreSQL's `parsenodes.h` and `primnodes.h`). Lists hold `Node` wrappers; `unwrap` opens one, and
+everything here yields what is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Any, Final
+
+import postgast
+from google.protobuf.message import DecodeError, Message
+from postgast import pg_query_pb2 as pb
+
+from tenancy.data_isolation.core.errors import StatementForbiddenError, StatementSyntaxError
+
+#: Tokens on one path from the root of a tree to a leaf. The C code takes some 300 bytes of stack
+#: per level and a level takes at least one token, so this stays within 2 MB.
+_PATH_TOKENS_MAX: Final = 5_000
+_TOO_DEEP: Final = "the statement nests too deeply; split it, or use lists in place of long chains"
+
+_OPENING: Final = frozenset({pb.ASCII_40, pb.ASCII_91})
+_CLOSING: Final = frozenset({pb.ASCII_41, pb.ASCII_93})
+_SEPARATING: Final = frozenset({pb.ASCII_44, pb.ASCII_59})
+_SET_OPERATIONS: Final = frozenset({pb.UNION, pb.INTERSECT, pb.EXCEPT})
+
+_PLACES: Final = frozenset(
+    {
+        "location",
+        "name_location",
+        "stmt_location",
+        "stmt_len",
+        "list_start",
+        "list_end",
+        "rexpr_list_start",
+        "rexpr_list_end",
+    }
+)
+
+
+def parse(sql: str) -> pb.ParseResult:
+    """The tree of `sql`, which may hold any number of statements.
+
+    Raises `StatementSyntaxError` with the line and column.
+    """
+    check_text(sql)
+    if len(sql) > _PATH_TOKENS_MAX:  # Shorter text cannot hold that many tokens.
+        check_depth(sql, scan(sql))
+    try:
+        return postgast.parse(sql)
+    except postgast.PgQueryError as error:
+        raise _syntax_error(sql, error) from None
+    except DecodeError:
+        # Protobuf's own limit of 100 levels, about 45 operators in a chain.
+        raise StatementSyntaxError(_TOO_DEEP, "54001") from None
+    except UnicodeDecodeError:
+        raise StatementSyntaxError("the text is not SQL that PostgreSQL can read") from None
+
+
+def scan(sql: str) -> list[pb.ScanToken]:
+    """The tokens of `sql`, comments included; their positions are byte offsets into its UTF-8."""
+    check_text(sql)
+    try:
+        return list(postgast.scan(sql).tokens)
+    except postgast.PgQueryError as error:
+        raise _syntax_error(sql, error) from None
+    except UnicodeDecodeError:
+        raise StatementSyntaxError("the text is not SQL that PostgreSQL can read") from None
+
+
+def check_text(sql: str) -> None:
+    """Refuse what cannot reach the parser: it reads C strings in UTF-8."""
+    if "\x00" in sql:
+        line, column = _line_and_column(sql, sql.index("\x00"))
+        raise StatementSyntaxError(
+            f"the text holds a NUL character at line {line}, column {column}; remove it", "22021"
+        )
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        line, column = _line_and_column(sql, error.start)
+        raise StatementSyntaxError(
+            f"the text holds half of a surrogate pair at line {line}, column {column}; "
+            "send well-formed Unicode",
+            "22021",
+        ) from None
+
+
+def check_depth(sql: str, tokens: Iterable[pb.ScanToken]) -> None:
+    """Refuse text whose tree could be deeper than the C code's stack carries.
+
+    The grammar makes a node's children out of the tokens of its own bracket, and lists are flat, so
+    the tokens since the last comma, summed over the brackets around a token, bound its depth. Only
+    set operations nest across commas; they are counted separately.
+    """
+    outer: list[int] = []
+    total = since_comma = 0
+    for token in tokens:
+        kind = token.token
+        if kind in _SEPARATING:
+            total -= since_comma
+            since_comma = 0
+        elif kind in _OPENING:
+            outer.append(since_comma)
+            total += 1
+            since_comma = 0
+        elif kind in _CLOSING:
+            total -= since_comma
+            since_comma = outer.pop() + 1 if outer else 0
+        else:
+            total += 1
+            since_comma += kind not in _SET_OPERATIONS
+        if total > _PATH_TOKENS_MAX:
+            raise StatementSyntaxError(f"{_TOO_DEEP} ({position(sql, token.start)})", "54001")
+
+
+def write(tree: pb.ParseResult) -> str:
+    """The SQL text of `tree`.
+
+    Raises `StatementForbiddenError` when that text would not give the same tree again: the writer
+    is libpg_query's, and a mistake of it must not change what a statement means.
+    """
+    try:
+        text = postgast.deparse(tree)
+        again = postgast.parse(text)
+    except (postgast.PgQueryError, DecodeError, UnicodeDecodeError):
+        again = None
+    if again is None or without_places(again) != without_places(tree):
+        raise StatementForbiddenError(
+            "the statement needs a rewrite that cannot be written back exactly; name its columns "
+            "in place of `*`, whole rows and NATURAL joins, and simplify it"
+        )
+    return text
+
+
+def without_places(tree: pb.ParseResult) -> bytes:
+    """`tree` as bytes in which two trees of differently laid-out text are equal."""
+    copy = pb.ParseResult()
+    copy.CopyFrom(tree)
+    for node in nodes(copy):
+        for name in _place_fields(node.DESCRIPTOR):
+            node.ClearField(name)
+    return copy.SerializeToString(deterministic=True)
+
+
+def statement_nodes(tree: pb.ParseResult) -> list[Message]:
+    """The statements of `tree`, unwrapped."""
+    return [unwrap(raw.stmt) for raw in tree.stmts if raw.HasField("stmt")]
+
+
+def nodes(*roots: Message) -> Iterator[Message]:
+    """Every message below and including `roots`, in the order of the text as far as lists go."""
+    pending = [unwrap(root) for root in reversed(roots)]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(reversed(list(children(node))))
+
+
+def children(node: Message) -> Iterator[Message]:
+    """The messages that `node` holds directly, unwrapped; empty `Node` wrappers are left out."""
+    for field, value in node.ListFields():
+        if field.message_type is None:
+            continue
+        for child in (value,) if isinstance(value, Message) else value:
+            inner = unwrap(child)
+            if not isinstance(inner, pb.Node):
+                yield inner
+
+
+def unwrap(node: Message) -> Message:
+    """What a `Node` wrapper holds; any other message is returned as it is."""
+    if isinstance(node, pb.Node):
+        kind = node.WhichOneof("node")
+        if kind is not None:
+            inner: Message = getattr(node, kind)
+            return inner
+    return node
+
+
+def type_name(node: Message) -> str:
+    """The name of a node's type, such as `SelectStmt`."""
+    name: str = node.DESCRIPTOR.name
+    return name
+
+
+def words(names: Iterable[pb.Node]) -> tuple[str, ...]:
+    """The strings of a list of `String` nodes; other nodes (`*`) are left out."""
+    return tuple(name.string.sval for name in names if name.HasField("string"))
+
+
+def function_name(call: pb.FuncCall) -> tuple[str | None, str]:
+    """Schema and name of a called function; the schema is None where the text has none."""
+    parts = words(call.funcname)
+    return (".".join(parts[:-1]) or None, parts[-1]) if parts else (None, "")
+
+
+def cast_type(name: pb.TypeName) -> tuple[str | None, str]:
+    """Schema and name of a type; the grammar gives `pg_catalog` to `int` and its like."""
+    parts = words(name.names)
+    return (".".join(parts[:-1]) or None, parts[-1]) if parts else (None, "")
+
+
+def position(sql: str, byte_offset: int) -> str:
+    """`line 3, column 7` for a byte offset, which is what nodes and tokens carry."""
+    before = sql.encode()[: max(byte_offset, 0)].decode(errors="ignore")
+    line, column = _line_and_column(sql, len(before))
+    return f"line {line}, column {column}"
+
+
+def column_ref(*names: str) -> pb.Node:
+    """A reference to a column: `name`, or `alias.name`."""
+    node = pb.Node()
+    for name in names:
+        node.column_ref.fields.add().string.sval = name
+    return node
+
+
+def _line_and_column(sql: str, index: int) -> tuple[int, int]:
+    return sql.count("\n", 0, index) + 1, index - sql.rfind("\n", 0, index)
+
+
+def _syntax_error(sql: str, error: postgast.PgQueryError) -> StatementSyntaxError:
+    # The parser counts characters, from 1.
+    line, column = _line_and_column(sql, max(error.cursorpos - 1, 0))
+    if error.message.startswith("memory exhausted"):
+        return StatementSyntaxError(f"{_TOO_DEEP} (line {line}, column {column})", "54001")
+    message = error.message if len(error.message) <= 200 else error.message[:197] + "..."
+    return StatementSyntaxError(f"{message} (line {line}, column {column})", "42601")
+
+
+@cache
+def _place_fields(descriptor: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in descriptor.fields if field.name in _PLACES)

@@ -1,0 +1,187 @@
+"""The figures of the main job: creating tenants, waking them, and what an idle runtime weighs.
+
+Run by `make bench` against a runtime of its own, by the public API alone. The last line is one JSON
+object: `{"machine": {...}, "figures": [{"name", "value", "unit", "goal", "met"}, ...]}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+CREATED_PER_LEVEL = {"row": 60, "schema": 30, "database": 15}
+CREATION_GOALS_MS = {"row": 20, "schema": 150, "database": 500}
+ACTIVATION_GOAL_MS = 50
+IDLE_GOAL_MB = 1_500
+DEMO_GOAL_S = 120
+
+
+def main() -> None:
+    """Measure, print a table for people, then one line of JSON."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--demo", action="store_true", help="time the demonstration as well")
+    wanted = arguments.parse_args()
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
+        os.chmod(home, 0o755)  # The database server may run as another user.
+        environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": str(_free_port())}
+        os.environ.update(environment)
+        state = _tenancy("up", environment)
+        try:
+            figures.append(_idle(Path(home)))
+            key = Path(state["admin_key_file"]).read_text().strip()
+            figures += asyncio.run(_measure(state["url"], key))
+        finally:
+            _tenancy("down", environment)
+    if wanted.demo:
+        figures.append(_demo())
+    for figure in figures:
+        mark = "met" if figure["met"] else "MISSED"
+        shown = f"{figure['value']:>10} {figure['unit']:3} goal {figure['goal']} {mark}"
+        print(f"{figure['name']:44} {shown}")
+    print(json.dumps({"machine": _machine(), "figures": figures}))
+
+
+async def _measure(url: str, key: str) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+        folder = files("tenancy.data_isolation.serve") / "data" / "demo"
+        for item in sorted(folder.iterdir(), key=lambda item: item.name):
+            body = {"name": item.name.removesuffix(".sql"), "sql": item.read_text()}
+            (await client.post("/v1/schema/migrations", json=body)).raise_for_status()
+        figures = [await _creation(client, level) for level in CREATED_PER_LEVEL]
+        return [*figures, await _activation(client)]
+
+
+async def _creation(client: httpx.AsyncClient, level: str) -> dict[str, Any]:
+    """Median time of POST /v1/tenants, one after the other; the first three are not counted."""
+    took = []
+    for index in range(CREATED_PER_LEVEL[level] + 3):
+        body = {"tenant_id": f"{level}-{index}", "isolation_level": level}
+        started = time.perf_counter()
+        answer = await client.post("/v1/tenants", json=body)
+        took.append((time.perf_counter() - started) * 1000)
+        answer.raise_for_status()
+    return _figure(
+        f"tenant creation p50, {level}", statistics.median(took[3:]), "ms", CREATION_GOALS_MS[level]
+    )
+
+
+async def _activation(client: httpx.AsyncClient) -> dict[str, Any]:
+    """99th percentile of the first operation of tenants that no actor has active."""
+    names = [f"fresh-{index}" for index in range(200)]
+    for name in names:
+        body = {"tenant_id": name, "isolation_level": "row"}
+        (await client.post("/v1/tenants", json=body)).raise_for_status()
+    await client.post("/v1/tenants/row-0/query", json={"query": "select count(*) from flights"})
+    took = []
+    for name in names:
+        started = time.perf_counter()
+        answer = await client.post(
+            f"/v1/tenants/{name}/query", json={"query": "select count(*) from flights"}
+        )
+        took.append((time.perf_counter() - started) * 1000)
+        answer.raise_for_status()
+    p99 = statistics.quantiles(took, n=100)[98]
+    return _figure("first operation of a passive tenant p99, row", p99, "ms", ACTIVATION_GOAL_MS)
+
+
+def _idle(home: Path) -> dict[str, Any]:
+    """Memory of every process of the runtime, shared pages counted once (PSS)."""
+    total = 0
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TENANCY_HOME") == str(home) and process.pid != os.getpid():
+                total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    total += sum(_pss(pid) for pid in _servers(home))
+    return _figure("memory of the idle runtime", total / 1e6, "MB", IDLE_GOAL_MB)
+
+
+def _servers(home: Path) -> set[int]:
+    """Processes that name our directory on their command line but not in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            ours = any(str(home) in word for word in process.cmdline())
+            if ours and process.environ().get("TENANCY_HOME") != str(home):
+                found |= {process.pid, *(child.pid for child in process.children(recursive=True))}
+        except psutil.Error:
+            continue
+    return found
+
+
+def _pss(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+def _demo() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="tenancy-demo-") as home:
+        os.chmod(home, 0o755)
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "tenancy.data_isolation.serve.cli", "demo"],
+            env=os.environ | {"TENANCY_HOME": home},
+            check=True,
+        )
+        return _figure(
+            "make demo after installation", time.perf_counter() - started, "s", DEMO_GOAL_S
+        )
+
+
+def _tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tenancy.data_isolation.serve.cli", command, "--json"],
+        env=environment, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _figure(name: str, value: float, unit: str, goal: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(value, 1),
+        "unit": unit,
+        "goal": goal,
+        "met": value <= goal,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

