@@ -76,6 +76,12 @@ class TenancyError(Exception):
         #: Seconds to wait before another attempt, when that is known.
         self.retry_after_s = retry_after_s
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        # Ray raises an error of another process as a class that it derives from the error's own,
+        # with a remote traceback as its text. The text of an error of ours is its detail.
+        cls.__str__ = TenancyError.__str__  # type: ignore[method-assign]
+
     def __str__(self) -> str:
         return self.detail
 

@@ -7,6 +7,8 @@ right within 3 %, the memory is bounded, and two measurements can be added. No c
 from __future__ import annotations
 
 import math
+from collections import deque
+from dataclasses import dataclass
 from enum import StrEnum
 
 from tenancy.data_isolation.core.circuit_breaker import is_infrastructure_failure
@@ -117,3 +119,51 @@ class Performance:
             "error_rate": self.error_rate(),
             "availability_percentage": self.availability_percentage(),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A measurement that is complete."""
+
+    ended_at: str
+    elapsed_s: float
+    measured: Performance
+
+    def throughput_ops_s(self) -> float:
+        """Operations per second."""
+        return self.measured.operations / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+class PerformanceLog:
+    """A measurement that goes on, cut into intervals, of which the last ones are kept."""
+
+    def __init__(self, *, intervals_max: int, now_s: float) -> None:
+        self.intervals: deque[Interval] = deque(maxlen=intervals_max)
+        self.present = Performance()
+        self._since_s = now_s
+
+    def cut(self, now_s: float, ended_at: str) -> Interval:
+        """End the present interval and begin the next."""
+        interval = Interval(
+            ended_at=ended_at, elapsed_s=now_s - self._since_s, measured=self.present
+        )
+        self.intervals.append(interval)
+        self.present, self._since_s = Performance(), now_s
+        return interval
+
+    def lately(self, now_s: float) -> tuple[Performance, float]:
+        """All that the kept intervals and the present one measured, and over how many seconds."""
+        total, elapsed_s = Performance(), now_s - self._since_s
+        total.add(self.present)
+        for interval in self.intervals:
+            total.add(interval.measured)
+            elapsed_s += interval.elapsed_s
+        return total, elapsed_s
+
+    def best_throughput_ops_s(self, now_s: float) -> float | None:
+        """Operations per second in the best complete interval, or so far when there is none."""
+        total, elapsed_s = self.lately(now_s)
+        if not total.operations:
+            return None
+        rates = [interval.throughput_ops_s() for interval in self.intervals]
+        return max(rates) if rates else total.operations / max(elapsed_s, 1e-9)

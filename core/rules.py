@@ -103,10 +103,17 @@ class Facts:
     required_latency: Latency | None = None
     #: Databases of tenants that exist already.
     databases: int | None = None
+    #: Name of the operation that made the choice necessary.
+    operation: str | None = None
 
     @classmethod
     def of(
-        cls, context: TenantContext, *, tenant: Tenant | None = None, databases: int | None = None
+        cls,
+        context: TenantContext,
+        *,
+        tenant: Tenant | None = None,
+        databases: int | None = None,
+        operation: str | None = None,
     ) -> Facts:
         """The facts that a caller's context tells, and the catalog when it knows the tenant.
 
@@ -130,6 +137,7 @@ class Facts:
             required_security=_told_rating(told, "required_security"),
             required_latency=_told_word(told, "required_latency", Latency),
             databases=databases,
+            operation=operation,
         )
 
 

@@ -5,9 +5,9 @@ scalability and cost (5 = cheapest). `[[rules]]` are the rules, in order:
 
 - `name`, and `because`: one sentence for the user;
 - `when`: the facts that make it apply (all of them; a list means any of its words; no `when` =
-  always). Words: compliance, tenant_type, workload, budget, wish, placement. Numbers, with `_min`
-  (at least) or `_max` (at most): size_bytes, size_rows, load_ops_s, databases. A number that is not
-  known makes no rule apply;
+  always). Words: compliance, tenant_type, workload, budget, wish, placement, operation. Numbers,
+  with `_min` (at least) or `_max` (at most): size_bytes, size_rows, load_ops_s, databases. A rule
+  that asks for a fact that is not known does not apply;
 - what it does, at least one of: `prefer` (strategies, best first), `at_least` (an isolation level),
   `avoid` (strategies), `security_at_least`, `cost_at_least` (ratings of the matrix);
 - `firm`: true when the demand is never set aside; others give way when nothing fits them all.
@@ -66,6 +66,7 @@ _WORDS: dict[str, type[StrEnum] | None] = {
     "budget": Budget,
     "wish": IsolationLevel,
     "placement": IsolationLevel,
+    "operation": None,
 }
 _NUMBERS = ("size_bytes", "size_rows", "load_ops_s", "databases")
 _BOUNDS = tuple(f"{name}_{end}" for name in _NUMBERS for end in ("min", "max"))
@@ -171,7 +172,8 @@ class _Reader:
             raise self._wrong(f"when.{key}", "must be a word or a list of words", number)
         kind = _WORDS[key]
         if kind is None:
-            return tuple(regime(self._sentence(word, f"when.{key}", number)) for word in given)
+            words = [self._sentence(word, f"when.{key}", number) for word in given]
+            return tuple(regime(word) if key == "compliance" else word for word in words)
         return tuple(str(self._member(kind, word, f"when.{key}", number)) for word in given)
 
     def _strategies(

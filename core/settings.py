@@ -58,6 +58,10 @@ class Settings:
     postgres_bin: Path | None = None
     #: How long a server may take to start or stop.
     server_start_timeout_s: float = 60.0
+    #: Free space without which no embedded server is started.
+    server_free_disk_min_bytes: int = 128 * 1024 * 1024
+    #: Data that the embedded Redis keeps in memory before it refuses writes.
+    redis_memory_max_bytes: int = 256 * 1024 * 1024
     #: HTTP endpoint.
     http_host: str = "127.0.0.1"
     http_port: int = 8000
@@ -98,6 +102,66 @@ class Settings:
     tenant_idle_s: float = 300.0
     #: Shared tenant actors per region.
     shared_actors: int = 2
+
+    #: Tenants whose placement a strategy remembers, and for how long before it asks again.
+    known_tenants_max: int = 10_000
+    known_tenant_s: float = 5.0
+    #: Named operations that can be registered, and the age at which a process reads them again.
+    named_operations_max: int = 1_000
+    named_operation_refresh_s: float = 2.0
+
+    #: On the way to one tenant actor, per calling process: operations that wait to be sent,
+    #: operations that are at the actor, calls under way, and bytes of one call or reply.
+    actor_queued_operations_max: int = 50_000
+    actor_sent_operations_max: int = 4_000
+    actor_calls_max: int = 3
+    actor_call_bytes_max: int = 1024 * 1024
+    #: How long a finished operation waits in its actor for others, to travel back with them.
+    actor_reply_wait_ms: int = 5
+    #: How long operations wait for an actor that starts or restarts.
+    actor_restart_timeout_s: float = 30.0
+    #: Tenants that may have an actor of their own; further ones live in shared actors.
+    dedicated_actors_max: int = 4
+
+    #: Requests that one HTTP process works on at the same time, over all tenants and per tenant,
+    #: and the bytes that their bodies may take together.
+    requests_in_flight_max: int = 10_000
+    tenant_requests_in_flight_max: int = 1_000
+    request_bytes_in_flight_max: int = 256 * 1024 * 1024
+    #: How deep JSON in a request may be nested, and how long a body may take to arrive.
+    request_depth_max: int = 64
+    request_read_timeout_s: float = 30.0
+    #: Processes that answer HTTP.
+    http_replicas: int = 1
+    #: How long requests that are being worked on may take to end when the runtime goes down.
+    drain_timeout_s: float = 10.0
+    #: Verified credentials that an HTTP process remembers, and for how long.
+    credential_cache_entries: int = 10_000
+    credential_cache_s: float = 2.0
+    #: JSON Web Tokens: keys (URL or file of a JWK set), and what a token must say. No keys = none.
+    jwt_jwks: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    #: The claim that names the tenant.
+    jwt_tenant_claim: str = "tenant_id"
+    #: Clocks may differ by so much.
+    jwt_leeway_s: float = 30.0
+    #: Age at which the keys are read again, and the shortest time between two readings.
+    jwt_keys_refresh_s: float = 300.0
+    jwt_keys_retry_s: float = 5.0
+    #: Local Ray: its object store, and how long its parts may take to start.
+    ray_object_store_bytes: int = 100 * 1024 * 1024
+    ray_start_timeout_s: float = 120.0
+
+    #: Connections of the admin role per process, and how long making any connection may take.
+    admin_connections_max: int = 8
+    connect_timeout_s: float = 10.0
+    #: Connections to the catalog per process, and rows in one page of a listing.
+    catalog_connections_max: int = 4
+    catalog_page_rows_max: int = 1_000
+    #: How long a verified API key is believed without asking again, and how many are remembered.
+    credential_cache_ms: int = 500
+    credential_cache_entries: int = 10_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", Path(self.home).expanduser().absolute())

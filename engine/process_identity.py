@@ -8,7 +8,7 @@ come from proc(5); a start time in seconds since 1970 would move when the clock 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -45,48 +45,48 @@ class ProcessIdentity:
         return ProcessIdentity.of(self.pid) == self
 
     def signal(self, number: Signals) -> None:
-        """Send a signal to this process and to no other."""
+        """Send a signal to this process and to no other; nothing when it is gone or not ours."""
         if self.is_alive():
-            _send(self.pid, number)
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
 
 
-def processes_holding(path: Path) -> list[ProcessIdentity]:
-    """The processes, among those this one may look into, that have the file `path` open."""
-    return [found for pid in psutil.pids() if _has_open(pid, path) and (found := _of(pid))]
+def processes_locking(path: Path) -> list[ProcessIdentity]:
+    """The processes, among those this one may look into, that have an exclusive lock on `path`."""
+    pids = [pid for pid in psutil.pids() if _has_locked(pid, path)]
+    return [found for pid in pids if (found := ProcessIdentity.of(pid))]
 
 
 def processes_inside(path: Path) -> list[ProcessIdentity]:
     """The processes, among those this one may look into, whose working directory is `path`."""
-    target = path.resolve()
-    return [found for pid in psutil.pids() if _directory(pid) == target and (found := _of(pid))]
+    target = str(path.resolve())
+    pids = [pid for pid in psutil.pids() if _directory(pid) == target]
+    return [found for pid in pids if (found := ProcessIdentity.of(pid))]
 
 
-_of = ProcessIdentity.of
-
-
-def _has_open(pid: int, path: Path) -> bool:
-    target = path.resolve()
-    return any(link == str(target) for link in _links(_PROC / str(pid) / "fd"))
-
-
-def _links(directory: Path) -> Iterator[str]:
-    """Where the links in `directory` lead; those that vanish or are not ours are left out."""
+def _has_locked(pid: int, path: Path) -> bool:
+    process, target = _PROC / str(pid), str(path.resolve())
     try:
-        for entry in os.scandir(directory):
-            yield os.readlink(entry.path)
+        names = os.listdir(process / "fd")
+        opened = [name for name in names if _link(process / "fd" / name) == target]
+        return any(_is_locked(process / "fdinfo" / name) for name in opened)
     except OSError:
-        return
+        return False
 
 
-def _directory(pid: int) -> Path | None:
+def _is_locked(information: Path) -> bool:
+    """Whether an open file has a lock that excludes others. Who only looks has a shared one."""
+    lines = information.read_text().splitlines()
+    return any({"FLOCK", "WRITE"} <= set(line.split()) for line in lines)
+
+
+def _directory(pid: int) -> str | None:
+    return _link(_PROC / str(pid) / "cwd")
+
+
+def _link(path: Path) -> str | None:
+    """Where a link of /proc leads; None when it is gone, or not for us to see."""
     try:
-        return Path(os.readlink(_PROC / str(pid) / "cwd"))
+        return os.readlink(path)
     except OSError:
         return None
-
-
-def _send(pid: int, number: Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return

@@ -5,11 +5,14 @@ no business with root's rights. Rules this module keeps:
 
 * not root: servers run as the user that started them;
 * root: as a system user of their own, made with `useradd` when it does not exist, else as an
-  unprivileged user that is there already.
+  unprivileged user that is there already;
+* a directory on the way to a server's files that is closed to that user is opened to it alone, by
+  an access control list. Mode bits, which would open it to everyone, are left as they are.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import shutil
@@ -19,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from tenancy.data_isolation.core.errors import EmbeddedServerError
+from tenancy.data_isolation.engine.access_list import let_search
+
+_log = logging.getLogger(__name__)
 
 _OWN_USER = "embedded_postgres"
 _FALLBACK_USERS = ("postgres", "nobody")
-_USERADD_TIMEOUT_S = 30.0
+_PROGRAM_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,15 +47,53 @@ class ServiceUser:
         """Make `path` this user's."""
         os.chown(path, self.uid, self.gid)
 
+    def make_reachable(self, path: Path) -> None:
+        """Let this user pass through every directory down to `path`, itself a directory.
 
-def service_user() -> ServiceUser | None:
+        Blocks. Raises `EmbeddedServerError`, naming the directory that cannot be opened.
+        """
+        path = path.resolve()
+        if self._can_enter(path):
+            return
+        for directory in reversed((path, *path.parents)):
+            if not self._can_enter(directory):
+                self._open(directory)
+
+    def _can_enter(self, path: Path) -> bool:
+        """Whether a process of this user can change to `path`: the kernel knows best."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", 'cd -- "$1"', "sh", path],
+            cwd="/",
+            check=False,
+            capture_output=True,
+            timeout=_PROGRAM_TIMEOUT_S,
+            **self.spawn_arguments(),
+        )
+        return done.returncode == 0
+
+    def _open(self, directory: Path) -> None:
+        try:
+            let_search(directory, self.uid)
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"{directory} is closed to the user {self.name}, whom embedded servers run as, and "
+                f"could not be opened to it ({error.strerror or error}): let it pass with "
+                f"`chmod o+x {directory}`, or set TENANCY_HOME to another directory"
+            ) from error
+        _log.warning("%s: its access control list now lets %s pass", directory, self.name)
+
+
+def service_user(data: Path | None = None) -> ServiceUser | None:
     """The user to run servers as, or None when that is the user of this process.
 
-    Blocks (it may run `useradd`). Raises `EmbeddedServerError` when this process is root and there
-    is no other user.
+    The files in the directory `data`, when there is one already, decide: PostgreSQL wants to run as
+    their owner. Blocks (it may run `useradd`). Raises `EmbeddedServerError` when this process is
+    root and there is no other user.
     """
     if os.geteuid() != 0:
         return None
+    if data is not None and data.is_dir() and (owner := data.stat()).st_uid != 0:
+        return ServiceUser(name=_name(owner.st_uid), uid=owner.st_uid, gid=owner.st_gid)
     found = _known(_OWN_USER) or _added(_OWN_USER)
     for name in _FALLBACK_USERS:
         found = found or _known(name)
@@ -59,6 +103,13 @@ def service_user() -> ServiceUser | None:
             f"start this as another user, or make one with `useradd --system {_OWN_USER}`"
         )
     return found
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _known(name: str) -> ServiceUser | None:
@@ -80,7 +131,7 @@ def _added(name: str) -> ServiceUser | None:
     command = [program, "--system", "--user-group", "--no-create-home"]
     command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
     try:
-        subprocess.run(command, check=False, capture_output=True, timeout=_USERADD_TIMEOUT_S)
+        subprocess.run(command, check=False, capture_output=True, timeout=_PROGRAM_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     # Another process may have made it first, so that useradd failed: what counts is that it is.

@@ -18,13 +18,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, Final
-
-import postgast
-from google.protobuf.message import DecodeError, Message
-from postgast import pg_query_pb2 as pb
+from importlib import import_module
+from typing import Any, Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import StatementForbiddenError, StatementSyntaxError
+
+# Imported by name, because the type stub that postgast ships is not valid Python (it has an
+# attribute called None) and the type checker stops at it.
+postgast: Any = import_module("postgast")
+#: The classes and enumerations of the tree's messages.
+pb: Any = import_module("postgast.pg_query_pb2")
+_protobuf: Any = import_module("google.protobuf.message")
+DecodeError: Any = _protobuf.DecodeError
+
+#: A message of a tree: `pb.SelectStmt`, `pb.ColumnRef`, ...
+Node: TypeAlias = Any
+#: A `pb.ParseResult`: statements with their places in the text.
+Tree: TypeAlias = Any
+#: A `pb.ScanToken`: kind, keyword kind, start and end.
+Token: TypeAlias = Any
 
 #: Tokens on one path from the root of a tree to a leaf. The C code takes some 300 bytes of stack
 #: per level and a level takes at least one token, so this stays within 2 MB.
@@ -33,7 +45,6 @@ _TOO_DEEP: Final = "the statement nests too deeply; split it, or use lists in pl
 
 _OPENING: Final = frozenset({pb.ASCII_40, pb.ASCII_91})
 _CLOSING: Final = frozenset({pb.ASCII_41, pb.ASCII_93})
-_SEPARATING: Final = frozenset({pb.ASCII_44, pb.ASCII_59})
 _SET_OPERATIONS: Final = frozenset({pb.UNION, pb.INTERSECT, pb.EXCEPT})
 
 _PLACES: Final = frozenset(
@@ -50,7 +61,7 @@ _PLACES: Final = frozenset(
 )
 
 
-def parse(sql: str) -> pb.ParseResult:
+def parse(sql: str) -> Tree:
     """The tree of `sql`, which may hold any number of statements.
 
     Raises `StatementSyntaxError` with the line and column.
@@ -69,7 +80,7 @@ def parse(sql: str) -> pb.ParseResult:
         raise StatementSyntaxError("the text is not SQL that PostgreSQL can read") from None
 
 
-def scan(sql: str) -> list[pb.ScanToken]:
+def scan(sql: str) -> list[Token]:
     """The tokens of `sql`, comments included; their positions are byte offsets into its UTF-8."""
     check_text(sql)
     try:
@@ -98,42 +109,46 @@ def check_text(sql: str) -> None:
         ) from None
 
 
-def check_depth(sql: str, tokens: Iterable[pb.ScanToken]) -> None:
+def check_depth(sql: str, tokens: Iterable[Token]) -> None:
     """Refuse text whose tree could be deeper than the C code's stack carries.
 
     The grammar makes a node's children out of the tokens of its own bracket, and lists are flat, so
     the tokens since the last comma, summed over the brackets around a token, bound its depth. Only
     set operations nest across commas; they are counted separately.
     """
-    outer: list[int] = []
-    total = since_comma = 0
+    outer: list[tuple[int, int]] = []
+    total = since_comma = set_operations = 0
     for token in tokens:
         kind = token.token
-        if kind in _SEPARATING:
-            total -= since_comma
-            since_comma = 0
-        elif kind in _OPENING:
-            outer.append(since_comma)
+        if kind in _OPENING:
+            outer.append((since_comma, set_operations))
             total += 1
-            since_comma = 0
+            since_comma = set_operations = 0
         elif kind in _CLOSING:
+            total -= since_comma + set_operations
+            since_comma, set_operations = outer.pop() if outer else (-1, 0)
+            since_comma += 1
+        elif kind == pb.ASCII_44:
             total -= since_comma
-            since_comma = outer.pop() + 1 if outer else 0
+            since_comma = 0
+        elif kind in _SET_OPERATIONS:
+            total += 1
+            set_operations += 1
         else:
             total += 1
-            since_comma += kind not in _SET_OPERATIONS
+            since_comma += 1
         if total > _PATH_TOKENS_MAX:
             raise StatementSyntaxError(f"{_TOO_DEEP} ({position(sql, token.start)})", "54001")
 
 
-def write(tree: pb.ParseResult) -> str:
+def write(tree: Tree) -> str:
     """The SQL text of `tree`.
 
     Raises `StatementForbiddenError` when that text would not give the same tree again: the writer
     is libpg_query's, and a mistake of it must not change what a statement means.
     """
     try:
-        text = postgast.deparse(tree)
+        text: str = postgast.deparse(tree)
         again = postgast.parse(text)
     except (postgast.PgQueryError, DecodeError, UnicodeDecodeError):
         again = None
@@ -145,22 +160,23 @@ def write(tree: pb.ParseResult) -> str:
     return text
 
 
-def without_places(tree: pb.ParseResult) -> bytes:
+def without_places(tree: Tree) -> bytes:
     """`tree` as bytes in which two trees of differently laid-out text are equal."""
     copy = pb.ParseResult()
     copy.CopyFrom(tree)
     for node in nodes(copy):
         for name in _place_fields(node.DESCRIPTOR):
             node.ClearField(name)
-    return copy.SerializeToString(deterministic=True)
+    found: bytes = copy.SerializeToString(deterministic=True)
+    return found
 
 
-def statement_nodes(tree: pb.ParseResult) -> list[Message]:
+def statement_nodes(tree: Tree) -> list[Node]:
     """The statements of `tree`, unwrapped."""
     return [unwrap(raw.stmt) for raw in tree.stmts if raw.HasField("stmt")]
 
 
-def nodes(*roots: Message) -> Iterator[Message]:
+def nodes(*roots: Node) -> Iterator[Node]:
     """Every message below and including `roots`, in the order of the text as far as lists go."""
     pending = [unwrap(root) for root in reversed(roots)]
     while pending:
@@ -169,45 +185,45 @@ def nodes(*roots: Message) -> Iterator[Message]:
         pending.extend(reversed(list(children(node))))
 
 
-def children(node: Message) -> Iterator[Message]:
+def children(node: Node) -> Iterator[Node]:
     """The messages that `node` holds directly, unwrapped; empty `Node` wrappers are left out."""
     for field, value in node.ListFields():
         if field.message_type is None:
             continue
-        for child in (value,) if isinstance(value, Message) else value:
+        for child in (value,) if isinstance(value, _protobuf.Message) else value:
             inner = unwrap(child)
             if not isinstance(inner, pb.Node):
                 yield inner
 
 
-def unwrap(node: Message) -> Message:
+def unwrap(node: Node) -> Node:
     """What a `Node` wrapper holds; any other message is returned as it is."""
     if isinstance(node, pb.Node):
         kind = node.WhichOneof("node")
         if kind is not None:
-            inner: Message = getattr(node, kind)
+            inner: Node = getattr(node, kind)
             return inner
     return node
 
 
-def type_name(node: Message) -> str:
+def type_name(node: Node) -> str:
     """The name of a node's type, such as `SelectStmt`."""
     name: str = node.DESCRIPTOR.name
     return name
 
 
-def words(names: Iterable[pb.Node]) -> tuple[str, ...]:
+def words(names: Iterable[Node]) -> tuple[str, ...]:
     """The strings of a list of `String` nodes; other nodes (`*`) are left out."""
     return tuple(name.string.sval for name in names if name.HasField("string"))
 
 
-def function_name(call: pb.FuncCall) -> tuple[str | None, str]:
+def function_name(call: Node) -> tuple[str | None, str]:
     """Schema and name of a called function; the schema is None where the text has none."""
     parts = words(call.funcname)
     return (".".join(parts[:-1]) or None, parts[-1]) if parts else (None, "")
 
 
-def cast_type(name: pb.TypeName) -> tuple[str | None, str]:
+def cast_type(name: Node) -> tuple[str | None, str]:
     """Schema and name of a type; the grammar gives `pg_catalog` to `int` and its like."""
     parts = words(name.names)
     return (".".join(parts[:-1]) or None, parts[-1]) if parts else (None, "")
@@ -220,7 +236,7 @@ def position(sql: str, byte_offset: int) -> str:
     return f"line {line}, column {column}"
 
 
-def column_ref(*names: str) -> pb.Node:
+def column_ref(*names: str) -> Node:
     """A reference to a column: `name`, or `alias.name`."""
     node = pb.Node()
     for name in names:

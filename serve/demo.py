@@ -138,7 +138,7 @@ class Demonstration:
                     f"{airline.tenant_id} by Python: {question.words}", expected, result.rows
                 )
         self._console.print(
-            f"asked       {len(QUESTIONS)} questions of {len(airlines)} tenants, by HTTP and Python, "
+            f"asked       {len(QUESTIONS)} questions of {len(airlines)} tenants by HTTP and Python, "
             f"and compared the answers with the source files: "
             f"{len(self.findings.differences)} differ"
         )

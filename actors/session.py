@@ -1,0 +1,128 @@
+"""The actor's side of one client's connection: which answers travel back, and when.
+
+Operations of a client come in requests that carry many of them. If a reply waited for all that its
+request brought, one slow operation would hold up the fast ones; if every operation had its own
+reply, the calls would cost more than the work. So a reply belongs to the session and not to the
+operations of its request: it takes whatever has ended.
+
+Measured with Ray 2.60 on two slow cores, 64 operations in a call, 4 calls under way: a plain call
+that carries all, 1,600/s and 0.5 ms of the client's processor; a streaming generator with one item,
+800/s and 1.1 ms; with two items, 590/s and 1.6 ms. A second plain call for what is late costs
+nothing while nothing is late, hence plain calls.
+
+Rules this module keeps:
+
+* A finished operation waits `reply_wait_s` at most for others to travel with; less when nothing
+  else is under way.
+* A request waits only while something of its session is under way, and never holds up a newer one:
+  of those that wait, the oldest gives way when there are more than the client wants to spend.
+* A reply has a size; what does not fit goes with the next.
+
+Used from one event loop; not safe for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from tenancy.data_isolation.actors.wire import Answer, Packer, ResultPacker
+
+
+class Session:
+    """Calls of one client that are under way, and answers that have not travelled yet."""
+
+    def __init__(self, *, reply_wait_s: float, reply_bytes_max: int) -> None:
+        self._reply_wait_s = reply_wait_s
+        self._reply_bytes_max = reply_bytes_max
+        self._running: dict[int, asyncio.Task[Any]] = {}
+        self._ready: deque[tuple[int, Any]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way and nobody waits."""
+        return not self._running and not self._waiting
+
+    def start(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work`, which never raises an `Exception`; what it returns is the call's outcome."""
+        if number in self._running:
+            work.close()
+            return  # A request that Ray delivered twice.
+        task = asyncio.get_running_loop().create_task(work)
+        self._running[number] = task
+        task.add_done_callback(partial(self._ended, number))
+
+    def cancel(self, number: int) -> None:
+        """Stop a call that nobody waits for any more; it has no answer."""
+        task = self._running.get(number)
+        if task is not None:
+            task.cancel()
+
+    def cancel_all(self) -> None:
+        """Stop all calls."""
+        for task in self._running.values():
+            task.cancel()
+
+    async def reply(self, waiting_max: int) -> bytes:
+        """The next reply: a message of `Answer`s, empty when there is nothing to say."""
+        if self._running:
+            await self._turn(waiting_max)
+        packer, results = Packer((len(self._running),), self._reply_bytes_max), ResultPacker()
+        while self._ready and not packer.full:
+            number, outcome = self._ready.popleft()
+            packer.add(Answer(number, results.pack(outcome)))
+        if self._ready:
+            self._wake()
+        return packer.message()
+
+    async def _turn(self, waiting_max: int) -> None:
+        """Wait until this request is the one that replies."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) > waiting_max:
+            self._wake()
+        elif self._ready and self._timer is None:
+            self._set_timer()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._wake()  # The turn was given, and cannot be used.
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
+        del self._running[number]
+        if not task.cancelled():
+            self._ready.append((number, task.result()))
+        if not self._running:
+            self._wake_all()
+        elif self._ready and self._timer is None and self._waiting:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._reply_wait_s, self._wake)
+
+    def _wake(self) -> None:
+        """Give the turn to the request that has waited for longest."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        self._wake()
+        while self._waiting:
+            self._wake()

@@ -1,0 +1,144 @@
+"""Connections of the admin role: the only ones that make roles, databases, schemas and tables.
+
+Rules this module keeps:
+
+* A process holds at most `Settings.admin_connections_max` of them; a caller waits for a slot no
+  longer than `Settings.connection_wait_ms`.
+* They start with a search path that holds nothing but `pg_catalog`, so that no object of a tenant's
+  schema can stand in for one of PostgreSQL's.
+* No error shows a DSN: it holds a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import (
+    OverloadedError,
+    ServerNotFoundError,
+    ServerUnavailableError,
+    SettingError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.settings import ServerConfig, Settings
+
+#: What a connection can fail with while it is being made (manual, appendix A, classes 08, 53, 57).
+_UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+)
+
+
+class AdminConnections:
+    """Opens connections of the admin role to any database of any configured server.
+
+    Safe to use from any task of one event loop. A connection belongs to its caller, who closes it;
+    a connection that breaks gives its slot back as well.
+    """
+
+    def __init__(self, *, settings: Settings, servers: Sequence[ServerConfig]) -> None:
+        self._settings = settings
+        self._servers = {ServerName(server.name): server for server in servers}
+        self._slots = asyncio.Semaphore(settings.admin_connections_max)
+
+    @property
+    def servers(self) -> tuple[ServerConfig, ...]:
+        """The configured servers; the first one holds the catalog."""
+        return tuple(self._servers.values())
+
+    def server(self, name: ServerName) -> ServerConfig:
+        """The server of that name, or `ServerNotFoundError`."""
+        found = self._servers.get(name)
+        if found is None:
+            known = ", ".join(self._servers) or "none"
+            raise ServerNotFoundError(f"no server is called {name!r}; the servers are {known}")
+        return found
+
+    async def connect(
+        self, server: ServerName, database: DatabaseName | None = None
+    ) -> asyncpg.Connection:
+        """A connection to `database`, or to the maintenance database that the DSN names.
+
+        Raises `ServerUnavailableError`, `ServerNotFoundError`, `OverloadedError` when no slot gets
+        free in time, and `SettingError` when the server refuses the DSN's role.
+        """
+        config = self.server(server)
+        await self._take_slot()
+        try:
+            connection = await self._open(config, database)
+        except BaseException:
+            self._slots.release()
+            raise
+        connection.add_termination_listener(lambda _: self._slots.release())
+        return connection
+
+    @asynccontextmanager
+    async def session(
+        self, server: ServerName, database: DatabaseName | None = None
+    ) -> AsyncIterator[asyncpg.Connection]:
+        """`connect`, closed at the end of the block."""
+        connection = await self.connect(server, database)
+        try:
+            yield connection
+        finally:
+            await close(connection, self._settings.connect_timeout_s)
+
+    async def _take_slot(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.connection_wait_ms / 1_000):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise OverloadedError(
+                f"all {self._settings.admin_connections_max} admin connections are at work"
+            ) from None
+
+    async def _open(
+        self, config: ServerConfig, database: DatabaseName | None
+    ) -> asyncpg.Connection:
+        try:
+            return await asyncpg.connect(
+                config.dsn,
+                database=database,
+                timeout=self._settings.connect_timeout_s,
+                server_settings={
+                    "application_name": "tenancy admin",
+                    "search_path": "pg_catalog, pg_temp",
+                },
+            )
+        except (*_UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            raise _connect_error(config, database, error) from None
+
+
+async def close(connection: asyncpg.Connection, timeout_s: float) -> None:
+    """Close `connection`; when it does not answer in time, drop it."""
+    try:
+        await connection.close(timeout=timeout_s)
+    except _UNREACHABLE:
+        connection.terminate()
+
+
+def _connect_error(
+    config: ServerConfig, database: DatabaseName | None, error: Exception
+) -> TenancyError:
+    """What to tell the user. The driver's text is used only where it cannot hold the DSN."""
+    server = f"server {config.name!r}"
+    match error:
+        case asyncpg.InvalidAuthorizationSpecificationError():
+            return SettingError(f"{server} refused the role or the password of its DSN")
+        case asyncpg.InvalidCatalogNameError():
+            named = repr(database) if database else "of its DSN"
+            return ServerUnavailableError(f"{server} has no database {named}", "3D000")
+        case asyncpg.PostgresError():
+            return ServerUnavailableError(f"{server} refused a connection: {error}", error.sqlstate)
+        case OSError() | TimeoutError():
+            return ServerUnavailableError(f"{server} does not answer")
+        case _:
+            return SettingError(f"the DSN of {server} cannot be used; give a libpq URI")

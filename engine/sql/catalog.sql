@@ -1,0 +1,275 @@
+-- The catalog: what the runtime knows about tenants, in the database of the first server.
+
+-- name: catalog_1
+create schema catalog authorization tenancy_owner;
+
+create table catalog.server (
+    name      text collate "C" primary key,
+    region    text,
+    added_at  timestamptz not null default now()
+);
+
+-- Numbers come from one sequence and are never used again.
+create table catalog.tenant (
+    tenant_no    bigint generated always as identity primary key,
+    tenant_id    text collate "C" not null unique,
+    tenant_type  text not null check (tenant_type in ('free', 'standard', 'premium', 'enterprise')),
+    status       text not null default 'creating'
+                 check (status in ('creating', 'active', 'suspended', 'deleting')),
+    region       text,
+    compliance   text[] not null default '{}',
+    metadata     jsonb not null default '{}',
+    created_at   timestamptz not null default now(),
+    updated_at   timestamptz not null default now()
+);
+
+create table catalog.placement (
+    tenant_no   bigint primary key references catalog.tenant on delete cascade,
+    level       text not null check (level in ('row', 'schema', 'database')),
+    server      text collate "C" not null references catalog.server,
+    database    text not null,
+    schema      text not null,
+    role        text not null,
+    epoch       bigint not null check (epoch > 0),
+    changed_at  timestamptz not null default now()
+);
+create index on catalog.placement (server, database);
+
+create function catalog.epochs_only_rise() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.tenant_no <> old.tenant_no or new.epoch <= old.epoch then
+        raise exception using
+            errcode = 'check_violation',
+            message = format('the epoch of a placement only rises (tenant %s: %s, then %s)',
+                             old.tenant_no, old.epoch, new.epoch);
+    end if;
+    return new;
+end;
+$$;
+
+create trigger epochs_only_rise before update on catalog.placement
+for each row execute function catalog.epochs_only_rise();
+
+create table catalog.migration (
+    number         int primary key check (number > 0),
+    name           text not null,
+    sql            text not null,
+    checksum       bytea not null,
+    registered_at  timestamptz not null default now()
+);
+
+create table catalog.namespace (
+    server      text collate "C" not null references catalog.server,
+    database    text collate "C" not null,
+    schema      text collate "C" not null,
+    kind        text not null check (kind in ('shared', 'own', 'template', 'reference')),
+    tenant_no   bigint references catalog.tenant,
+    version     int not null default 0 check (version >= 0),
+    state       text not null check (state in ('current', 'migrating', 'failed')),
+    error       text,
+    changed_at  timestamptz not null default now(),
+    primary key (server, database, schema)
+);
+create index on catalog.namespace (tenant_no);
+
+create table catalog.api_key (
+    key_id      text collate "C" primary key,
+    digest      bytea not null check (length(digest) = 32),
+    scope       text not null check (scope in ('admin', 'tenant')),
+    tenant_no   bigint references catalog.tenant on delete cascade,
+    label       text not null,
+    created_at  timestamptz not null default now(),
+    expires_at  timestamptz,
+    revoked_at  timestamptz,
+    check ((scope = 'tenant') = (tenant_no is not null))
+);
+create index on catalog.api_key (tenant_no);
+
+create table catalog.named_operation (
+    name        text collate "C" primary key,
+    sql         text not null,
+    created_at  timestamptz not null default now()
+);
+
+-- The numbers of the keys that sign bindings, everywhere: each database has its own key under each
+-- number. The runtime signs with the highest one that is signing.
+create table catalog.binding_key (
+    key_id         int primary key,
+    introduced_at  timestamptz not null default now(),
+    signing_since  timestamptz,
+    retired_at     timestamptz
+);
+insert into catalog.binding_key (key_id, signing_since) values (1, now());
+
+revoke all on all functions in schema catalog from public;
+grant usage on schema catalog to tenancy_control;
+grant select, insert, update, delete on all tables in schema catalog to tenancy_control;
+
+-- name: add_server
+insert into catalog.server as s (name, region) values ($1, $2)
+on conflict (name) do update set region = excluded.region
+where s.region is distinct from excluded.region;
+
+-- name: servers
+select name, region from catalog.server order by name;
+
+-- name: insert_tenant
+insert into catalog.tenant (tenant_id, tenant_type, region, compliance, metadata)
+values ($1, $2, $3, $4, $5::jsonb)
+on conflict (tenant_id) do nothing
+returning tenant_no;
+
+-- name: same_tenant
+select tenant_no,
+       tenant_type = $2 and region is not distinct from $3 and compliance = $4
+       and metadata = $5::jsonb as same
+from catalog.tenant where tenant_id = $1;
+
+-- name: tenant
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+where t.tenant_id = $1;
+
+-- name: tenant_by_number
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+where t.tenant_no = $1;
+
+-- name: tenants
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+where t.tenant_id > $1
+order by t.tenant_id
+limit $2;
+
+-- name: metadata
+select metadata::text from catalog.tenant where tenant_no = $1;
+
+-- name: count_by_level
+select p.level, count(*) as tenants
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+group by p.level;
+
+-- name: set_status
+update catalog.tenant set status = $2, updated_at = now()
+where tenant_no = $1 and status = $3
+returning tenant_no;
+
+-- name: status
+select status from catalog.tenant where tenant_no = $1;
+
+-- name: first_placement
+insert into catalog.placement (tenant_no, level, server, database, schema, role, epoch)
+values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (tenant_no) do nothing
+returning tenant_no;
+
+-- name: next_placement
+update catalog.placement
+set level = $2, server = $3, database = $4, schema = $5, role = $6, epoch = $7, changed_at = now()
+where tenant_no = $1 and epoch = $8
+returning tenant_no;
+
+-- name: remove_tenant
+delete from catalog.tenant where tenant_no = $1 and status = 'deleting' returning tenant_no;
+
+-- name: migrations
+select number, name, sql, checksum, registered_at from catalog.migration
+where number > $1 order by number limit $2;
+
+-- name: insert_migration
+insert into catalog.migration (number, name, sql, checksum) values ($1, $2, $3, $4)
+on conflict (number) do nothing
+returning number;
+
+-- name: migration_checksum
+select checksum from catalog.migration where number = $1;
+
+-- name: newest_migration
+select coalesce(max(number), 0) from catalog.migration;
+
+-- name: record_namespace
+insert into catalog.namespace as n
+    (server, database, schema, kind, tenant_no, version, state, error)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict (server, database, schema) do update
+set kind = excluded.kind, tenant_no = excluded.tenant_no, version = excluded.version,
+    state = excluded.state, error = excluded.error, changed_at = now();
+
+-- name: namespace
+select server, database, schema, kind, tenant_no, version, state, error, changed_at
+from catalog.namespace where (server, database, schema) = ($1, $2, $3);
+
+-- name: namespaces
+select server, database, schema, kind, tenant_no, version, state, error, changed_at
+from catalog.namespace
+where (server, database, schema) > ($1, $2, $3)
+  and ($4::text is null or kind = $4)
+  and ($5::int is null or version < $5 or state <> 'current')
+order by server, database, schema
+limit $6;
+
+-- name: remove_namespace
+delete from catalog.namespace where (server, database, schema) = ($1, $2, $3);
+
+-- name: named_operation
+select sql from catalog.named_operation where name = $1;
+
+-- name: named_operations
+select name, sql from catalog.named_operation where name > $1 order by name limit $2;
+
+-- name: set_named_operation
+insert into catalog.named_operation (name, sql) values ($1, $2)
+on conflict (name) do update set sql = excluded.sql;
+
+-- name: remove_named_operation
+delete from catalog.named_operation where name = $1 returning name;
+
+-- name: insert_api_key
+insert into catalog.api_key (key_id, digest, scope, tenant_no, label, expires_at)
+values ($1, $2, $3, $4, $5, $6);
+
+-- name: api_key
+select k.digest, k.scope, k.tenant_no, t.tenant_id, k.expires_at, k.revoked_at
+from catalog.api_key k left join catalog.tenant t using (tenant_no)
+where k.key_id = $1;
+
+-- name: api_keys
+select k.key_id, k.scope, k.tenant_no, t.tenant_id, k.label, k.created_at, k.expires_at,
+       k.revoked_at
+from catalog.api_key k left join catalog.tenant t using (tenant_no)
+where k.key_id > $1 and ($2::bigint is null or k.tenant_no = $2)
+order by k.key_id
+limit $3;
+
+-- name: revoke_api_key
+update catalog.api_key set revoked_at = coalesce(revoked_at, now())
+where key_id = $1
+returning key_id;
+
+-- name: binding_key_numbers
+select key_id, signing_since is not null as signing, retired_at is not null as retired
+from catalog.binding_key order by key_id;
+
+-- name: introduce_binding_key
+insert into catalog.binding_key (key_id)
+select max(key_id) + 1 from catalog.binding_key
+returning key_id;
+
+-- name: start_signing
+update catalog.binding_key set signing_since = coalesce(signing_since, now())
+where key_id = $1 and retired_at is null
+returning key_id;
+
+-- name: retire_key_number
+update catalog.binding_key set retired_at = coalesce(retired_at, now())
+where key_id = $1
+and exists (select from catalog.binding_key n
+            where n.key_id > $1 and n.signing_since is not null and n.retired_at is null)
+returning key_id;

@@ -1,0 +1,362 @@
+"""What the HTTP interface takes and gives: the shapes behind its OpenAPI document.
+
+Rules this module keeps: a name that is not known is refused, so that a misspelt option is never
+silently without effect; nothing is converted (the text "1" is no number); every list and text that
+a client sends has a largest size.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tenancy.data_isolation.core import IsolationLevel, TenantStatus, TenantType
+
+_WORDS_MAX = 32
+_METADATA_KEYS_MAX = 64
+
+#: A word of ours; `core` checks the exact form and says what is wrong with it.
+Word = Annotated[str, Field(max_length=200)]
+
+
+class Body(BaseModel):
+    """Something that a client sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Answer(BaseModel):
+    """Something that a client gets."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class TenantBody(Body):
+    """A new tenant. Without `isolation_level`, the runtime chooses one and gives its reasons."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"tenant_id": "acme", "tenant_type": "standard"},
+                {
+                    "tenant_id": "st-mary",
+                    "tenant_type": "enterprise",
+                    "isolation_level": "database",
+                    "compliance": ["hipaa"],
+                },
+            ]
+        }
+    )
+
+    tenant_id: Word = Field(
+        description="1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or a digit."
+    )
+    # Enumerations arrive as text, which strict mode would not take for a member.
+    tenant_type: Annotated[TenantType, Field(strict=False)] = TenantType.STANDARD
+    isolation_level: Annotated[IsolationLevel, Field(strict=False)] | None = None
+    region: Word | None = None
+    compliance: list[Word] = Field(
+        default=[],
+        max_length=_WORDS_MAX,
+        description="Regimes that apply to the data, such as `gdpr`, `hipaa` or `pci_dss`.",
+    )
+    metadata: dict[str, Any] = Field(
+        default={},
+        max_length=_METADATA_KEYS_MAX,
+        description=(
+            "Facts for the choice (`size_bytes`, `size_rows`, `load_ops_s`, `workload`, `budget`, "
+            "`required_security`, `required_latency`); other keys are yours."
+        ),
+    )
+
+
+class PlacementAnswer(Answer):
+    """Where a tenant's data is. Names of database objects stay inside."""
+
+    level: IsolationLevel
+    server: str
+    epoch: int
+
+
+class TenantAnswer(Answer):
+    """A tenant."""
+
+    tenant_id: str
+    tenant_type: TenantType
+    status: TenantStatus
+    isolation_level: IsolationLevel | None = Field(
+        description="Null while the tenant is being created."
+    )
+    region: str | None
+    compliance: list[str]
+    placement: PlacementAnswer | None
+
+
+class NewTenantAnswer(TenantAnswer):
+    """A tenant that was just made, and why its data is kept apart the way it is."""
+
+    strategy: str
+    reasons: list[str]
+
+
+class TenantsAnswer(Answer):
+    """One page of tenants in the order of their ids. `next` is the `after` of the next page."""
+
+    tenants: list[TenantAnswer]
+    next: str | None
+
+
+Params = list[Any] | dict[str, Any]
+
+
+class QueryBody(Body):
+    """One SQL statement and its parameters."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "SELECT id, email FROM users WHERE id = $1", "params": [123]},
+                {"query": "SELECT id FROM users WHERE email = :email", "params": {"email": "a@b"}},
+            ]
+        }
+    )
+
+    query: str
+    params: Params = Field(
+        default=[],
+        description=(
+            "A list for `$1` placeholders or an object for `:name` placeholders. A value is "
+            "accepted in the form in which it is returned: numbers for smallint to bigint, real "
+            "and double precision; true and false; any JSON value for json and jsonb; lists for "
+            "arrays of these; for every other type the text that PostgreSQL writes, so that "
+            "numeric keeps its digits. NaN and infinities are the texts `NaN`, `Infinity` and "
+            "`-Infinity`."
+        ),
+    )
+
+
+class ColumnAnswer(Answer):
+    """A column: its name, and its PostgreSQL type as `format_type` spells it."""
+
+    name: str
+    type: str
+
+
+class QueryAnswer(Answer):
+    """What one statement returned."""
+
+    columns: list[ColumnAnswer]
+    rows: list[list[Any]] = Field(description="One list per row; see `params` for the values.")
+    row_count: int = Field(description="Rows returned, or changed where none are returned.")
+
+
+class BatchBody(Body):
+    """Several statements, each for itself or all in one transaction."""
+
+    operations: list[QueryBody]
+    atomic: bool = Field(
+        default=False, description="One transaction: all take effect, or none does."
+    )
+
+
+class ProblemAnswer(Answer):
+    """Problem details (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:tenancy:problem:tenant-not-found",
+                    "title": "Tenant not found",
+                    "status": 404,
+                    "detail": "There is no such tenant.",
+                    "retryable": False,
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="A stable URN that names the kind of problem.")
+    title: str
+    status: int
+    detail: str = Field(description="What happened and what to do.")
+    retryable: bool = Field(description="Whether the same request may succeed when sent again.")
+    sqlstate: str | None = Field(default=None, description="Where PostgreSQL gave one.")
+    instance: str | None = Field(default=None, description="Under this id the log has more.")
+    errors: list[FieldProblem] | None = None
+
+
+class FieldProblem(Answer):
+    """One field that is not as it must be."""
+
+    field: str
+    detail: str
+
+
+class BatchProblem(Answer):
+    """What one statement of a batch got in place of a result."""
+
+    error: ProblemAnswer
+
+
+class BatchAnswer(Answer):
+    """One entry per statement, in their order."""
+
+    results: list[QueryAnswer | BatchProblem]
+
+
+class OrchestratorAnswer(Answer):
+    """What the orchestrator did. `processing_time` is in seconds."""
+
+    selected_strategy: str
+    processing_time: float
+    reasons: list[str]
+
+
+class OperationAnswer(Answer):
+    """What a named operation returned, and how it was carried out."""
+
+    tenant_id: str
+    operation: str
+    strategy: str
+    isolation_level: IsolationLevel
+    columns: list[ColumnAnswer]
+    rows: list[list[Any]]
+    row_count: int
+    processing_time: float
+    orchestrator: OrchestratorAnswer
+
+
+class NamedOperationBody(Body):
+    """The SQL that a named operation runs; `:name` placeholders take the request's fields."""
+
+    sql: str
+
+
+class NamedOperationAnswer(Answer):
+    """A named operation."""
+
+    name: str
+    sql: str
+
+
+class NamedOperationsAnswer(Answer):
+    """All named operations, in the order of their names."""
+
+    operations: list[NamedOperationAnswer]
+
+
+class MigrationBody(Body):
+    """A tenant-neutral migration. `name` is `0001_users`, or `users` for the next free number."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "0001_users",
+                    "sql": (
+                        "CREATE TABLE users (id bigint PRIMARY KEY, email text NOT NULL UNIQUE);"
+                    ),
+                }
+            ]
+        }
+    )
+
+    name: Word
+    sql: str
+
+
+class MigrationAnswer(Answer):
+    """A migration that is registered."""
+
+    number: int
+    name: str
+
+
+class NamespacesAnswer(Answer):
+    """How many copies of the schema there are, and how far they have come."""
+
+    total: int
+    current: int
+    behind: int
+    failed: int
+    versions: dict[str, int] = Field(description="Copies at each version.")
+
+
+class NamespaceFailure(Answer):
+    """A copy of the schema at which a migration failed. Names of database objects stay inside."""
+
+    server: str
+    kind: str
+    tenant_id: str | None
+    version: int
+    error: str | None
+
+
+class SchemaAnswer(Answer):
+    """The tenant-neutral schema: its migrations, its tables, and where it stands."""
+
+    version: int
+    migrations: list[MigrationAnswer]
+    tables: list[str]
+    namespaces: NamespacesAnswer
+    failures: list[NamespaceFailure]
+
+
+class MigrationAppliedAnswer(Answer):
+    """A migration that was registered and carried to every copy of the schema."""
+
+    migration: MigrationAnswer
+    namespaces: NamespacesAnswer
+    failures: list[NamespaceFailure]
+
+
+class KeyBody(Body):
+    """A new API key: for one tenant, or with the rights of an administrator."""
+
+    scope: Literal["admin", "tenant"]
+    tenant_id: Word | None = None
+    label: str = Field(default="", max_length=200)
+    expires_at: Annotated[datetime, Field(strict=False)] | None = Field(
+        default=None, description="With a time zone; null = never."
+    )
+
+
+class KeyAnswer(Answer):
+    """An API key, without its secret."""
+
+    key_id: str
+    scope: Literal["admin", "tenant"]
+    tenant_id: str | None
+    label: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A fresh API key. `key` is shown this once and kept nowhere."""
+
+    key: str
+
+
+class KeysAnswer(Answer):
+    """One page of API keys. `next` is the `after` of the next page."""
+
+    keys: list[KeyAnswer]
+    next: str | None
+
+
+class HealthAnswer(Answer):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class ReadinessAnswer(Answer):
+    """What is needed to serve, and whether it answers (`ok`, or why not)."""
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str]

@@ -1,0 +1,173 @@
+"""Errors as problem details (RFC 9457).
+
+Rules this module keeps:
+
+* every answer that is not a success is `application/problem+json`, those of the framework too;
+* `type` is stable: a URN made of the error's slug;
+* a tenant that does not exist and one that is not the caller's get the same words;
+* what was not foreseen is logged under an id, and the answer holds the id and nothing else of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    NotFoundError,
+    TenancyError,
+    TenantNotFoundError,
+    UnauthenticatedError,
+)
+from tenancy.data_isolation.serve.json_documents import dump_json
+
+_log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE_PREFIX = "urn:tenancy:problem:"
+_RETRY_AFTER_S = 1.0
+_INVALID_FIELDS_MAX = 20
+_FIELD_DETAIL_CHARACTERS_MAX = 200
+_RETRY_STATUSES = frozenset({429, 503})
+
+
+class ResourceNotFoundError(NotFoundError):
+    """There is nothing at this address; `/openapi.json` lists what there is."""
+
+    slug = "resource-not-found"
+
+
+class MethodNotAllowedError(InvalidInputError):
+    """This address does not take that method; see the `Allow` header."""
+
+    slug, status = "method-not-allowed", 405
+
+
+class UnsupportedMediaTypeError(InvalidInputError):
+    """The body must be JSON; send `Content-Type: application/json`."""
+
+    slug, status = "unsupported-media-type", 415
+
+
+class RequestTimeoutError(TenancyError):
+    """The body of the request did not arrive in time; nothing was done. Send it again."""
+
+    slug, status, retryable = "request-timeout", 408, True
+
+
+class InvalidFieldsError(InvalidInputError):
+    """The body does not have the shape that is needed; `errors` lists what to correct."""
+
+    slug = "invalid-fields"
+
+    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+        shown = "; ".join(f"{name or 'body'}: {detail}" for name, detail in fields[:3])
+        super().__init__(f"the body does not have the shape that is needed: {shown}")
+        #: Names and what is wrong with each, in the order of the body.
+        self.fields = tuple(fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.fields,)
+
+    @classmethod
+    def of(cls, error: ValidationError) -> InvalidFieldsError:
+        """What a model found wrong, without the values."""
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        return cls(
+            [
+                (
+                    ".".join(str(part) for part in item["loc"]),
+                    item["msg"][:_FIELD_DETAIL_CHARACTERS_MAX],
+                )
+                for item in found[:_INVALID_FIELDS_MAX]
+            ]
+        )
+
+
+def problem(error: TenancyError) -> dict[str, Any]:
+    """The problem details of `error`."""
+    # The customer's name must not make two answers differ that have to be the same.
+    detail = TenantNotFoundError().detail if isinstance(error, TenantNotFoundError) else error.detail
+    found: dict[str, Any] = {
+        "type": _TYPE_PREFIX + error.slug,
+        "title": error.slug.replace("-", " ").capitalize(),
+        "status": error.status,
+        "detail": detail,
+        "retryable": error.retryable,
+    }
+    if error.sqlstate is not None:
+        found["sqlstate"] = error.sqlstate
+    if isinstance(error, InvalidFieldsError):
+        found["errors"] = [{"field": name, "detail": detail} for name, detail in error.fields]
+    return found
+
+
+def problem_response(
+    error: TenancyError, headers: Mapping[str, str] | None = None, instance: str | None = None
+) -> Response:
+    """The answer to a request that ended in `error`."""
+    body = problem(error)
+    if instance is not None:
+        body["instance"] = instance
+    return Response(
+        dump_json(body),
+        status_code=error.status,
+        headers=dict(headers or {}) | _headers(error),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def unexpected_response(error: BaseException) -> Response:
+    """The answer to a request that ended in an error nobody foresaw. Logs it."""
+    instance = uuid.uuid4().urn
+    _log.error("request failed unexpectedly (%s)", instance, exc_info=error)
+    return problem_response(
+        TenancyError(
+            "something went wrong inside the runtime, and whether anything was done is not known; "
+            f"its log has the details under {instance}"
+        ),
+        instance=instance,
+    )
+
+
+def framework_response(request: Request, error: Exception) -> Response:
+    """The answer to what Starlette refuses by itself: no such route, no such method, bad form."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone.
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return problem_response(ResourceNotFoundError(), headers)
+        case 405:
+            return problem_response(MethodNotAllowedError(), headers)
+        case 401:
+            return problem_response(UnauthenticatedError(), headers)
+        case _:
+            return problem_response(_unnamed(error), headers)
+
+
+def _unnamed(error: HTTPException) -> TenancyError:
+    """An error of the framework that has no class here, with its status kept."""
+    found = TenancyError(str(error.detail))
+    # Instance attributes hide the class's: this one status has no class of its own.
+    found.status = error.status_code  # type: ignore[misc]
+    found.slug = f"http-{error.status_code}"  # type: ignore[misc]
+    return found
+
+
+def _headers(error: TenancyError) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if error.status in _RETRY_STATUSES or error.retry_after_s is not None:
+        # Whole seconds (RFC 9110, 10.2.3), never zero.
+        found["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or _RETRY_AFTER_S)))
+    if error.status == UnauthenticatedError.status:
+        found["WWW-Authenticate"] = 'Bearer realm="tenancy"'
+    return found
