@@ -17,6 +17,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
+from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import OverloadedError
 from tenancy.data_isolation.core.identifiers import TenantId
@@ -27,12 +28,13 @@ _RETRY_AFTER_S = 1.0
 
 
 class ActiveTenant:
-    """A tenant in memory, with the number of operations that use it now."""
+    """A tenant in memory, with the actor that represents it and the operations that use it now."""
 
-    __slots__ = ("idle_since", "tenant", "uses")
+    __slots__ = ("actor", "idle_since", "tenant", "uses")
 
-    def __init__(self, tenant: Tenant) -> None:
+    def __init__(self, tenant: Tenant, actor: ActorName) -> None:
         self.tenant = tenant
+        self.actor = actor
         self.uses = 0
         self.idle_since = 0.0
 
@@ -45,12 +47,14 @@ class ActiveTenants:
         *,
         activate: Callable[[TenantId], Awaitable[Tenant]],
         passivate: Callable[[Tenant], None],
+        actor_of: Callable[[Tenant], ActorName],
         tenants_max: int,
         idle_s: float,
         clock: Clock,
     ) -> None:
         self._activate = activate
         self._passivate = passivate
+        self._actor_of = actor_of
         self._tenants_max = tenants_max
         self._idle_s = idle_s
         self._clock = clock
@@ -114,6 +118,11 @@ class ActiveTenants:
         if active is not None:
             self._let_go(active)
 
+    def reroute(self) -> None:
+        """Ask again which actor represents each tenant: the directory has changed."""
+        for active in self._active.values():
+            active.actor = self._actor_of(active.tenant)
+
     def passivate_idle(self) -> float | None:
         """Passivate what has been idle for long enough.
 
@@ -138,7 +147,7 @@ class ActiveTenants:
                     retry_after_s=_RETRY_AFTER_S,
                 )
             self.forget(next(iter(self._idle)))
-        active = ActiveTenant(tenant)
+        active = ActiveTenant(tenant, self._actor_of(tenant))
         self._active[tenant_id] = active
         active.idle_since = self._clock.monotonic_s()
         self._idle[tenant_id] = active

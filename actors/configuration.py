@@ -130,9 +130,7 @@ def _parse(document: dict[str, Any], path: Path) -> ActorConfiguration:
         ) from None
 
 
-_PATHS = tuple(
-    item.name for item in dataclasses.fields(Settings) if "Path" in str(item.type)
-)
+_PATHS = tuple(item.name for item in dataclasses.fields(Settings) if "Path" in str(item.type))
 
 
 def _plain_settings(settings: Settings) -> dict[str, Any]:

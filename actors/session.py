@@ -29,7 +29,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from tenancy.data_isolation.actors.wire import Answer, Packer, ResultPacker
+from tenancy.data_isolation.actors.wire import Packer, ResultPacker
+from tenancy.data_isolation.core.errors import TenancyError
 
 
 class Session:
@@ -75,7 +76,7 @@ class Session:
         packer, results = Packer((len(self._running),), self._reply_bytes_max), ResultPacker()
         while self._ready and not packer.full:
             number, outcome = self._ready.popleft()
-            packer.add(Answer(number, results.pack(outcome)))
+            packer.add((number, results.pack(outcome)))  # The fields of `Answer`.
         if self._ready:
             self._wake()
         return packer.message()
@@ -101,7 +102,8 @@ class Session:
     def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
         del self._running[number]
         if not task.cancelled():
-            self._ready.append((number, task.result()))
+            failed = task.exception() is not None  # Cannot be, but must not leave anyone waiting.
+            self._ready.append((number, TenancyError() if failed else task.result()))
         if not self._running:
             self._wake_all()
         elif self._ready and self._timer is None and self._waiting:

@@ -97,7 +97,7 @@ class Packer:
         return self._buffer.tell() >= self._bytes_max
 
     def add(self, item: tuple[Any, ...]) -> None:
-        """Append an item that is known to be plain."""
+        """Append an item that is known to be plain. A plain tuple is the cheapest."""
         self._pickler.dump(item)
 
     def message(self) -> bytes:
@@ -106,8 +106,8 @@ class Packer:
 
 
 def unpack(message: bytes) -> Iterator[Any]:
-    """The header and then the items of a message."""
-    load = pickle.Unpickler(io.BytesIO(message)).load
+    """The header and then the items of a message, as plain tuples."""
+    load = pickle.Unpickler(io.BytesIO(message)).load  # noqa: S301
     while True:
         try:
             item = load()
@@ -116,31 +116,39 @@ def unpack(message: bytes) -> Iterator[Any]:
         yield item
 
 
-def pack_operation(operation: Operation) -> PackedOperation:
-    """An operation as plain values; `ParameterError` when its parameters cannot be sent."""
-    params = operation.params
-    plain: Any
+def pack_operation(operation: Operation, bytes_max: int) -> PackedOperation:
+    """An operation as plain values.
+
+    Raises `ParameterError` when its parameters cannot be sent, and `RequestTooLargeError`.
+    """
+    given = operation.params
+    params: Any
     values: Iterable[Any]
-    if isinstance(params, Mapping):
-        plain = dict(params)
-        values = plain.values()
-        known = all(type(name) is str for name in plain)
-    elif isinstance(params, Sequence) and not isinstance(params, str | bytes | bytearray):
-        values = plain = tuple(params)
-        known = True
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray):
+        params = values = tuple(given)
+        plain = True
+    elif isinstance(given, Mapping):
+        params = dict(given)
+        values = params.values()
+        plain = all(type(name) is str for name in params)
     else:
         raise ParameterError("params must be a list for $1 placeholders or a mapping for :name")
-    if known and all(type(value) in _PLAIN for value in values):
-        return operation.query, plain, False, operation.idempotency_key
-    try:
-        packed = pickle.dumps(plain, _PROTOCOL)
-    except Exception as error:
-        # Whatever __reduce__ of a caller's object raises.
-        raise ParameterError(
-            f"a parameter cannot be sent to the tenant's actor ({type(error).__name__}); "
-            "use values that asyncpg takes"
-        ) from None
-    return operation.query, packed, True, operation.idempotency_key
+    size = len(operation.query)
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind not in _PLAIN:
+            plain = False
+    if not plain:
+        params = _pickled(params)
+        size += len(params)
+    if size > bytes_max:
+        raise RequestTooLargeError(
+            f"the operation carries about {size} bytes, and {bytes_max} is the limit "
+            "(TENANCY_REQUEST_BYTES_MAX); send less at a time"
+        )
+    return operation.query, params, not plain, operation.idempotency_key
 
 
 def unpack_operation(packed: PackedOperation, deadline_s: float) -> Operation:
@@ -148,7 +156,7 @@ def unpack_operation(packed: PackedOperation, deadline_s: float) -> Operation:
     query, params, pickled, key = packed
     if pickled:
         try:
-            params = pickle.loads(params)
+            params = pickle.loads(params)  # noqa: S301
         except Exception as error:
             # Whatever the class of a caller's object raises, or that it does not exist here.
             raise ParameterError(
@@ -209,17 +217,15 @@ class ResultUnpacker:
         return known[1]
 
 
-def check_size(packed: Sequence[PackedOperation], bytes_max: int) -> None:
-    """`RequestTooLargeError` when one call alone would be larger than a message may be."""
-    size = sum(
-        len(query) + sum(_length(value) for value in _values(params))
-        for query, params, _, _ in packed
-    )
-    if size > bytes_max:
-        raise RequestTooLargeError(
-            f"the operation carries about {size} bytes, and {bytes_max} is the limit "
-            "(TENANCY_REQUEST_BYTES_MAX); send less at a time"
-        )
+def _pickled(params: Any) -> bytes:
+    try:
+        return pickle.dumps(params, _PROTOCOL)
+    except Exception as error:
+        # Whatever __reduce__ of a caller's object raises.
+        raise ParameterError(
+            f"a parameter cannot be sent to the tenant's actor ({type(error).__name__}); "
+            "use values that asyncpg takes"
+        ) from None
 
 
 def _pack_error(error: TenancyError) -> PackedError:
@@ -233,17 +239,7 @@ def _pack_error(error: TenancyError) -> PackedError:
 
 def _unpack_error(packed: PackedError) -> TenancyError:
     try:
-        error = pickle.loads(packed.data)
+        error = pickle.loads(packed.data)  # noqa: S301
     except Exception:
         error = None  # Of a class that exists at the actor only.
     return error if isinstance(error, TenancyError) else TenancyError()
-
-
-def _values(params: Any) -> Iterable[Any]:
-    if isinstance(params, bytes):
-        return (params,)
-    return params.values() if isinstance(params, dict) else params
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes) else 8

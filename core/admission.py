@@ -21,9 +21,9 @@ class Admission:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[bool]:
-        """Work inside has room; yields whether it had to wait. `OverloadedError` when there is none.
+        """Room for the work inside; yields whether it had to wait.
 
-        Nothing was done when that is raised.
+        Raises `OverloadedError` when there is no room, and nothing was done.
         """
         waits = self._free.locked()
         if waits:

@@ -39,6 +39,8 @@ class Choice:
     rules: tuple[str, ...] = ()
     #: Every strategy that was looked at, and what was found.
     considered: Mapping[StrategyName, str]
+    #: The strategy that was wanted, when the fallback stands in for it.
+    instead_of: StrategyName | None = None
 
 
 def choose(

@@ -210,11 +210,14 @@ class RuleBook:
         return tuple(sorted({word for rule in self.rules for word in rule.words.get(_REGIMES, ())}))
 
     def demand(self, facts: Facts) -> tuple[IsolationLevel, Rule] | None:
-        """The weakest level that the tenant's compliance allows, and the rule that says so."""
+        """The weakest level that the tenant's compliance allows, and the firm rule that says so."""
         found = [
             (rule.at_least, rule)
             for rule in self.rules
-            if _REGIMES in rule.words and rule.at_least and rule.evidence(facts) is not None
+            if rule.firm
+            and rule.at_least
+            and _REGIMES in rule.words
+            and rule.evidence(facts) is not None
         ]
         return max(found, key=lambda item: strength(item[0]), default=None)
 

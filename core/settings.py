@@ -89,6 +89,7 @@ class Settings:
     request_bytes_max: int = 4 * 1024 * 1024
     #: Parsed statements kept in the guard's cache, per process.
     guard_cache_entries: int = 4_096
+    guard_cache_bytes_max: int = 64 * 1024 * 1024
 
     #: Fleet migrations: placements at work at the same time, and failures after which to stop.
     migration_concurrency: int = 4
@@ -96,6 +97,16 @@ class Settings:
     #: How long a migration waits for a table lock before it gives up on that placement.
     migration_lock_timeout_ms: int = 5_000
     migration_statement_timeout_ms: int = 600_000
+    #: How often a migration is tried in one placement when a lock does not come, and the pause
+    #: before the second attempt, which doubles each time.
+    migration_attempts_max: int = 3
+    migration_retry_ms: int = 200
+    #: Tenants for whom one transaction of a migration takes locks of their own; with more tenants
+    #: it keeps everybody else from the tables instead.
+    migration_bound_tenants_max: int = 2_000
+
+    #: Rows of a tenant of level ROW that are deleted in one transaction.
+    removal_batch_rows_max: int = 10_000
 
     #: Tenants that one shared actor keeps active, and after how long an idle one is passivated.
     actor_tenants_max: int = 10_000
@@ -131,13 +142,14 @@ class Settings:
     #: How deep JSON in a request may be nested, and how long a body may take to arrive.
     request_depth_max: int = 64
     request_read_timeout_s: float = 30.0
+    #: Creations of tenants whose answers an HTTP process remembers by their idempotency key.
+    idempotency_answers_max: int = 1_000
     #: Processes that answer HTTP.
     http_replicas: int = 1
     #: How long requests that are being worked on may take to end when the runtime goes down.
     drain_timeout_s: float = 10.0
-    #: Verified credentials that an HTTP process remembers, and for how long.
+    #: Verified credentials that a process remembers.
     credential_cache_entries: int = 10_000
-    credential_cache_s: float = 2.0
     #: JSON Web Tokens: keys (URL or file of a JWK set), and what a token must say. No keys = none.
     jwt_jwks: str | None = None
     jwt_issuer: str | None = None
@@ -159,9 +171,21 @@ class Settings:
     #: Connections to the catalog per process, and rows in one page of a listing.
     catalog_connections_max: int = 4
     catalog_page_rows_max: int = 1_000
-    #: How long a verified API key is believed without asking again, and how many are remembered.
+    #: How long a verified API key is believed without asking the catalog again.
     credential_cache_ms: int = 500
-    credential_cache_entries: int = 10_000
+    #: Sessions that are being opened at the same time, per server and process.
+    connections_opening_max: int = 4
+    #: Statements that a session keeps prepared, and descriptions of statements per server.
+    connection_statements_max: int = 256
+    statement_descriptions_max: int = 4_096
+    #: How long a cancelled statement may take to stop before its session is closed.
+    cancel_timeout_ms: int = 5_000
+    #: Operations that travel to PostgreSQL together.
+    flight_operations_max: int = 64
+    #: How long the answer of an operation with an idempotency key is kept.
+    idempotency_retention_s: float = 86_400.0
+    #: Tenants whose placement a process remembers.
+    tenant_cache_entries: int = 10_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", Path(self.home).expanduser().absolute())

@@ -39,14 +39,14 @@ def with_search(entries: list[Entry], uid: int) -> list[Entry]:
     """`entries` with the right to pass for `uid`, in the order that the kernel asks for."""
     kept = [entry for entry in entries if (entry[0], entry[2]) != (_USER, uid)]
     before = [entry[1] for entry in entries if (entry[0], entry[2]) == (_USER, uid)]
-    masks = [entry[1] for entry in entries if entry[0] == _MASK]
-    if masks and not masks[0] & _SEARCH:
-        # Widening the mask would widen every other entry that it holds back.
-        raise PermissionError("its access control list masks the right to pass out")
-    if not masks:
-        group = next(entry[1] for entry in entries if entry[0] == _GROUP)
-        kept.append((_MASK, group | _SEARCH, _NOBODY))
-    kept.append((_USER, sum(before) | _SEARCH, uid))
+    group = [entry[1] for entry in entries if entry[0] == _GROUP]
+    mask = next((entry[1] for entry in entries if entry[0] == _MASK), group[0])
+    held_back = [e for e in kept if e[0] not in (_OWNER, _MASK, _OTHER) and e[1] & _SEARCH]
+    if not mask & _SEARCH and held_back:
+        # The mask, which `chmod` sets too, bounds all but the owner and the others.
+        raise PermissionError("its access control list masks the right to pass out for others")
+    kept = [entry for entry in kept if entry[0] != _MASK]
+    kept += [(_MASK, mask | _SEARCH, _NOBODY), (_USER, sum(before) | _SEARCH, uid)]
     return sorted(kept, key=lambda entry: (entry[0], entry[2]))
 
 

@@ -12,7 +12,6 @@ old one any more). Each step may be repeated and may be interrupted between any 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import asyncpg
@@ -34,6 +33,7 @@ from tenancy.data_isolation.core.identifiers import (
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog_records import KeyNumber
 from tenancy.data_isolation.engine.layout import OWNER_ROLE, shared_database
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -41,15 +41,6 @@ _SQL = SqlFile("binding.sql")
 _ROLES_SQL = SqlFile("roles.sql")
 #: Derived keys kept per process; deriving one costs a few microseconds.
 _DERIVED_KEYS_MAX = 4_096
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeyNumber:
-    """A number of binding keys, and where it stands in its life."""
-
-    key_id: int
-    signing: bool
-    retired: bool
 
 
 class BindingKeys:
@@ -105,7 +96,7 @@ class BindingKeys:
         `connection` is the admin's, to that database. The numbers are read again afterwards: a
         rotation that began meanwhile either saw this database or is seen here.
         """
-        installed: Sequence[int] = ()
+        installed: list[int] = []
         while installed != (wanted := _valid_ids(await catalog.key_numbers())):
             keys = [self.key(server, database, key_id) for key_id in wanted]
             await replace_keys(connection, keys)
@@ -144,9 +135,50 @@ class KeyRotation:
             raise ConflictError(
                 f"binding key {key_id} cannot be retired: no later key signs (rotate first)"
             )
-        async for connection, _, _ in self._databases():
-            await connection.execute(_SQL.statement("retire_binding_key"), key_id)
+        for server, database in await self._databases():
+            async with self._admin.session(server, database) as connection:
+                await connection.execute(_SQL.statement("retire_binding_key"), key_id)
 
     async def _install_everywhere(self, key_id: int) -> None:
-        async for connection, server, database in self._databases():
-            await add_keys(connection, [self._keys.key(server, database, key_id)])
+        for server, database in await self._databases():
+            async with self._admin.session(server, database) as connection:
+                await add_keys(connection, [self._keys.key(server, database, key_id)])
+
+    async def _databases(self) -> list[tuple[ServerName, DatabaseName]]:
+        """Every database that holds tenants. The template holds none, and so no keys."""
+        found = []
+        for config in self._admin.servers:
+            server = ServerName(config.name)
+            async with self._admin.session(server) as connection:
+                rows = await connection.fetch(
+                    _ROLES_SQL.statement("databases_of_ours"),
+                    [shared_database(self._settings)],
+                    OWNER_ROLE,
+                )
+            found += [(server, DatabaseName(row["datname"])) for row in rows]
+        return found
+
+
+async def add_keys(connection: asyncpg.Connection, keys: Sequence[BindingKey]) -> None:
+    """Let the database of the admin's `connection` accept these keys too."""
+    for key in keys:
+        await connection.execute(_SQL.statement("add_binding_key"), key.key_id, *hmac_pads(key))
+
+
+async def replace_keys(connection: asyncpg.Connection, keys: Sequence[BindingKey]) -> None:
+    """Let the database of the admin's `connection` accept these keys and no others."""
+    pads = [hmac_pads(key) for key in keys]
+    await connection.execute(
+        _SQL.statement("adopt_binding_keys"),
+        [key.key_id for key in keys],
+        [inner for inner, _ in pads],
+        [outer for _, outer in pads],
+    )
+
+
+def _signing_id(numbers: Sequence[KeyNumber]) -> int:
+    return max(number.key_id for number in numbers if number.signing and not number.retired)
+
+
+def _valid_ids(numbers: Sequence[KeyNumber]) -> list[int]:
+    return [number.key_id for number in numbers if not number.retired]

@@ -36,6 +36,7 @@ from tenancy.data_isolation.engine.service_user import ServiceUser
 from tenancy.data_isolation.engine.state_directory import (
     ServerRecord,
     StateDirectory,
+    disk_full,
     file_errors,
     replace_file,
 )
@@ -245,7 +246,7 @@ class _Postgres:
             "log_directory": str(self._state.log),
         }
         options = [f"--{name}={value}" for name, value in fixed.items()]
-        command = [self._binaries.postgres, "-D", self._state.data, *options]
+        command: list[str | Path] = [self._binaries.postgres, "-D", self._state.data, *options]
         return Launch(command=command, socket_directory=sockets)
 
     async def answers(self, record: ServerRecord) -> bool:
@@ -262,7 +263,11 @@ class _Postgres:
                 f"the password in {self.password_file} is not that of {SUPERUSER} in the cluster "
                 f"{self._state.data}: put the file that belongs to the cluster back"
             ) from None
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            refused = not isinstance(error, asyncpg.CannotConnectNowError | OSError)
+            if refused and await in_thread(self._state.is_disk_full):
+                # The server runs, but writes a file for whom it lets in, and cannot.
+                raise EmbeddedServerError(disk_full(self._state.data)) from None
             return False
         try:
             return bool(await connection.fetchval("select true", timeout=_ANSWER_TIMEOUT_S))
@@ -315,7 +320,12 @@ class _Postgres:
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def _socket_directory(self, port: int, user: ServiceUser | None) -> Path:
-        """Where the unix socket goes: a path that is short enough for one."""
+        """An empty directory for the unix socket, with a path that is short enough for one."""
+        # A lock file next to a socket that was left there is taken for a living server's when its
+        # pid has been given out again. No server runs here now, so there is none.
+        with file_errors(self._state.sockets):
+            for left in self._state.sockets.glob(".s.PGSQL.*"):
+                left.unlink(missing_ok=True)
         if len(os.fsencode(self._state.sockets / f".s.PGSQL.{port}")) <= _SOCKET_PATH_BYTES_MAX:
             return self._state.sockets
         # A name of its own each time, which nobody can have put there to catch our clients.

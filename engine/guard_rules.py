@@ -13,7 +13,7 @@ The lists are in `data/functions.toml` and `data/syntax.toml`, with the reason f
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Final
@@ -107,15 +107,9 @@ def check_kind(sql: str, statement: Node) -> None:
 def check_nodes(sql: str, statement: Node, schema: VisibleSchema) -> Findings:
     """Hold every node of a statement against the lists."""
     inspection = _Inspection(sql, schema)
-    for node in _inspected(statement):
+    for node in nodes(statement):
         inspection.look_at(node)
     return inspection.findings
-
-
-def _inspected(statement: Node) -> Iterator[Node]:
-    """All nodes; of a constant only itself, because its parts are values and not names."""
-    for node in nodes(statement):
-        yield node
 
 
 class _Inspection:
@@ -129,7 +123,9 @@ class _Inspection:
     def look_at(self, node: Node) -> None:
         name = type_name(node)
         if name not in ALLOW.nodes:
-            raise self._refusal(node, _NODE_REASONS.get(name, f"{name} is not available to tenants"))
+            raise self._refusal(
+                node, _NODE_REASONS.get(name, f"{name} is not available to tenants")
+            )
         self.findings.writes |= name in _WRITING
         check = _CHECKS.get(name)
         if check is not None:
@@ -159,8 +155,8 @@ class _Inspection:
         elif name not in ALLOW.functions:
             raise self._refusal(
                 node,
-                f'the function "{_cut(name)}" is not available to tenants; allowed are the built-in '
-                "functions that only compute, and those that the schema defines",
+                f'the function "{_cut(name)}" is not available to tenants; allowed are the '
+                "built-in functions that only compute, and those that the schema defines",
             )
         self.findings.functions.add(name)
 
@@ -181,9 +177,7 @@ class _Inspection:
                 "do not see; list the columns and their types"
             )  # fmt: skip
         elif name not in ALLOW.types:
-            raise self._refusal(
-                node, f'the type "{_cut(name)}" is not available to tenants'
-            )
+            raise self._refusal(node, f'the type "{_cut(name)}" is not available to tenants')
 
     def operator(self, node: Node) -> None:
         names = {"A_Expr": "name", "SubLink": "oper_name", "SortBy": "use_op"}[type_name(node)]
@@ -332,7 +326,9 @@ def place(sql: str, node: Node) -> str:
 def _spelled(sql: str) -> str:
     """The first words of a statement, as far as they are key words."""
     tokens = [
-        token for token in scan(sql) if token.token not in (pb.SQL_COMMENT, pb.C_COMMENT, pb.ASCII_59)
+        token
+        for token in scan(sql)
+        if token.token not in (pb.SQL_COMMENT, pb.C_COMMENT, pb.ASCII_59)
     ]
     source = sql.encode()
     spelled = [

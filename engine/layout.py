@@ -26,7 +26,7 @@ OPAQUE_NAME_PATTERN = "^t_[0-9a-f]{20}$"
 
 
 def shared_database(settings: Settings) -> DatabaseName:
-    """The database of the shared tables and of the own schemas; on the first server the catalog's."""
+    """The database of shared tables and own schemas; on the first server the catalog's too."""
     return DatabaseName(settings.database)
 
 

@@ -101,9 +101,10 @@ async def _ensure_owner(
     if found == comment:
         return
     raise SetupError(
-        f"the roles on server {server!r} were made with another TENANCY_MASTER_KEY or under another "
-        "server name; start with the key and the name they were made with. If you are sure that no "
-        f"other installation uses them, run: comment on role {OWNER_ROLE} is '{comment}'"
+        f"the roles on server {server!r} were made with another TENANCY_MASTER_KEY or under "
+        "another server name; start with the key and the name they were made with. If you are "
+        "sure that no other installation uses them, run: "
+        f"comment on role {OWNER_ROLE} is '{comment}'"
     )
 
 

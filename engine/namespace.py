@@ -7,8 +7,8 @@ the tables do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from tenancy.data_isolation.core.identifiers import (
@@ -18,42 +18,29 @@ from tenancy.data_isolation.core.identifiers import (
     ServerName,
     TenantNo,
 )
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.catalog_records import NamespaceKind, NamespaceRecord
+from tenancy.data_isolation.engine.layout import (
+    APP_SCHEMA,
+    REFERENCE_SCHEMA,
+    ROWS_ROLE,
+    shared_database,
+    template_database,
+)
 
-#: The schema of the shared tables, of the template, and of a tenant that has its own database.
-APP_SCHEMA: Final = SchemaName("app")
-#: The schema in which a migration is tried first and from which new tenants get their first rows.
-REFERENCE_SCHEMA: Final = SchemaName("tenancy_reference")
-#: The tenant that the rows of a reference schema belong to. Real tenants start at 1.
+#: The tenant that the rows of a reference schema belong to. Real tenants start at 1, and nobody can
+#: work for this one: it has no fence.
 REFERENCE_TENANT: Final = TenantNo(0)
-
-
-class NamespaceKind(StrEnum):
-    """Whose rows a namespace holds."""
-
-    #: All ROW tenants of a server.
-    SHARED = "shared"
-    #: One SCHEMA or DATABASE tenant.
-    OWN = "own"
-    #: Nobody: the database it is in is cloned for DATABASE tenants.
-    TEMPLATE = "template"
-    #: Tenant 0: what a new tenant starts with.
-    REFERENCE = "reference"
-
-
-class NamespaceState(StrEnum):
-    """How the last migration of a namespace went."""
-
-    CURRENT = "current"
-    MIGRATING = "migrating"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Namespace:
     """One schema of one database of one server.
 
-    `tenant_no` is set for the kind OWN alone. `role` is the login that works there; it is needed
-    when the namespace is made, and later it is read from the schema's own grants.
+    SHARED holds all ROW tenants of a server, OWN one SCHEMA or DATABASE tenant (`tenant_no`),
+    TEMPLATE nobody (its database is cloned for DATABASE tenants), REFERENCE what a new tenant
+    starts with. `role` is the login that works there: needed when a namespace of kind OWN is made;
+    later the schema's own access list says it.
     """
 
     server: ServerName
@@ -63,10 +50,46 @@ class Namespace:
     tenant_no: TenantNo | None = None
     role: RoleName | None = None
 
+    @classmethod
+    def of_record(cls, record: NamespaceRecord) -> Namespace:
+        """The namespace that a row of the catalog is about."""
+        return cls(
+            server=record.server,
+            database=record.database,
+            schema=record.schema,
+            kind=record.kind,
+            tenant_no=record.tenant_no,
+        )
+
+    def reference(self) -> Namespace:
+        """The reference in the same database."""
+        return Namespace(
+            server=self.server,
+            database=self.database,
+            schema=REFERENCE_SCHEMA,
+            kind=NamespaceKind.REFERENCE,
+        )
+
     def __str__(self) -> str:
         return f"{self.server}/{self.database}/{self.schema}"
 
 
-def template_database(database: str) -> DatabaseName:
-    """The database that DATABASE tenants are cloned from, for `Settings.database`."""
-    return DatabaseName(f"{database}_template")
+def fixed_namespaces(settings: Settings, server: ServerName) -> Iterator[Namespace]:
+    """The namespaces that every server has, references first."""
+    shared = Namespace(
+        server=server,
+        database=shared_database(settings),
+        schema=APP_SCHEMA,
+        kind=NamespaceKind.SHARED,
+        role=ROWS_ROLE,
+    )
+    template = Namespace(
+        server=server,
+        database=template_database(settings),
+        schema=APP_SCHEMA,
+        kind=NamespaceKind.TEMPLATE,
+    )
+    yield shared.reference()
+    yield template.reference()
+    yield shared
+    yield template

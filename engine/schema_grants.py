@@ -1,20 +1,20 @@
 """Which rights the roles of a namespace have on its objects, and the statements to get there.
 
-The roles of a namespace are those that may use its schema. Whatever else an object's access list
-holds is taken away: rights of other roles and of PUBLIC, rights with grant option, rights on single
-columns.
+The roles of a namespace are those that may use its schema; the reference has none. Whatever else
+an object's access list holds is taken away: rights of other roles and of PUBLIC, rights with grant
+option, rights on single columns.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tenancy.data_isolation.core.identifiers import quote_identifier
 from tenancy.data_isolation.engine.schema_snapshot import Grant, SchemaSnapshot
-from tenancy.data_isolation.engine.reserved_names import VERSION_TABLE
+from tenancy.data_isolation.engine.tenant_column import VERSION_TABLE
 
 PUBLIC: Final = "PUBLIC"
 _ROWS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -37,9 +37,12 @@ def namespace_roles(snapshot: SchemaSnapshot) -> tuple[str, ...]:
     return tuple(sorted(roles - {PUBLIC}))
 
 
-def grant_statements(snapshot: SchemaSnapshot) -> Iterator[str]:
-    """The revocations and grants that are missing."""
-    roles = namespace_roles(snapshot)
+def grant_statements(snapshot: SchemaSnapshot, roles: Sequence[str] | None = None) -> Iterator[str]:
+    """The revocations and grants that are missing for exactly `roles` to work in the schema.
+
+    By default these are the ones that may use it now.
+    """
+    roles = namespace_roles(snapshot) if roles is None else roles
     given: dict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)
     for item in _objects(snapshot):
         held = _held(item)

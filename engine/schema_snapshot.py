@@ -34,10 +34,11 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColumnShape:
-    """A column of a table, view or composite type."""
+    """A column of a table, view or composite type. `row_of` is the table whose rows it holds."""
 
     name: str
     type: str
+    row_of: str | None = None
     not_null: bool = False
     default: str | None = None
     generated: str = ""
@@ -130,7 +131,7 @@ class Trigger:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routine:
-    """A function, procedure or aggregate."""
+    """A function, procedure or aggregate. `row_types` are tables whose rows it takes or returns."""
 
     name: str
     arguments: str = ""
@@ -140,6 +141,7 @@ class Routine:
     security_definer: bool = False
     leakproof: bool = False
     settings: tuple[str, ...] = ()
+    row_types: tuple[str, ...] = ()
     definition: str = ""
     grants: tuple[Grant, ...] = ()
 

@@ -9,7 +9,8 @@ What a scoped schema looks like:
   was `MATCH FULL` is a simple one, which means the same.
 * Other btree indexes lead with `tenant_id`. Indexes of other methods (gin, gist, brin, hash) are
   left as they are: most cannot hold a bigint, and row security filters what they find.
-* Row security is enabled and forced, with the one policy `tenancy_isolation`.
+* Row security is enabled and forced, with the one policy `tenancy_isolation`. In the reference it
+  is not forced: nobody but the owner has any right there, and its rows are to be copied.
 * The namespace's roles are those that may use the schema. They have SELECT, INSERT, UPDATE and
   DELETE on tables and views, USAGE on sequences, EXECUTE on functions, and nothing else has any
   right, PUBLIC included. Views run with the rights of whoever asks (`security_invoker`).
@@ -21,11 +22,12 @@ made again is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tenancy.data_isolation.core.identifiers import quote_identifier
+from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
 from tenancy.data_isolation.engine.schema_grants import grant_statements
 from tenancy.data_isolation.engine.schema_snapshot import (
     Constraint,
@@ -35,7 +37,7 @@ from tenancy.data_isolation.engine.schema_snapshot import (
     SchemaSnapshot,
 )
 from tenancy.data_isolation.engine.scope_refusals import Refusal, refusals
-from tenancy.data_isolation.engine.reserved_names import (
+from tenancy.data_isolation.engine.tenant_column import (
     ISOLATION_POLICY,
     TENANT_COLUMN,
     VERSION_TABLE,
@@ -61,44 +63,42 @@ _KEY_HEADS: Final = ("PRIMARY KEY (", "UNIQUE NULLS NOT DISTINCT (", "UNIQUE (")
 class ScopePlan:
     """What is left to do. With refusals there is something that no statement can mend."""
 
-    #: Changes of tables, indexes, policies and views, in order.
+    #: Changes of tables, indexes, policies and views, in order: the same in every namespace.
     changes: tuple[str, ...]
-    #: Grants and revocations.
-    grants: tuple[str, ...]
+    #: Forced row security and rights, which differ between namespaces.
+    protection: tuple[str, ...]
     refusals: tuple[Refusal, ...]
 
     @property
     def statements(self) -> tuple[str, ...]:
         """All statements, in order."""
-        return self.changes + self.grants
+        return self.changes + self.protection
 
 
-def plan_scope(snapshot: SchemaSnapshot) -> ScopePlan:
+def plan_scope(snapshot: SchemaSnapshot, *, roles: Sequence[str] | None = None) -> ScopePlan:
     """The statements that are missing for `snapshot` to be scoped, and what stands against it.
+
+    `roles` are the logins that shall work in the schema, by default those that may use it now.
 
     The statements name nothing by schema: run them with the schema as the search_path and as the
     owner of the tables, in one transaction.
     """
+    changes = tuple(_changes(snapshot))
     return ScopePlan(
-        changes=tuple(_changes(snapshot)),
-        grants=tuple(grant_statements(snapshot)),
+        changes=changes,
+        protection=(*_force(snapshot, changes), *grant_statements(snapshot, roles)),
         refusals=tuple(refusals(snapshot)),
     )
 
 
-def unforced(statement: str, tables: Iterator[str] | list[str]) -> list[str]:
-    """`statement` with forced row security lifted from `tables` around it.
+def lift_statement(table: str) -> str:
+    """Let the owner see all rows of `table`."""
+    return f"ALTER TABLE {quote_identifier(table)} NO FORCE ROW LEVEL SECURITY"
 
-    PostgreSQL checks a new foreign key by a query that obeys forced row security, and the owner
-    works for no tenant here. Nobody else sees the tables in between: the change is locked and
-    undone within the transaction.
-    """
-    names = [quote_identifier(name) for name in tables]
-    return [
-        *(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY" for name in names),
-        statement,
-        *(f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY" for name in names),
-    ]
+
+def force_statement(table: str) -> str:
+    """Let row security bind the owner of `table` too."""
+    return f"ALTER TABLE {quote_identifier(table)} FORCE ROW LEVEL SECURITY"
 
 
 def _changes(snapshot: SchemaSnapshot) -> Iterator[str]:
@@ -189,20 +189,24 @@ def _isolates(policy: Policy) -> bool:
 
 
 def _foreign_key_changes(keys: list[Constraint], snapshot: SchemaSnapshot) -> Iterator[str]:
-    """Make `keys` again, and force row security on every table that lacks it."""
     touched = {key.table for key in keys} | {key.target or key.table for key in keys}
-    tables = [table for table in snapshot.tables if table.name != VERSION_TABLE]
-    for table in tables:
+    for table in snapshot.tables:
         if table.forced and table.name in touched:
-            yield f"ALTER TABLE {quote_identifier(table.name)} NO FORCE ROW LEVEL SECURITY"
+            yield lift_statement(table.name)
     for key in keys:
         yield (
             f"ALTER TABLE {quote_identifier(key.table)} "
             f"ADD CONSTRAINT {_name(key)} {_scoped_foreign_key(key)}"
         )
-    for table in tables:
-        if not table.forced or table.name in touched:
-            yield f"ALTER TABLE {quote_identifier(table.name)} FORCE ROW LEVEL SECURITY"
+
+
+def _force(snapshot: SchemaSnapshot, changes: tuple[str, ...]) -> Iterator[str]:
+    """Force row security everywhere; in the reference nowhere, so that its owner can read it."""
+    wanted = snapshot.schema != REFERENCE_SCHEMA
+    for table in snapshot.tables:
+        lifted = lift_statement(table.name) in changes
+        if (table.forced and not lifted) != wanted:
+            yield force_statement(table.name) if wanted else lift_statement(table.name)
 
 
 def _scoped_foreign_key(key: Constraint) -> str:

@@ -12,13 +12,14 @@ from typing import Final
 
 from tenancy.data_isolation.engine.schema_snapshot import (
     RELATION_KINDS,
+    ColumnShape,
     Constraint,
     Index,
     Relation,
     Routine,
     SchemaSnapshot,
 )
-from tenancy.data_isolation.engine.reserved_names import (
+from tenancy.data_isolation.engine.tenant_column import (
     ISOLATION_POLICY,
     TENANT_COLUMN,
     VERSION_TABLE,
@@ -40,6 +41,34 @@ FUNCTION_SETTINGS: Final = frozenset(
         "work_mem",
         "xmlbinary",
         "xmloption",
+    }
+)
+
+#: Types whose values name objects, transactions or places of one database, so that they would not
+#: survive a move to another (manual, 8.19 and 8.20).
+_LOCAL_TYPES: Final = frozenset(
+    {
+        "aclitem",
+        "cid",
+        "oid",
+        "pg_lsn",
+        "pg_snapshot",
+        "refcursor",
+        "regclass",
+        "regcollation",
+        "regconfig",
+        "regdictionary",
+        "regnamespace",
+        "regoper",
+        "regoperator",
+        "regproc",
+        "regprocedure",
+        "regrole",
+        "regtype",
+        "tid",
+        "txid_snapshot",
+        "xid",
+        "xid8",
     }
 )
 
@@ -109,6 +138,7 @@ def _relation_refusals(relation: Relation, snapshot: SchemaSnapshot) -> Iterator
     ]
     if relation.kind == "r" and relation.name != VERSION_TABLE:
         reasons += _table_reasons(relation, snapshot)
+    reasons += [_column_reason(column) for column in relation.columns]
     if relation.kind in "vc" and relation.column(TENANT_COLUMN):
         reasons.append(f"it has a column {TENANT_COLUMN}, a name that the runtime keeps for itself")
     for reason in filter(None, reasons):
@@ -131,6 +161,18 @@ def _table_reasons(table: Relation, snapshot: SchemaSnapshot) -> list[str | None
         if column and (column.generated or column.identity)
         else None,
     ]
+
+
+def _column_reason(column: ColumnShape) -> str | None:
+    base = column.type.removesuffix("[]")
+    if base in _LOCAL_TYPES:
+        return f"its column {column.name} is {base}, which means something in one database only"
+    if column.row_of:
+        return (
+            f"its column {column.name} holds rows of table {column.row_of}, and with them "
+            f"{TENANT_COLUMN}; use jsonb or a composite type"
+        )
+    return None
 
 
 def _constraint_reason(constraint: Constraint) -> str | None:
@@ -204,6 +246,11 @@ def _routine_reason(routine: Routine, owner: str) -> str | None:
         return "a LEAKPROOF function may see rows before row security removes them"
     if routine.language not in _LANGUAGES:
         return f"language {routine.language} is not supported; use sql or plpgsql"
+    if routine.row_types:
+        return (
+            f"it takes or returns rows of table {routine.row_types[0]}, which have "
+            f"{TENANT_COLUMN}; use RETURNS TABLE (...) or a composite type"
+        )
     named = {setting.split("=", 1)[0].lower() for setting in routine.settings}
     wrong = sorted(named - FUNCTION_SETTINGS)
     return f"its SET clause changes {', '.join(wrong)}" if wrong else None

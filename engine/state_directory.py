@@ -33,6 +33,7 @@ from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.engine.service_user import ServiceUser, service_user
 
 _LOG_TAIL_BYTES = 64 * 1024
+_FULL_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +110,11 @@ class StateDirectory:
                 f"{free_min_bytes >> 20} MiB (TENANCY_SERVER_FREE_DISK_MIN_BYTES): free some "
                 "space, or set TENANCY_HOME to a directory elsewhere"
             )
+
+    def is_disk_full(self) -> bool:
+        """Whether the disk has next to nothing to spare, for when a program does not say so."""
+        with file_errors(self.path):
+            return shutil.disk_usage(self.path).free < _FULL_BYTES
 
     def read_record(self) -> ServerRecord | None:
         """The server last started here, running or not."""

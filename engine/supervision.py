@@ -50,12 +50,15 @@ _PORT_ATTEMPTS = 5
 _ANSWER_INTERVAL_S = 0.05
 #: How long a server may take to end after each further signal, once it did not end in good order.
 _FORCED_STOP_TIMEOUT_S = 10.0
-#: How long the other processes of a server may take to notice that its main process is gone.
-_LINGER_S = 2.0
+_SIGNAL_INTERVAL_S = 1.0
+#: How long the other processes of a server may take to notice that its main process is gone, or
+#: that they are to end.
+_LINGER_S = 1.0
 
 # The server is no child of ours, so that it leaves no remains with us and can outlive us. The shell
 # tells its pid and, unless the server is to stay, waits with it: the standard input of the shell is
-# a pipe that ends when the owner does, however that happens, and then the server is told to stop.
+# a pipe that ends when the owner does, however that happens, and then the server is told to stop,
+# more than once, because at first it does not listen (the shell has it ignore SIGINT).
 _LAUNCHER = """
 mode=$1 signal=$2
 shift 2
@@ -65,7 +68,7 @@ server=$!
 echo "$server"
 exec >/dev/null
 [ "$mode" = detached ] && exit 0
-{ read -r line; kill -s "$signal" "$server"; } <&3 2>/dev/null &
+{ read -r line; while kill -s "$signal" "$server"; do sleep 1; done; } <&3 2>/dev/null &
 wait "$server"
 kill "$!" 2>/dev/null
 exit 0
@@ -349,8 +352,7 @@ class Supervisor:
                 (program.graceful, self._timeout_s),
                 (program.immediate, _FORCED_STOP_TIMEOUT_S),
             ):
-                await in_thread(record.process.signal, number)
-                if await self._is_unused_within(wait_s, while_alive=record.process):
+                if await self._is_ended_by(number, record.process, wait_s):
                     return
         # Without their main process the others end by themselves, unless they are busy.
         if await self._is_unused_within(_LINGER_S):
@@ -359,12 +361,26 @@ class Supervisor:
             for process in await in_thread(processes_locking, self._state.server.path):
                 if process.pid != os.getpid():
                     process.signal(number)
-            if await self._is_unused_within(_FORCED_STOP_TIMEOUT_S):
+            if await self._is_unused_within(_LINGER_S):
                 return
         raise EmbeddedServerError(
             f"{self._state.path} is in use by processes that this one may not end or cannot see "
             "(in another container?): end the server there first"
         )
+
+    async def _is_ended_by(
+        self, number: Signals, process: ProcessIdentity, timeout_s: float
+    ) -> bool:
+        """Signal the main process until it is gone or the time is over; whether all are gone.
+
+        More than once, because a server that was only just started does not listen yet.
+        """
+        deadline = time.monotonic() + timeout_s
+        while await in_thread(process.is_alive) and time.monotonic() < deadline:
+            await in_thread(process.signal, number)
+            if await self._is_unused_within(_SIGNAL_INTERVAL_S, while_alive=process):
+                return True
+        return not await in_thread(self._state.is_in_use)
 
     async def _is_unused_within(
         self, timeout_s: float, while_alive: ProcessIdentity | None = None

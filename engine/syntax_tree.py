@@ -160,6 +160,15 @@ def write(tree: Tree) -> str:
     return text
 
 
+def fingerprint(sql: str) -> str:
+    """Sixteen digits that are equal for statements that differ only in values.
+
+    `sql` was parsed before.
+    """
+    found: str = postgast.fingerprint(sql).hex
+    return found
+
+
 def without_places(tree: Tree) -> bytes:
     """`tree` as bytes in which two trees of differently laid-out text are equal."""
     copy = pb.ParseResult()
@@ -187,13 +196,26 @@ def nodes(*roots: Node) -> Iterator[Node]:
 
 def children(node: Node) -> Iterator[Node]:
     """The messages that `node` holds directly, unwrapped; empty `Node` wrappers are left out."""
+    for holder in held(node):
+        inner = unwrap(holder)
+        if not isinstance(inner, pb.Node):
+            yield inner
+
+
+def held(node: Node) -> Iterator[Node]:
+    """The messages that `node` holds directly, each still in its wrapper if it has one."""
     for field, value in node.ListFields():
         if field.message_type is None:
             continue
-        for child in (value,) if isinstance(value, _protobuf.Message) else value:
-            inner = unwrap(child)
-            if not isinstance(inner, pb.Node):
-                yield inner
+        if is_message(value):
+            yield value
+        else:
+            yield from value
+
+
+def is_message(value: object) -> bool:
+    """Whether the value of a field is a message, and not a list of them."""
+    return isinstance(value, _protobuf.Message)
 
 
 def unwrap(node: Node) -> Node:
@@ -201,8 +223,7 @@ def unwrap(node: Node) -> Node:
     if isinstance(node, pb.Node):
         kind = node.WhichOneof("node")
         if kind is not None:
-            inner: Node = getattr(node, kind)
-            return inner
+            return getattr(node, kind)
     return node
 
 
@@ -227,6 +248,18 @@ def cast_type(name: Node) -> tuple[str | None, str]:
     """Schema and name of a type; the grammar gives `pg_catalog` to `int` and its like."""
     parts = words(name.names)
     return (".".join(parts[:-1]) or None, parts[-1]) if parts else (None, "")
+
+
+def is_star(node: Node) -> bool:
+    """Whether a node, or what a wrapper holds, is `*` or `t.*`."""
+    inner = unwrap(node)
+    return isinstance(inner, pb.ColumnRef) and bool(inner.fields[-1].HasField("a_star"))
+
+
+def is_row_expansion(node: Node) -> bool:
+    """Whether a node, or what a wrapper holds, is `(expression).*`."""
+    inner = unwrap(node)
+    return isinstance(inner, pb.A_Indirection) and bool(inner.indirection[-1].HasField("a_star"))
 
 
 def position(sql: str, byte_offset: int) -> str:

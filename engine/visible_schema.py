@@ -23,7 +23,7 @@ class VisibleRelation:
     `view` says that it is a view: it has no indexes of its own.
     `runs_code` says that reading or changing it can run functions of the schema (triggers, rules,
     defaults, checks, generated columns, the view's own query, or the same in a table that is
-    reached by a foreign key's action).
+    reached by a foreign key's action); a schema without functions has no such relation.
     """
 
     name: str
@@ -31,7 +31,7 @@ class VisibleRelation:
     primary_key: tuple[str, ...] = ()
     hidden: bool = True
     view: bool = False
-    runs_code: bool = False
+    runs_code: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

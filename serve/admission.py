@@ -46,8 +46,8 @@ class Admission:
         """Let one more request in; `OverloadedError` when there are too many."""
         if self._requests >= self._requests_max:
             raise OverloadedError(
-                f"{self._requests_max} requests are being worked on (TENANCY_REQUESTS_IN_FLIGHT_MAX)"
-                "; nothing was done. Wait and try again",
+                f"{self._requests_max} requests are being worked on "
+                "(TENANCY_REQUESTS_IN_FLIGHT_MAX); nothing was done. Wait and try again",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._requests += 1

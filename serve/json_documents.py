@@ -10,6 +10,7 @@ Rules this module keeps (RFC 8259, and where that leaves a choice, the careful o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
@@ -20,8 +21,6 @@ import orjson
 from tenancy.data_isolation.core.errors import InvalidInputError
 
 _INT64 = range(-(2**63), 2**64)
-#: Deepest value that is written by recursion; PostgreSQL's own limit is of the same order.
-_WRITE_DEPTH_MAX = 200
 
 
 class InvalidJsonError(InvalidInputError):
@@ -60,7 +59,7 @@ def dump_json(value: Any) -> bytes:
         return orjson.dumps(value, default=_number)
     except TypeError:
         # Integers beyond 64 bits and deep nesting: rare, so written at leisure.
-        return "".join(_written(value, 0)).encode()
+        return "".join(_written(value)).encode()
 
 
 class _RefusedError(ValueError):
@@ -138,25 +137,35 @@ def _number(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def _written(value: Any, depth: int) -> Iterator[str]:
-    if depth > _WRITE_DEPTH_MAX:
-        raise InvalidInputError(
-            f"a value in the answer is nested more than {_WRITE_DEPTH_MAX} levels deep; "
-            "select it as text"
-        )
-    if isinstance(value, dict):
-        yield "{"
-        for position, (name, item) in enumerate(value.items()):
-            yield f"{',' if position else ''}{json.dumps(name)}:"
-            yield from _written(item, depth + 1)
-        yield "}"
-    elif isinstance(value, list | tuple):
-        yield "["
-        for position, item in enumerate(value):
-            yield "," if position else ""
-            yield from _written(item, depth + 1)
-        yield "]"
-    elif isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
-        yield str(value)
-    else:
-        yield orjson.dumps(value, default=_number).decode()
+def _written(value: Any) -> Iterator[str]:
+    """The pieces of `value` as JSON. A loop and no recursion, so depth has no limit here."""
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, _Piece):
+            yield item
+        elif isinstance(item, dict):
+            waiting.append(_Piece("}"))
+            # Taken from the end, so written in reverse.
+            for position, (name, part) in reversed(list(enumerate(item.items()))):
+                head = f"{',' if position else ''}{json.dumps(name, ensure_ascii=False)}:"
+                waiting += [part, _Piece(head)]
+            waiting.append(_Piece("{"))
+        elif isinstance(item, list | tuple):
+            waiting.append(_Piece("]"))
+            for position, part in reversed(list(enumerate(item))):
+                waiting += [part, _Piece("," if position else "")]
+            waiting.append(_Piece("["))
+        elif isinstance(item, int) and not isinstance(item, bool) and item not in _INT64:
+            yield str(item)
+        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+            names = [field.name for field in dataclasses.fields(item)]
+            waiting.append({name: getattr(item, name) for name in names})
+        else:
+            yield orjson.dumps(item, default=_number).decode()
+
+
+class _Piece(str):
+    """Text that is JSON already."""
+
+    __slots__ = ()

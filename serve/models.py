@@ -161,6 +161,13 @@ class BatchBody(Body):
     )
 
 
+class FieldProblem(Answer):
+    """One field that is not as it must be."""
+
+    field: str
+    detail: str
+
+
 class ProblemAnswer(Answer):
     """Problem details (RFC 9457)."""
 
@@ -186,13 +193,6 @@ class ProblemAnswer(Answer):
     sqlstate: str | None = Field(default=None, description="Where PostgreSQL gave one.")
     instance: str | None = Field(default=None, description="Under this id the log has more.")
     errors: list[FieldProblem] | None = None
-
-
-class FieldProblem(Answer):
-    """One field that is not as it must be."""
-
-    field: str
-    detail: str
 
 
 class BatchProblem(Answer):
@@ -269,17 +269,18 @@ class MigrationBody(Body):
 
 
 class MigrationAnswer(Answer):
-    """A migration that is registered."""
+    """A registered migration. `name` begins with the number, as that of a file would."""
 
     number: int
     name: str
+    checksum: str = Field(description="SHA-256 of the text, in hexadecimal.")
 
 
 class NamespacesAnswer(Answer):
     """How many copies of the schema there are, and how far they have come."""
 
     total: int
-    current: int
+    current: int = Field(description="Copies at the newest version.")
     behind: int
     failed: int
     versions: dict[str, int] = Field(description="Copies at each version.")
@@ -290,13 +291,13 @@ class NamespaceFailure(Answer):
 
     server: str
     kind: str
-    tenant_id: str | None
+    tenant_no: int | None
     version: int
     error: str | None
 
 
 class SchemaAnswer(Answer):
-    """The tenant-neutral schema: its migrations, its tables, and where it stands."""
+    """The tenant-neutral schema: its migrations, its tables, and where its copies stand."""
 
     version: int
     migrations: list[MigrationAnswer]
@@ -305,12 +306,11 @@ class SchemaAnswer(Answer):
     failures: list[NamespaceFailure]
 
 
-class MigrationAppliedAnswer(Answer):
-    """A migration that was registered and carried to every copy of the schema."""
+class MigrationAppliedAnswer(MigrationAnswer):
+    """A migration that is registered and was brought to every copy of the schema."""
 
-    migration: MigrationAnswer
+    version: int
     namespaces: NamespacesAnswer
-    failures: list[NamespaceFailure]
 
 
 class KeyBody(Body):
@@ -336,10 +336,15 @@ class KeyAnswer(Answer):
     revoked_at: datetime | None
 
 
-class NewKeyAnswer(KeyAnswer):
+class NewKeyAnswer(Answer):
     """A fresh API key. `key` is shown this once and kept nowhere."""
 
+    key_id: str
     key: str
+    scope: Literal["admin", "tenant"]
+    tenant_id: str | None
+    label: str
+    expires_at: datetime | None
 
 
 class KeysAnswer(Answer):

@@ -96,7 +96,9 @@ class InvalidFieldsError(InvalidInputError):
 def problem(error: TenancyError) -> dict[str, Any]:
     """The problem details of `error`."""
     # The customer's name must not make two answers differ that have to be the same.
-    detail = TenantNotFoundError().detail if isinstance(error, TenantNotFoundError) else error.detail
+    detail = (
+        TenantNotFoundError().detail if isinstance(error, TenantNotFoundError) else error.detail
+    )
     found: dict[str, Any] = {
         "type": _TYPE_PREFIX + error.slug,
         "title": error.slug.replace("-", " ").capitalize(),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tenancy.data_isolation.core.admission import Admission
-from tenancy.data_isolation.core.choice import Choice, choose
+from tenancy.data_isolation.core.choice import Choice
 from tenancy.data_isolation.core.circuit_breaker import (
     BreakerLimits,
     CircuitBreaker,
@@ -26,24 +26,16 @@ from tenancy.data_isolation.core.circuit_breaker import (
 )
 from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.core.errors import (
-    ConflictError,
-    InvalidInputError,
     SettingError,
     StrategyNotFoundError,
     TenancyError,
     TenantNotFoundError,
     TenantSuspendedError,
-    UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
 from tenancy.data_isolation.core.performance import Outcome, PerformanceLog, outcome_of
-from tenancy.data_isolation.core.rules import (
-    STRATEGY_OF_LEVEL,
-    Facts,
-    RuleBook,
-    StrategyName,
-    strength,
-)
+from tenancy.data_isolation.core.placement_policy import PlacementPolicy, where_it_is
+from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL, Facts, RuleBook, StrategyName
 from tenancy.data_isolation.core.rules_file import read_rules
 from tenancy.data_isolation.core.service_levels import checked_targets, compare
 from tenancy.data_isolation.core.settings import EngineConfig
@@ -190,11 +182,17 @@ class UltraAdvancedStrategyOrchestrator:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.config = config or OrchestratorConfig()
-        self._book = _rule_book(self.config.rules)
         self._clock = clock or SystemClock()
         self._sleep = sleep
         given = strategies or (RowLevelStrategy(), SchemaLevelStrategy(), DatabaseLevelStrategy())
         self._strategies = {strategy.name: strategy for strategy in given}
+        fallback = self.config.fallback_strategy
+        self._policy = PlacementPolicy(
+            book=_rule_book(self.config.rules),
+            available=tuple(self._strategies),
+            fallback=StrategyName(fallback) if fallback else None,
+            compliance_validation=self.config.compliance_validation,
+        )
         limits = BreakerLimits(
             failures_max=self.config.breaker_failures_max,
             window_s=self.config.breaker_window_s,
@@ -298,7 +296,8 @@ class UltraAdvancedStrategyOrchestrator:
         tenant = await self._tenants().find(context_id(context))
         if tenant is None:
             return await self._choice_for_new(context, name)
-        return self._choice_for_placed(context, tenant, name)
+        facts = Facts.of(context, tenant=tenant, operation=name)
+        return self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant).level)
 
     def strategy(self, name: str) -> PlacementStrategy:
         """The strategy of that name; `StrategyNotFoundError` lists what exists."""
@@ -448,10 +447,12 @@ class UltraAdvancedStrategyOrchestrator:
             # What we remember may be out of date; a refusal must not be.
             known.forget(tenant_id)
             tenant = await known.obtain(tenant_id, create)
-        self._check_placed(context, tenant)
+        level = placement_of(tenant).level
+        if wish is not None or context.compliance or tenant.compliance:
+            self._policy.check_placed(tenant_id, Facts.of(context, tenant=tenant), level)
         if choices:
             return tenant, choices[-1].reasons
-        return tenant, (_where_it_is(tenant),)
+        return tenant, (where_it_is(tenant_id, level),)
 
     async def _create(self, context: TenantContext, choice: Choice) -> Tenant:
         strategy = self._strategy_at(choice.level)
@@ -460,115 +461,20 @@ class UltraAdvancedStrategyOrchestrator:
         with self._observed(strategy.name):
             tenant = await strategy.create(context)
         self._tell("tenant_created", tenant.tenant_id, f"with {choice.strategy}")
+        if choice.instead_of is not None:
+            detail = f"{choice.strategy} instead of {choice.instead_of}"
+            self._tell("fallback_used", tenant.tenant_id, detail)
         if self._counts is not None:
             counts, at_s = self._counts
             self._counts = ({**counts, choice.level: counts.get(choice.level, 0) + 1}, at_s)
         return tenant
 
-    def _check_placed(self, context: TenantContext, tenant: Tenant) -> None:
-        """Refuse a wish that differs from the placement, and a placement below the compliance."""
-        level, wish = placement_of(tenant).level, context.isolation_level
-        if wish is not None and wish is not level:
-            raise ConflictError(
-                f"tenant {tenant.tenant_id} is at level {level} and {wish} is asked for; moving a "
-                f"tenant is not possible yet, so leave isolation_level out or set it to {level}"
-            )
-        if not self.config.compliance_validation or not (context.compliance or tenant.compliance):
-            return
-        demand = self._book.demand(Facts.of(context, tenant=tenant))
-        if demand is not None and strength(level) < strength(demand[0]):
-            raise ConflictError(
-                f"tenant {tenant.tenant_id} is at level {level}, and rule '{demand[1].name}' "
-                f"demands at least {demand[0]}; moving a tenant is not possible yet, so make a new "
-                f"tenant at {demand[0]} and copy the data, or set compliance_validation=False"
-            )
-
     async def _choice_for_new(self, context: TenantContext, operation: str | None) -> Choice:
         facts = Facts.of(context, databases=await self._databases(), operation=operation)
-        self._check_compliance(context, facts)
-        choice = self._choose(facts)
-        refused = self._refused()
-        shut = {choice.strategy, STRATEGY_OF_LEVEL[choice.level]} & refused.keys()
-        if not shut:
-            return choice
-        fallback = self.config.fallback_strategy
-        if fallback is not None:
-            with suppress(ConflictError):
-                second = self._choose(facts, closed=refused)
-                if second.strategy == fallback and STRATEGY_OF_LEVEL[second.level] not in refused:
-                    self._tell(
-                        "fallback_used", context_id(context), f"{fallback} for {choice.strategy}"
-                    )
-                    return second
-        name = min(shut)
-        raise UnavailableError(
-            f"{name} takes no new tenants now: {refused[name]}, and "
-            + (
-                f"the fallback {fallback} cannot take this one"
-                if fallback
-                else "no fallback is set"
-            ),
-            retry_after_s=self._breakers[name].retry_after_s(self._clock.monotonic_s()),
-        )
-
-    def _choose(self, facts: Facts, *, closed: Mapping[StrategyName, str] | None = None) -> Choice:
-        fallback = self.config.fallback_strategy
-        return choose(
-            self._book,
-            facts,
-            available=tuple(self._strategies),
-            closed=closed,
-            fallback=StrategyName(fallback) if fallback else None,
-            compliance_validation=self.config.compliance_validation,
-        )
-
-    def _choice_for_placed(
-        self, context: TenantContext, tenant: Tenant, operation: str | None
-    ) -> Choice:
-        self._check_placed(context, tenant)
-        level = placement_of(tenant).level
-        facts = Facts.of(context, tenant=tenant, operation=operation)
-        reasons = [_where_it_is(tenant)]
-        with suppress(ConflictError):
-            fresh = self._choose(dataclasses.replace(facts, placement=None, wish=None))
-            reasons += [f"The rules would give a new tenant like this {fresh.strategy}:"]
-            reasons += fresh.reasons
-        name = self._strategy_at(level).name
-        return Choice(
-            strategy=name,
-            level=level,
-            reasons=tuple(reasons),
-            considered={name: "its data is here"},
-        )
-
-    def _check_compliance(self, context: TenantContext, facts: Facts) -> None:
-        """Refuse regimes that no rule knows, and a wish below what the known ones demand."""
-        if not self.config.compliance_validation:
-            return
-        known = self._book.regimes()
-        strange = [word for word in facts.compliance if word not in known]
-        if strange:
-            raise InvalidInputError(
-                f"tenant {context.tenant_id}: no rule knows compliance {', '.join(strange)}; "
-                f"known are {', '.join(known)}; add a rule or set compliance_validation=False"
-            )
-        demand = self._book.demand(facts)
-        if facts.wish is not None and demand and strength(facts.wish) < strength(demand[0]):
-            raise ConflictError(
-                f"tenant {context.tenant_id} asks for level {facts.wish}, and rule "
-                f"'{demand[1].name}' demands at least {demand[0]} for its compliance; ask for "
-                f"{demand[0]}, or set compliance_validation=False"
-            )
-
-    def _refused(self) -> dict[StrategyName, str]:
-        """Strategies that take no new tenants now."""
         now_s = self._clock.monotonic_s()
         waits = {name: item.retry_after_s(now_s) for name, item in self._breakers.items()}
-        return {
-            name: f"its circuit breaker is open, try again in {wait:.0f} s"
-            for name, wait in waits.items()
-            if wait > 0
-        }
+        closed = {name: wait for name, wait in waits.items() if wait > 0}
+        return self._policy.for_new(context_id(context), facts, closed)
 
     async def _databases(self) -> int:
         """How many tenants have a database; may be as old as what is known of tenants."""
@@ -670,10 +576,3 @@ def _rule_book(rules: str | Path | Mapping[str, Any] | None) -> RuleBook:
 def _distribution(counts: Mapping[IsolationLevel, int]) -> dict[str, int]:
     """Tenants per strategy."""
     return {str(name): counts.get(level, 0) for level, name in STRATEGY_OF_LEVEL.items()}
-
-
-def _where_it_is(tenant: Tenant) -> str:
-    return (
-        f"Tenant {tenant.tenant_id} exists at level {placement_of(tenant).level}, and is used "
-        "where its data is."
-    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["support.postgres"]
+pytest_plugins = ["support.postgres", "support.server_home", "support.small_disk"]
 if find_spec("support.install") is not None:
     pytest_plugins.append("support.install")
 

@@ -101,67 +101,57 @@ declare
     outer_pad  pg_catalog.bytea;
     now_epoch  pg_catalog.int8;
     now_open   pg_catalog.bool;
+    current    pg_catalog.bool;
 begin
-    if binding is null or binding operator(pg_catalog.=) '' then
-        return tenancy.refuse('TN001');
-    end if;
-    if pg_catalog.translate(message, '0123456789', '') operator(pg_catalog.<>) '...'
-       or key_text operator(pg_catalog.=) ''
-       or pg_catalog.length(key_text) operator(pg_catalog.>) 9
-       or number operator(pg_catalog.=) ''
-       or pg_catalog.length(number) operator(pg_catalog.>) 18
-       or pg_catalog.split_part(message, '.', 4)
-          operator(pg_catalog.<>) pg_catalog.pg_backend_pid()::pg_catalog.text
+    if pg_catalog.translate(message, '0123456789', '') operator(pg_catalog.=) '...'
+       and key_text operator(pg_catalog.<>) ''
+       and pg_catalog.length(key_text) operator(pg_catalog.<=) 9
+       and number operator(pg_catalog.<>) ''
+       and pg_catalog.length(number) operator(pg_catalog.<=) 18
+       and pg_catalog.split_part(message, '.', 4)
+           operator(pg_catalog.=) pg_catalog.pg_backend_pid()::pg_catalog.text
     then
-        return tenancy.refuse('TN002');
-    end if;
-    key_no := key_text;
-    bound_no := number;
-
-    if pg_catalog.pg_advisory_xact_lock_shared(
-        bound_no operator(pg_catalog.|) 4611686018427387904) is null
-    then
-        return null;  -- Unreachable: void is not null. An expression is cheaper than PERFORM.
-    end if;
-    if pg_catalog.current_setting('transaction_isolation') operator(pg_catalog.=) 'read committed'
-    then
-        select k.inner_pad, k.outer_pad, f.epoch, f.open
-        into inner_pad, outer_pad, now_epoch, now_open
-        from tenancy.binding_key k
-        left join tenancy.fence f on f.tenant_no operator(pg_catalog.=) bound_no
-        where k.key_id operator(pg_catalog.=) key_no;
-    else
-        if pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' then
-            return tenancy.refuse('25006');
+        key_no := key_text::pg_catalog.int4;
+        bound_no := number::pg_catalog.int8;
+        -- The lock's result is void, which is not null: an expression is cheaper than PERFORM.
+        if pg_catalog.pg_advisory_xact_lock_shared(
+               bound_no operator(pg_catalog.|) 4611686018427387904) is not null
+           and pg_catalog.current_setting('transaction_isolation')
+               operator(pg_catalog.=) 'read committed'
+        then
+            select k.inner_pad, k.outer_pad, f.epoch, f.open
+            into inner_pad, outer_pad, now_epoch, now_open
+            from tenancy.binding_key k
+            left join tenancy.fence f on f.tenant_no operator(pg_catalog.=) bound_no
+            where k.key_id operator(pg_catalog.=) key_no;
+        else
+            if pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' then
+                return tenancy.refuse('25006');
+            end if;
+            select f.epoch, f.open into now_epoch, now_open
+            from tenancy.fence f where f.tenant_no operator(pg_catalog.=) bound_no for share;
+            select k.inner_pad, k.outer_pad into inner_pad, outer_pad
+            from tenancy.binding_key k where k.key_id operator(pg_catalog.=) key_no;
         end if;
-        select f.epoch, f.open
-        into now_epoch, now_open
-        from tenancy.fence f where f.tenant_no operator(pg_catalog.=) bound_no
-        for share;
-        select k.inner_pad, k.outer_pad
-        into inner_pad, outer_pad
-        from tenancy.binding_key k where k.key_id operator(pg_catalog.=) key_no;
+        -- With no key, or one that is retired, this is null and so not true.
+        if pg_catalog.sha256(pg_catalog.convert_to(binding, 'UTF8')) operator(pg_catalog.=)
+           pg_catalog.sha256(pg_catalog.convert_to(
+               message operator(pg_catalog.||) '.' operator(pg_catalog.||) pg_catalog.encode(
+                   pg_catalog.sha256(outer_pad operator(pg_catalog.||)
+                       pg_catalog.sha256(inner_pad operator(pg_catalog.||)
+                           pg_catalog.convert_to(message, 'UTF8'))), 'hex'), 'UTF8'))
+        then
+            current := pg_catalog.split_part(message, '.', 3)
+                       operator(pg_catalog.=) now_epoch::pg_catalog.text;
+            if current and now_open then
+                return bound_no;
+            end if;
+            return tenancy.refuse(case when current then 'TN004' else 'TN003' end);
+        end if;
     end if;
-
-    -- No key, or one that is retired, makes the hash null.
-    if pg_catalog.sha256(pg_catalog.convert_to(binding, 'UTF8')) operator(pg_catalog.=)
-       pg_catalog.sha256(pg_catalog.convert_to(
-           message operator(pg_catalog.||) '.' operator(pg_catalog.||) pg_catalog.encode(
-               pg_catalog.sha256(outer_pad operator(pg_catalog.||)
-                   pg_catalog.sha256(inner_pad operator(pg_catalog.||)
-                       pg_catalog.convert_to(message, 'UTF8'))), 'hex'), 'UTF8')) is not true
-    then
-        return tenancy.refuse('TN002');
-    end if;
-    if pg_catalog.split_part(message, '.', 3)
-       operator(pg_catalog.=) now_epoch::pg_catalog.text is not true
-    then
-        return tenancy.refuse('TN003');
-    end if;
-    if now_open is not true then
-        return tenancy.refuse('TN004');
-    end if;
-    return bound_no;
+    return tenancy.refuse(
+        case when binding is null or binding operator(pg_catalog.=) '' then 'TN001'
+             else 'TN002' end);
 end;
 $$;
 
@@ -186,7 +176,7 @@ create schema if not exists tenancy_reference authorization tenancy_owner;
 alter default privileges for role tenancy_owner revoke execute on functions from public;
 
 -- name: use_app
-grant usage on schema app, tenancy_reference to tenancy_rows;
+grant usage on schema app to tenancy_rows;
 
 -- name: owner_rights
 -- What tenancy.tenant() and whoever drains a tenant need once PUBLIC has lost it.

@@ -53,12 +53,14 @@ $$;
 create trigger epochs_only_rise before update on catalog.placement
 for each row execute function catalog.epochs_only_rise();
 
+-- The script is what the migration comes to on scoped tables (schema_script.py).
 create table catalog.migration (
     number         int primary key check (number > 0),
     name           text not null,
     sql            text not null,
     checksum       bytea not null,
-    registered_at  timestamptz not null default now()
+    registered_at  timestamptz not null default now(),
+    script         jsonb
 );
 
 create table catalog.namespace (
@@ -223,6 +225,10 @@ select sql from catalog.named_operation where name = $1;
 
 -- name: named_operations
 select name, sql from catalog.named_operation where name > $1 order by name limit $2;
+
+-- name: add_named_operation
+insert into catalog.named_operation (name, sql) values ($1, $2)
+on conflict (name) do nothing returning name;
 
 -- name: set_named_operation
 insert into catalog.named_operation (name, sql) values ($1, $2)

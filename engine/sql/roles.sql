@@ -20,9 +20,10 @@ select current_setting('server_version_num')::int as version_num,
 select exists (select from pg_roles where rolname = $1);
 
 -- name: create_owner_text
--- The server quotes: the text that this returns is run as it is.
+-- The server quotes: the text that this returns is run as it is. INHERIT, since the rights on the
+-- schema public come by the built-in role pg_database_owner, and before PostgreSQL 16 only so.
 select format(
-    'create role %I nologin noinherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls',
+    'create role %I nologin inherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls',
     $1::text);
 
 -- name: create_login_text
@@ -67,6 +68,9 @@ from pg_database where datname = $1;
 -- somebody put into template1 comes along.
 create database {database} owner {owner} template template0 encoding 'UTF8' allow_connections false;
 
+-- name: clone_database
+create database {database} owner {owner} template {template} allow_connections false;
+
 -- name: close_database_to_public
 -- CONNECT and TEMP are PUBLIC's by default. A temporary table is an object that a tenant owns.
 revoke all on database {database} from public;
@@ -79,7 +83,16 @@ grant connect on database {database} to {role};
 
 -- name: databases_of_ours
 -- $1 = the database and its template, $2 = the owner role: tenants' databases have opaque names.
-select datname from pg_database
+select datname::text from pg_database
 where datname = any ($1::text[])
    or (datname ~ '^t_[0-9a-f]{20}$' and pg_get_userbyid(datdba) = $2)
 order by datname;
+
+-- name: trusting_lines
+-- Lines that may concern our logins; `+group` and `sameuser` and the like are told as well.
+select line_number, database, user_name
+from pg_hba_file_rules
+where auth_method = 'trust' and error is null
+  and (user_name && array['all', 'tenancy_rows', 'tenancy_control']
+       or exists (select from unnest(user_name) u where u ~ '^[+/]|^t_[0-9a-f]{20}$'))
+order by line_number;

@@ -156,6 +156,14 @@ select jsonb_build_object(
                             jsonb_build_object(
                                 'name', attribute.attname,
                                 'type', format_type(attribute.atttypid, attribute.atttypmod),
+                                'row_of', (
+                                    select owner.relname
+                                    from pg_type as type
+                                    left join pg_type as element on element.oid = type.typelem
+                                    join pg_class as owner
+                                        on owner.oid in (type.typrelid, element.typrelid)
+                                    where type.oid = attribute.atttypid and owner.relkind = 'r'
+                                ),
                                 'not_null', attribute.attnotnull,
                                 'default', pg_get_expr(def.adbin, def.adrelid),
                                 'generated', attribute.attgenerated,
@@ -324,6 +332,20 @@ select jsonb_build_object(
                 'security_definer', routine.prosecdef,
                 'leakproof', routine.proleakproof,
                 'settings', coalesce(to_jsonb(routine.proconfig), '[]'),
+                'row_types', (
+                    select jsonb_agg(distinct owner.relname)
+                    from pg_type as type
+                    left join pg_type as element on element.oid = type.typelem
+                    join pg_class as owner
+                        on owner.oid in (type.typrelid, element.typrelid)
+                    where owner.relkind = 'r'
+                      and (
+                          type.oid = routine.prorettype
+                          or type.oid = any (
+                              coalesce(routine.proallargtypes, routine.proargtypes::oid[])
+                          )
+                      )
+                ),
                 'definition', concat_ws(
                     ' ', pg_get_function_arguments(routine.oid),
                     pg_get_function_result(routine.oid), routine.provolatile,
@@ -381,3 +403,14 @@ select jsonb_build_object(
         from stranger join space on space.oid = stranger.space
     )
 ) as snapshot
+
+-- name: enter_schema
+-- Bare names mean this schema and pg_catalog; temporary tables come last (manual, 20.11.1).
+set local role tenancy_owner;
+set local search_path = {schema}, pg_temp;
+set local standard_conforming_strings = on;
+set local check_function_bodies = on;
+set local default_tablespace = '';
+set local default_table_access_method = 'heap';
+set local quote_all_identifiers = off;
+set local row_security = on;

@@ -318,9 +318,16 @@ def test_the_rights_that_others_have_stay():
     assert (MASK, 7, NOBODY) in changed
 
 
-def test_a_list_that_masks_the_right_out_is_left_alone():
+def test_the_mask_is_widened_again_after_a_chmod():
+    opened = access_list.with_search(PLAIN, 7)
+    closed = [(tag, 0 if tag == MASK else bits, who) for tag, bits, who in opened]
+
+    assert access_list.with_search(closed, 7) == opened
+
+
+def test_a_mask_that_holds_someone_else_back_is_left_alone():
     with pytest.raises(PermissionError):
-        access_list.with_search([*PLAIN, (MASK, 4, NOBODY)], 7)
+        access_list.with_search([*PLAIN, (USER, 1, 9), (MASK, 4, NOBODY)], 7)
 
 
 # Ports

@@ -1,0 +1,276 @@
+"""Tenants reached through their actors: a `TenantGateway` for strategies, Serve and the client.
+
+Operations of one actor coalesce (`channel.py`). Control of tenants goes to actors as well, to the
+one that represents the tenant: the process that calls then needs no database credential, and the
+actor that holds the tenant in memory is the one that learns of the change first. Listings, which
+belong to no tenant, go to one of the shared actors.
+
+The client computes a tenant's actor from the directory. Where it cannot know better (the tenant has
+an actor of its own, or lives in another region) the computed actor names the right one, and that is
+remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tenancy.data_isolation.actors.channel import ActorChannel, ActorLostError, Limits
+from tenancy.data_isolation.actors.directory import ActorName, Directory, is_dedicated
+from tenancy.data_isolation.actors.remote import Actors
+from tenancy.data_isolation.actors.statement_kind import changes_nothing
+from tenancy.data_isolation.actors.wire import (
+    PackedOperation,
+    Redirect,
+    pack_operation,
+)
+from tenancy.data_isolation.core.clock import SystemClock
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    OverloadedError,
+    RequestTooLargeError,
+    TenancyError,
+    TenantNotFoundError,
+    UnavailableError,
+)
+from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import (
+    IsolationLevel,
+    Operation,
+    QueryResult,
+    Tenant,
+    TenantContext,
+)
+
+#: How often an operation follows from actor to actor; the last one has to take it.
+_REDIRECTS_MAX = 3
+#: Tenants whose actor is remembered.
+_ROUTES_MAX = 100_000
+_CONTROL_RETRY_S = 0.5
+
+
+class ActorGateway:
+    """The way to tenants through actors. Used from one event loop, by any number of its tasks."""
+
+    def __init__(self, directory: Directory, settings: Settings) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._actors = Actors(settings, directory)
+        self._channels: dict[ActorName, ActorChannel] = {}
+        #: The actor of a tenant, and whether it has to take what it is sent.
+        self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
+        self._turn = itertools.count()
+        self._default_deadline_s = (
+            settings.statement_timeout_ms + settings.connection_wait_ms
+        ) / 1000
+
+    # Operations
+
+    async def execute(self, tenant_id: TenantId, operation: Operation) -> QueryResult:
+        """Run one operation of a tenant; raises what the engine raises.
+
+        A write that was under way when the actor was lost gives `OutcomeUnknownError`, unless it
+        carries an idempotency key; a read is repeated once.
+        """
+        packed = (pack_operation(operation, self._settings.request_bytes_max),)
+        result: QueryResult = await self._perform(tenant_id, packed, None, operation.deadline_s)
+        return result
+
+    async def execute_batch(
+        self, tenant_id: TenantId, operations: Sequence[Operation], *, atomic: bool = False
+    ) -> list[QueryResult | TenancyError]:
+        """Run several; each has its result or its error, or, when `atomic`, all or none."""
+        most = self._settings.batch_operations_max
+        if len(operations) > most:
+            raise RequestTooLargeError(
+                f"the batch has {len(operations)} operations, and {most} is the limit "
+                "(TENANCY_BATCH_OPERATIONS_MAX)"
+            )
+        bytes_max = self._settings.request_bytes_max
+        packed = tuple(pack_operation(operation, bytes_max) for operation in operations)
+        given = [item.deadline_s for item in operations if item.deadline_s is not None]
+        results: list[QueryResult | TenancyError] = await self._perform(
+            tenant_id, packed, atomic, min(given, default=None)
+        )
+        return results
+
+    # Control
+
+    async def create_tenant(
+        self,
+        context: TenantContext,
+        *,
+        level: IsolationLevel,
+        server: ServerName | None = None,
+        database_prefix: str | None = None,
+    ) -> Tenant:
+        """Make the tenant at that level, or finish making it. Raises `TenantExistsError`."""
+        tenant: Tenant = await self._control(
+            TenantId(context.tenant_id),
+            "create_tenant",
+            context,
+            level=level,
+            server=server,
+            database_prefix=database_prefix,
+        )
+        return tenant
+
+    async def tenant(self, tenant_id: TenantId) -> Tenant:
+        """The tenant of that name, or `TenantNotFoundError`."""
+        found: Tenant = await self._control(tenant_id, "tenant", tenant_id)
+        return found
+
+    async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
+        """Tenants in the order of their names, from the one behind `after`."""
+        found: list[Tenant] = await self._control(None, "tenants", after=after, limit=limit)
+        return found
+
+    async def suspend_tenant(self, tenant_id: TenantId) -> Tenant:
+        """Refuse the tenant's operations from now on."""
+        changed: Tenant = await self._control(tenant_id, "suspend_tenant", tenant_id)
+        return changed
+
+    async def resume_tenant(self, tenant_id: TenantId) -> Tenant:
+        """Take the tenant's operations again."""
+        changed: Tenant = await self._control(tenant_id, "resume_tenant", tenant_id)
+        return changed
+
+    async def delete_tenant(self, tenant_id: TenantId) -> None:
+        """Erase the tenant's data, then its name."""
+        await self._control(tenant_id, "delete_tenant", tenant_id)
+        self._routes.pop(tenant_id, None)
+
+    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
+        """The statement that a named operation stands for, or `OperationNotFoundError`."""
+        operation: Operation = await self._control(None, "resolve_operation", name, dict(data))
+        return operation
+
+    async def level_counts(self) -> Mapping[IsolationLevel, int]:
+        """How many tenants there are at each level."""
+        counts: Mapping[IsolationLevel, int] = await self._control(None, "level_counts")
+        return counts
+
+    async def route(self, tenant_id: TenantId) -> ActorName:
+        """The actor that represents the tenant, or `TenantNotFoundError`."""
+        name: ActorName = await self._control(tenant_id, "route", tenant_id)
+        return name
+
+    def statistics(self) -> dict[ActorName, dict[str, int]]:
+        """What went to each actor: operations, calls, calls repeated, actors lost."""
+        return {
+            name: {
+                "operations": channel.statistics.operations,
+                "calls": channel.statistics.calls,
+                "retried": channel.statistics.retried,
+                "lost": channel.statistics.lost,
+            }
+            for name, channel in self._channels.items()
+        }
+
+    async def close(self) -> None:
+        """Let go of the actors, which live on. Can be called again."""
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    # Ways
+
+    async def _perform(
+        self,
+        tenant_id: TenantId,
+        packed: tuple[PackedOperation, ...],
+        atomic: bool | None,
+        deadline_s: float | None,
+    ) -> Any:
+        if deadline_s is None:
+            deadline_s = self._default_deadline_s
+        elif deadline_s <= 0:
+            raise InvalidInputError("deadline_s must be positive: it is the time that is left")
+        for attempt in range(_REDIRECTS_MAX + 1):
+            name, final = self._routes.get(tenant_id) or self._computed(tenant_id)
+            outcome = await self._channel(name).perform(
+                tenant_id,
+                packed,
+                atomic=atomic,
+                deadline_s=deadline_s,
+                final=final or attempt == _REDIRECTS_MAX,
+            )
+            if type(outcome) is not Redirect:
+                return outcome
+            await self._learn(tenant_id, name, outcome)
+        raise UnavailableError("the actors send the tenant from one to another; try again")
+
+    async def _learn(self, tenant_id: TenantId, teller: ActorName, redirect: Redirect) -> None:
+        """Remember where the tenant is, and read the directory again when it has changed."""
+        if redirect.version > self._directory.version:
+            self._directory, _ = await self._ask(teller, "describe")
+            self._routes.clear()
+        name, final = ActorName(redirect.actor), False
+        if is_dedicated(name):
+            try:
+                await self._actors.handle(name)
+            except OverloadedError:
+                # All dedicated actors that may be there are: a shared one has to serve it.
+                name, final = teller, True
+            except ActorLostError as error:
+                raise UnavailableError(f"the actor {name} does not start: {error}") from None
+        if len(self._routes) >= _ROUTES_MAX:
+            self._routes.clear()
+        self._routes[tenant_id] = name, final
+
+    def _computed(self, tenant_id: TenantId) -> tuple[ActorName, bool]:
+        if len(self._routes) >= _ROUTES_MAX:
+            self._routes.clear()
+        route = self._directory.shared_actor(parse_tenant_id(tenant_id)), False
+        self._routes[tenant_id] = route
+        return route
+
+    def _channel(self, name: ActorName) -> ActorChannel:
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = ActorChannel(
+                name=name,
+                connect=partial(self._actors.connect, name),
+                changes_nothing=changes_nothing,
+                limits=Limits.of(self._settings),
+                clock=SystemClock(),
+            )
+        return channel
+
+    async def _control(
+        self, tenant_id: TenantId | None, method: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        if tenant_id is not None:
+            name, _ = self._routes.get(parse_tenant_id(tenant_id)) or self._computed(tenant_id)
+        else:
+            names = self._directory.shared_names()
+            name = names[next(self._turn) % len(names)]
+        return await self._ask(name, method, *args, **kwargs)
+
+    async def _ask(self, name: ActorName, method: str, *args: Any, **kwargs: Any) -> Any:
+        """One method of an actor; again when the actor was lost, until it has had time to restart.
+
+        Every control operation is a list of steps that can be repeated, so repeating one after an
+        unknown outcome finishes it.
+        """
+        lost = False
+        try:
+            async with asyncio.timeout(self._settings.actor_restart_timeout_s) as limit:
+                while True:
+                    try:
+                        return await self._actors.call(name, method, *args, **kwargs)
+                    except ActorLostError:
+                        lost = True
+                        await asyncio.sleep(_CONTROL_RETRY_S)
+        except TenantNotFoundError:
+            if lost and method == "delete_tenant":
+                return None  # The first attempt had done it.
+            raise
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UnavailableError(
+                f"the tenant's actor {name} does not answer; `tenancy doctor` says more"
+            ) from None

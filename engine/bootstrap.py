@@ -1,0 +1,305 @@
+"""Setting a server up, and checking that it is as it must be.
+
+Rules this module keeps:
+
+* Running it again changes nothing; running it after it was killed finishes the work. What belongs
+  to one database is one transaction; CREATE DATABASE cannot be, so each of its steps is checked.
+* One process at a time: an advisory lock per server, and one per database.
+* What is installed has a version, and newer versions follow as further steps of `_STEPS`. A step
+  that was released is never changed.
+* At the end roles and rights are audited, and any finding stops the start (`UnsafeRoleError`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from tenancy.data_isolation.core.crypto import MasterKey, binding_key
+from tenancy.data_isolation.core.errors import (
+    ServerUnavailableError,
+    SetupError,
+    TenancyError,
+    UnsafeRoleError,
+)
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.binding_keys import add_keys
+from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
+from tenancy.data_isolation.engine.layout import (
+    CONTROL_ROLE,
+    OWNER_ROLE,
+    ROWS_ROLE,
+    shared_database,
+    template_database,
+)
+from tenancy.data_isolation.engine.login_roles import ensure_fixed_roles, may_act_as_owner
+from tenancy.data_isolation.engine.roles import RoleFinding, audit_database, audit_server
+from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_ROLES_SQL = SqlFile("roles.sql")
+_BINDING_SQL = SqlFile("binding.sql")
+_CATALOG_SQL = SqlFile("catalog.sql")
+
+#: What leads from one version of a component to the next: (version, file, statement).
+_STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
+    "tenancy": ((1, _BINDING_SQL, "binding_1"), (1, _BINDING_SQL, "data_schemas_1")),
+    "catalog": ((1, _CATALOG_SQL, "catalog_1"),),
+}
+#: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.
+_HARDENING = ("owner_rights", "close_languages", "close_functions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BootstrapReport:
+    """What was set up.
+
+    `changes` is empty when everything was there already; `notes` are things that an operator
+    should know and that do not open a way between tenants.
+    """
+
+    servers: tuple[ServerFacts, ...]
+    changes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Bootstrap:
+    """Sets up every server; the first one also gets the catalog."""
+
+    def __init__(
+        self, *, settings: Settings, master_key: MasterKey, servers: Sequence[ServerConfig]
+    ) -> None:
+        if not servers:
+            raise SetupError("there is no server to set up")
+        self._settings = settings
+        self._master_key = master_key
+        self._admin = AdminConnections(settings=settings, servers=servers)
+        self._changes: list[str] = []
+        self._notes: list[str] = []
+
+    async def run(self) -> BootstrapReport:
+        """Install what is missing, then audit.
+
+        Raises `UnsafeRoleError` with every finding, `SetupError` when a server cannot be used, and
+        `ServerUnavailableError`.
+        """
+        self._changes, self._notes = [], []
+        facts = []
+        key_ids: list[int] = []
+        for index, config in enumerate(self._admin.servers):
+            try:
+                server_facts, key_ids = await self._set_up(config, index == 0, key_ids)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                raise _translate(config, error) from error
+            facts.append(server_facts)
+        findings = await self.audit()
+        if findings:
+            raise UnsafeRoleError(_told(findings))
+        return BootstrapReport(
+            servers=tuple(facts), changes=tuple(self._changes), notes=tuple(self._notes)
+        )
+
+    async def audit(self, *, every_database: bool = False) -> list[RoleFinding]:
+        """What is wrong with roles and rights, without changing anything.
+
+        With `every_database` the databases of single tenants are entered as well, which takes a
+        connection each.
+        """
+        findings: list[RoleFinding] = []
+        databases = [shared_database(self._settings), template_database(self._settings)]
+        for config in self._admin.servers:
+            server = ServerName(config.name)
+            async with self._admin.session(server) as connection:
+                findings += await audit_server(connection, settings=self._settings)
+                ours = await connection.fetch(
+                    _ROLES_SQL.statement("databases_of_ours"), databases, OWNER_ROLE
+                )
+            names = [row["datname"] for row in ours] if every_database else databases
+            for name in names:
+                async with self._admin.session(server, DatabaseName(name)) as connection:
+                    findings += await audit_database(connection)
+        return findings
+
+    async def _set_up(
+        self, config: ServerConfig, control: bool, key_ids: list[int]
+    ) -> tuple[ServerFacts, list[int]]:
+        """One server; the facts about it and the ids of the keys that are valid everywhere."""
+        server = ServerName(config.name)
+        async with self._admin.session(server) as connection:
+            facts = await read_facts(connection, server)
+            self._notes += facts.notes
+            await self._lock(connection, server)
+            await ensure_fixed_roles(
+                connection, master_key=self._master_key, server=server, control=control
+            )
+            await self._become_owner(connection, server, facts)
+            for database in (
+                shared_database(self._settings),
+                template_database(self._settings),
+            ):
+                if await ensure_database(connection, database):
+                    self._changes.append(f"{server}: database {database}")
+                key_ids = await self._install(server, database, control, key_ids)
+            shared = shared_database(self._settings)
+            for role in (ROWS_ROLE, CONTROL_ROLE) if control else (ROWS_ROLE,):
+                await grant_connect(connection, shared, role)
+            if not control:
+                await self._register(config)
+        return facts, key_ids
+
+    async def _install(
+        self, server: ServerName, database: DatabaseName, control: bool, key_ids: list[int]
+    ) -> list[int]:
+        """The schemas of one database, and its keys."""
+        shared = database == shared_database(self._settings)
+        async with self._admin.session(server, database) as connection:
+            self._changes += [
+                f"{server}: {database}: {change}"
+                for change in await _install_schemas(connection, rows=shared)
+            ]
+            self._notes += [
+                f"{server}: {database}: PUBLIC still has {row['what']}; "
+                "only a superuser can revoke it"
+                for row in await connection.fetch(_BINDING_SQL.statement("left_open"))
+            ]
+            if not shared:
+                return key_ids
+            if control:
+                self._changes += [
+                    f"{server}: {database}: {change}"
+                    for change in await _install_catalog(connection)
+                ]
+                config = self._admin.server(server)
+                await connection.execute(
+                    _CATALOG_SQL.statement("add_server"), config.name, config.region
+                )
+                rows = await connection.fetch(_CATALOG_SQL.statement("binding_key_numbers"))
+                key_ids = [row["key_id"] for row in rows if not row["retired"]]
+            keys = [binding_key(self._master_key, server, database, key_id) for key_id in key_ids]
+            await add_keys(connection, keys)
+        return key_ids
+
+    async def _register(self, config: ServerConfig) -> None:
+        """Tell the catalog of a further server."""
+        control = ServerName(self._admin.servers[0].name)
+        async with self._admin.session(control, shared_database(self._settings)) as connection:
+            await connection.execute(
+                _CATALOG_SQL.statement("add_server"), config.name, config.region
+            )
+
+    async def _lock(self, connection: asyncpg.Connection, server: ServerName) -> None:
+        """Wait until no other process sets this server up; the lock goes with the connection."""
+        limit_ms = int(self._settings.server_start_timeout_s * 1_000)
+        await connection.execute("select set_config('lock_timeout', $1, false)", str(limit_ms))
+        try:
+            await connection.execute(_ROLES_SQL.statement("roles_lock"))
+        except asyncpg.LockNotAvailableError:
+            raise SetupError(
+                f"another process has been setting up server {server!r} for {limit_ms} ms"
+            ) from None
+
+    async def _become_owner(
+        self, connection: asyncpg.Connection, server: ServerName, facts: ServerFacts
+    ) -> None:
+        """Let an admin that is no superuser do what the owner may."""
+        if await may_act_as_owner(connection, facts.version_num):
+            return
+        name = "join_owner" if facts.version_num >= 160_000 else "join_owner_15"
+        try:
+            await connection.execute(_ROLES_SQL.statement(name, owner=OWNER_ROLE))
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise SetupError(
+                f"the admin role of server {server!r} may not work as {OWNER_ROLE}: {error}; let "
+                f"whoever made that role run: grant {OWNER_ROLE} to {facts.admin}"
+            ) from None
+        self._changes.append(f"{server}: {facts.admin} is a member of {OWNER_ROLE}")
+
+
+async def install_database(
+    connection: asyncpg.Connection,
+    *,
+    settings: Settings,
+    master_key: MasterKey,
+    server: str,
+    database: DatabaseName,
+    key_ids: Sequence[int] = (1,),
+) -> None:
+    """The schemas `tenancy`, `app` and `tenancy_reference` in one database, hardened. Idempotent.
+
+    `connection` is the admin's, to that database. The template gets no keys: a clone accepts no
+    binding until its own are installed.
+    """
+    await _install_schemas(connection, rows=database == shared_database(settings))
+    if database != template_database(settings):
+        keys = [binding_key(master_key, server, database, key_id) for key_id in key_ids]
+        await add_keys(connection, keys)
+
+
+async def _install_schemas(connection: asyncpg.Connection, *, rows: bool) -> list[str]:
+    """All steps of the binding in one transaction; what was done. `rows`: level ROW works here."""
+    async with connection.transaction():
+        await connection.execute(_BINDING_SQL.statement("install_lock"))
+        await connection.execute("set local role tenancy_owner")
+        await connection.execute(_BINDING_SQL.statement("installation"))
+        changes = await _upgrade(connection, "tenancy")
+        if rows:
+            await connection.execute(_BINDING_SQL.statement("use_app"))
+        # The schema `public` belongs to whoever owns the database.
+        await connection.execute(_BINDING_SQL.statement("close_public_schema"))
+        await connection.execute("set local role none")
+        for name in _HARDENING:
+            await _try(connection, name)
+    return changes
+
+
+async def _install_catalog(connection: asyncpg.Connection) -> list[str]:
+    async with connection.transaction():
+        await connection.execute(_BINDING_SQL.statement("install_lock"))
+        await connection.execute("set local role tenancy_owner")
+        changes = await _upgrade(connection, "catalog")
+        await connection.execute("set local role none")
+    return changes
+
+
+async def _upgrade(connection: asyncpg.Connection, component: str) -> list[str]:
+    """Take the steps that are missing; what was done."""
+    steps = _STEPS[component]
+    installed = await connection.fetchval(_BINDING_SQL.statement("installed_version"), component)
+    newest = steps[-1][0]
+    if (installed or 0) > newest:
+        raise SetupError(
+            f"schema {component} is at version {installed}, this release knows {newest}; "
+            "use the release that set it up, or a later one"
+        )
+    missing = [step for step in steps if step[0] > (installed or 0)]
+    for _, file, name in missing:
+        await connection.execute(file.statement(name))
+    if not missing:
+        return []
+    await connection.execute(_BINDING_SQL.statement("record_version"), component, newest)
+    return [f"schema {component}, version {newest}"]
+
+
+async def _try(connection: asyncpg.Connection, name: str) -> None:
+    """A step of hardening; one that the admin may not take is left, and found out afterwards."""
+    try:
+        async with connection.transaction():
+            await connection.execute(_BINDING_SQL.statement(name))
+    except asyncpg.InsufficientPrivilegeError:
+        return
+
+
+def _told(findings: Sequence[RoleFinding]) -> str:
+    lines = "\n".join(f"- {finding}" for finding in findings)
+    return f"roles or rights would let a tenant cross its boundary; nothing was started:\n{lines}"
+
+
+def _translate(config: ServerConfig, error: Exception) -> TenancyError:
+    if isinstance(error, OSError | asyncpg.PostgresConnectionError | asyncpg.InterfaceError):
+        return ServerUnavailableError(f"server {config.name!r} went away while it was set up")
+    sqlstate = getattr(error, "sqlstate", None)
+    return SetupError(f"server {config.name!r} refused a step of its set-up: {error}", sqlstate)

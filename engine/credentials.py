@@ -1,0 +1,189 @@
+"""API keys: who may ask, and for which tenant.
+
+Rules this module keeps:
+
+* Only a hash of a key is stored; the key itself is shown once, by `create`.
+* An unknown key, a wrong one, one that is revoked and one that has expired are refused by the same
+  path, in the same words: one look-up and one comparison in constant time.
+* What was verified is believed for `Settings.credential_cache_ms` without asking again, so a
+  revocation takes effect within that time in every process. Refusals are not remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.core.crypto import (
+    ApiKey,
+    api_key_digest,
+    api_key_id,
+    new_api_key,
+    same_digest,
+)
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    NotFoundError,
+    TenantNotFoundError,
+    UnauthenticatedError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId, TenantNo
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog_records import ApiKeyRecord, CredentialScope
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("catalog.sql")
+#: Looked up and compared when a text is no key at all, so that it costs what any other one costs.
+_NO_KEY_ID = "0" * 16
+_NO_DIGEST = bytes(32)
+_KEY_ID = re.compile("[0-9a-f]{16}")
+_KEY_CHARACTERS_MAX = 200
+_LABEL_CHARACTERS_MAX = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Principal:
+    """Whom a credential stands for: an administrator, or one tenant."""
+
+    key_id: str
+    scope: CredentialScope
+    tenant_no: TenantNo | None
+    tenant_id: TenantId | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    principal: Principal
+    expires_at: datetime | None
+    #: Time of the steady clock after which the catalog is asked again.
+    believed_until_s: float
+
+
+class Credentials:
+    """Makes, verifies, lists and revokes API keys.
+
+    Safe to use from any task of the catalog's event loop. Durability and errors are those of
+    `Catalog`.
+    """
+
+    def __init__(self, *, settings: Settings, catalog: Catalog, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._clock: Clock = clock or SystemClock()
+        # Keyed by digest, never by the text; the one used longest ago is dropped first.
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    async def create(
+        self,
+        scope: CredentialScope,
+        *,
+        tenant_no: TenantNo | None = None,
+        label: str = "",
+        expires_at: datetime | None = None,
+    ) -> ApiKey:
+        """A fresh key. Scope TENANT needs `tenant_no`, scope ADMIN takes none.
+
+        `expires_at` must have a time zone and lie in the future.
+        """
+        scope = CredentialScope(scope)
+        if (scope is CredentialScope.TENANT) != (tenant_no is not None):
+            raise InvalidInputError("an API key is for one tenant (tenant_no), or for an admin")
+        if len(label) > _LABEL_CHARACTERS_MAX:
+            raise InvalidInputError(f"a label has at most {_LABEL_CHARACTERS_MAX} characters")
+        if expires_at is not None and expires_at.tzinfo is None:
+            raise InvalidInputError("expires_at needs a time zone")
+        if expires_at is not None and expires_at <= self._clock.now():
+            raise InvalidInputError("expires_at lies in the past")
+        key = new_api_key()
+        try:
+            await self._catalog.pool.write(
+                _SQL.statement("insert_api_key"),
+                key.key_id,
+                key.digest,
+                scope,
+                tenant_no,
+                label,
+                expires_at,
+            )
+        except asyncpg.ForeignKeyViolationError:
+            raise TenantNotFoundError(f"there is no tenant with number {tenant_no}") from None
+        return key
+
+    async def verify(self, text: str) -> Principal:
+        """Whom the API key `text` stands for, or `UnauthenticatedError`."""
+        if not text.isascii() or len(text) > _KEY_CHARACTERS_MAX:
+            text = ""  # No key of ours; refused below like any other.
+        digest = api_key_digest(text)
+        known = self._verified.get(digest)
+        if known is not None and self._clock.monotonic_s() < known.believed_until_s:
+            self._verified.move_to_end(digest)
+        else:
+            known = await self._look_up(text, digest)
+            self._remember(digest, known)
+        if known.expires_at is not None and known.expires_at <= self._clock.now():
+            raise UnauthenticatedError
+        return known.principal
+
+    async def list(
+        self,
+        *,
+        tenant_no: TenantNo | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[ApiKeyRecord]:
+        """Keys in the order of their ids, starting after `after`; of one tenant, or all."""
+        rows = await self._catalog.pool.rows(
+            _SQL.statement("api_keys"), after or "", tenant_no, self._catalog.page_length(limit)
+        )
+        return [_record(row) for row in rows]
+
+    async def revoke(self, key_id: str) -> None:
+        """Let a key be good no more; `NotFoundError` when there is none of that id.
+
+        Revoking it again changes nothing.
+        """
+        if not _KEY_ID.fullmatch(key_id) or not await self._catalog.pool.write(
+            _SQL.statement("revoke_api_key"), key_id
+        ):
+            raise NotFoundError(f"there is no API key {key_id[:32]!r}")
+        for digest, known in list(self._verified.items()):
+            if known.principal.key_id == key_id:
+                del self._verified[digest]
+
+    async def _look_up(self, text: str, digest: bytes) -> _Verified:
+        """Ask the catalog. Everything that can be wrong with a key is decided in one place."""
+        asked_s = self._clock.monotonic_s()
+        key_id = api_key_id(text) or ""
+        if not _KEY_ID.fullmatch(key_id):
+            key_id = _NO_KEY_ID
+        row = await self._catalog.pool.row(_SQL.statement("api_key"), key_id)
+        stored = row["digest"] if row is not None else _NO_DIGEST
+        if not same_digest(stored, digest) or row is None or row["revoked_at"] is not None:
+            raise UnauthenticatedError
+        principal = Principal(
+            key_id=key_id,
+            scope=CredentialScope(row["scope"]),
+            tenant_no=None if row["tenant_no"] is None else TenantNo(row["tenant_no"]),
+            tenant_id=None if row["tenant_id"] is None else TenantId(row["tenant_id"]),
+        )
+        # Counted from before the question: what was revoked later may not be in the answer.
+        until_s = asked_s + self._settings.credential_cache_ms / 1_000
+        return _Verified(principal, row["expires_at"], until_s)
+
+    def _remember(self, digest: bytes, known: _Verified) -> None:
+        self._verified[digest] = known
+        self._verified.move_to_end(digest)
+        while len(self._verified) > self._settings.credential_cache_entries:
+            self._verified.popitem(last=False)
+
+
+def _record(row: asyncpg.Record) -> ApiKeyRecord:
+    values = dict(row)
+    values["scope"] = CredentialScope(values["scope"])
+    return ApiKeyRecord(**values)

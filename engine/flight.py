@@ -1,0 +1,371 @@
+"""Does what waits for a session, in one session, in as few round trips as that takes.
+
+A flight is what travels together. Each write has a section of its own (one implicit transaction);
+reads of one tenant that come one after the other share one.
+
+Rules this module keeps:
+
+* What one operation does never changes what another gets: those that were undone with a failed one,
+  or cancelled in its place, are run again, since nothing was done for them.
+* A statement that turns out slow does not hold up the others: it is cancelled and runs again alone.
+* A write is run again only when the server said that it was undone. When the connection breaks in
+  between, its outcome is not known, and that is what is said.
+* A write whose result is too large is undone: it is committed only after its result was seen.
+* The session is left as it was found, or closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tenancy.data_isolation.core.errors import (
+    OutcomeUnknownError,
+    ServerUnavailableError,
+    StatementTimeoutError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.connection import Connection, Description
+from tenancy.data_isolation.engine.descriptions import Descriptions
+from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport, statement_error
+from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat
+from tenancy.data_isolation.engine.ticket import Ticket
+from tenancy.data_isolation.engine.time_limit import TimeLimit
+from tenancy.data_isolation.engine.transaction import Transaction, UndoneError
+from tenancy.data_isolation.engine.wire import Exchange
+
+#: A statement that takes less may travel with others.
+_QUICK_S: Final = 0.01
+#: How often an operation is tried again after nothing was done for it.
+_ATTEMPTS_MAX: Final = 3
+
+
+class Flights:
+    """Runs operations in sessions. Belongs to one event loop."""
+
+    def __init__(
+        self, *, settings: Settings, keys: BindingKeys, resubmit: Callable[[Ticket], None]
+    ) -> None:
+        """`resubmit` lets an operation wait for a session again; it may raise an error of ours."""
+        self._settings = settings
+        self._resubmit = resubmit
+        self._planner = Planner(settings, keys)
+        self._descriptions = Descriptions(settings.statement_descriptions_max)
+        self._quick: OrderedDict[str, None] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+
+    def may_travel(self, ticket: Ticket) -> bool:
+        """Whether an operation can travel with those of others: it is known to be quick."""
+        statement = ticket.statement
+        return (
+            statement is not None
+            and statement.plain
+            and not ticket.returns_rows_of_a_write
+            and statement.text in self._quick
+        )
+
+    async def fly(self, connection: Connection, tickets: list[Ticket]) -> None:
+        """Do what the tickets ask for. Each gets its answer, or waits for a session again."""
+        lead = tickets[0]
+        if len(tickets) == 1:
+            lead.flying = connection
+        try:
+            if lead.program is not None:
+                await self._run_program(connection, lead)
+            else:
+                await self.run(connection, tickets, shared=len(tickets) > 1)
+            if connection.dirty and not connection.closed:
+                await connection.discard()
+        except BaseException:
+            connection.abort()
+            for ticket in tickets:
+                ticket.refuse(_unknown() if ticket.writes else _broken())
+            raise
+        finally:
+            lead.flying = None
+
+    async def run(self, connection: Connection, tickets: Sequence[Ticket], *, shared: bool) -> None:
+        """Run statements, each on its own, those of one tenant in their order."""
+        bound = connection.bound_tenant
+        waiting = sorted(tickets, key=lambda item: (item.tenant_no != bound, item.tenant_no))
+        while waiting:
+            if connection.closed:
+                for ticket in waiting:
+                    self._again(ticket, _broken())
+                return
+            ready = await self._prepare(connection, waiting)
+            waiting = []
+            for group in _groups(ready):
+                if group[0].returns_rows_of_a_write:
+                    waiting += await self._run_seen(connection, group[0])
+                else:
+                    waiting += await self._run_apart(connection, group, shared=shared)
+
+    def transaction(self, connection: Connection, lead: Ticket) -> Transaction:
+        """A transaction for what `lead` asks for."""
+        return Transaction(
+            connection,
+            lead,
+            planner=self._planner,
+            time_left=self.time_left,
+            timed_out=self.timed_out,
+        )
+
+    async def prepare(self, connection: Connection, ticket: Ticket) -> None:
+        """Make a ticket's parameters ready. Raises the statement's error, or `ParameterError`."""
+        description = self._descriptions.get(connection.key, ticket.text)
+        if description is None:
+            description = await self._describe(connection, ticket)
+        ticket.encode(description)
+
+    def forget(self, connection: Connection, ticket: Ticket) -> None:
+        """What was known of the ticket's statement is out of date."""
+        connection.unprepare(ticket.text)
+        self._descriptions.drop(connection.key, ticket.text)
+
+    def time_left(self, ticket: Ticket) -> float:
+        """Seconds that a statement of the ticket may run from now on."""
+        until = ticket.deadline_at - self._loop.time()
+        return max(0.001, min(self._settings.statement_timeout_ms / 1_000, until))
+
+    def timed_out(self) -> StatementTimeoutError:
+        """The error of a statement whose time was over."""
+        limit_ms = self._settings.statement_timeout_ms
+        return StatementTimeoutError(
+            f"the statement ran longer than its limit ({limit_ms} ms, or the caller's deadline); "
+            "it was cancelled and nothing was done",
+            CANCELLED,
+        )
+
+    async def _run_program(self, connection: Connection, ticket: Ticket) -> None:
+        if ticket.program is None or ticket.abandoned:
+            return
+        try:
+            ticket.answer(await ticket.program(connection, ticket))
+        except TenancyError as error:
+            ticket.refuse(error)
+
+    async def _prepare(self, connection: Connection, waiting: list[Ticket]) -> list[Ticket]:
+        """Those whose statement is known and whose parameters fit; the others get their error."""
+        ready = []
+        for ticket in waiting:
+            if ticket.abandoned:
+                continue
+            try:
+                await self.prepare(connection, ticket)
+            except ServerUnavailableError as error:
+                self._again(ticket, error)
+            except TenancyError as error:
+                ticket.refuse(error)
+            else:
+                ready.append(ticket)
+        return ready
+
+    async def _describe(self, connection: Connection, ticket: Ticket) -> Description:
+        """Learn what a statement takes and gives. It may wait for a lock, but not for long."""
+        limit = connection.cancel_later(self.time_left(ticket))
+        try:
+            description = await connection.describe(ticket.text)
+        finally:
+            limit.cancel()
+        self._descriptions.put(connection.key, ticket.text, description)
+        return description
+
+    # Statements whose result can be thrown away
+
+    async def _run_apart(
+        self, connection: Connection, tickets: list[Ticket], *, shared: bool
+    ) -> list[Ticket]:
+        """One exchange; who has to be run again in this session."""
+        if connection.closed:
+            return tickets
+        plan = self._planner.apart(connection, tickets)
+        several = len(tickets) > 1
+        started = self._loop.time()
+        exchange = connection.start(plan.sections)
+        limit = TimeLimit(
+            connection, exchange, plan, shared=shared and several, time_left=self.time_left
+        )
+        try:
+            await connection.finish(exchange)
+        finally:
+            limit.stop()
+        if not exchange.lost and all(section.error is None for section in plan.sections):
+            connection.bound = plan.bound
+        again = []
+        for seat in plan.seats:
+            if await self._settle(connection, exchange, seat, plan, cancelled=limit.cancelled):
+                again.append(seat.ticket)
+        if not several and not again and self._loop.time() - started < _QUICK_S:
+            self._remember_quick(tickets[0].text)
+        return again
+
+    async def _settle(
+        self, connection: Connection, exchange: Exchange, seat: Seat, plan: Plan, *, cancelled: bool
+    ) -> bool:
+        """Answer an operation; True when it has to be run again in this session."""
+        ticket, section = seat.ticket, seat.section
+        if section.error is not None and seat.describing is not None:
+            connection.unprepare(ticket.text)
+        whole = section.ended and section.error is None
+        if seat.execution.done and (whole or not ticket.writes):
+            if not ticket.writes and _is_cut(exchange, plan, seat):
+                return self._cut(seat, exchange, plan)
+            await self._succeed(connection, seat)
+            return False
+        if seat.execution is exchange.overflow:
+            return self._cut(seat, exchange, plan)
+        if section.error is not None:
+            report = ServerReport.of_fields(section.error)
+            return self._failed(
+                connection, seat, report, cancelled or exchange.overflow is not None
+            )
+        self._lost(seat, plan)
+        return False
+
+    async def _succeed(self, connection: Connection, seat: Seat) -> None:
+        try:
+            seat.ticket.answer(await self._planner.result(connection, seat))
+        except TenancyError as error:
+            seat.ticket.refuse(error)
+
+    def _cut(self, seat: Seat, exchange: Exchange, plan: Plan) -> bool:
+        """Its rows did not fit: alone they never will, with others they may still."""
+        if len(plan.seats) == 1:
+            seat.ticket.refuse(self._planner.too_large())
+            return False
+        if seat.execution is exchange.overflow:
+            self._again(seat.ticket, self._planner.too_large(), alone=True)
+            return False
+        return self._counts(seat.ticket, self._planner.too_large())
+
+    def _failed(
+        self, connection: Connection, seat: Seat, report: ServerReport, cancelled: bool
+    ) -> bool:
+        """The section failed; True when this operation has to be run again in this session."""
+        ticket = seat.ticket
+        error = statement_error(report)
+        if report.fatal:
+            if ticket.writes and seat.execution.done:
+                ticket.refuse(_unknown())
+            else:
+                self._again(ticket, error)
+        elif not seat.is_to_blame:
+            return self._counts(ticket, error)
+        elif seat.out_of_time:
+            ticket.refuse(self.timed_out())
+        elif seat.too_slow:
+            self._quick.pop(ticket.text, None)
+            self._again(ticket, error, alone=True)
+        elif report.is_stale_plan or report.is_not_prepared:
+            self.forget(connection, ticket)
+            return self._counts(ticket, error)
+        elif report.sqlstate == CANCELLED and cancelled:
+            return self._counts(ticket, error)
+        else:
+            ticket.refuse(error)
+        return False
+
+    def _lost(self, seat: Seat, plan: Plan) -> None:
+        """The connection broke before the server had answered this operation."""
+        ticket = seat.ticket
+        if seat.out_of_time and not ticket.writes:
+            ticket.refuse(self.timed_out())
+        elif ticket.writes and not _ended_before(plan, seat):
+            ticket.refuse(_unknown())
+        else:
+            self._again(ticket, _broken(), alone=seat.too_slow)
+
+    # Writes that return rows
+
+    async def _run_seen(self, connection: Connection, ticket: Ticket) -> list[Ticket]:
+        """Run a write and commit it when its result was seen to fit."""
+        if connection.closed:
+            return [ticket]
+        transaction = self.transaction(connection, ticket)
+        try:
+            results = await transaction.run([ticket])
+            await transaction.commit()
+        except UndoneError as undone:
+            if undone.stale:
+                self.forget(connection, ticket)
+                return [ticket] if self._counts(ticket, undone.error) else []
+            if isinstance(undone.error, ServerUnavailableError):
+                self._again(ticket, undone.error)
+            else:
+                ticket.refuse(undone.error)
+        else:
+            ticket.answer(results[0])
+        return []
+
+    # Once more
+
+    def _counts(self, ticket: Ticket, error: TenancyError) -> bool:
+        """Whether an operation for which nothing was done may be tried again."""
+        ticket.attempts += 1
+        if ticket.attempts <= _ATTEMPTS_MAX:
+            return not ticket.abandoned
+        ticket.refuse(error)
+        return False
+
+    def _again(self, ticket: Ticket, error: TenancyError, *, alone: bool = False) -> None:
+        """Let an operation for which nothing was done wait for another session."""
+        if not self._counts(ticket, error):
+            return
+        ticket.alone = ticket.alone or alone
+        try:
+            self._resubmit(ticket)
+        except TenancyError as refusal:
+            ticket.refuse(refusal)
+
+    def _remember_quick(self, text: str) -> None:
+        self._quick[text] = None
+        self._quick.move_to_end(text)
+        while len(self._quick) > self._settings.statement_descriptions_max:
+            self._quick.popitem(last=False)
+
+
+def _groups(tickets: Sequence[Ticket]) -> list[list[Ticket]]:
+    """Tickets in their order: writes whose result must be seen each alone, the others together."""
+    groups: list[list[Ticket]] = []
+    for ticket in tickets:
+        alone = ticket.returns_rows_of_a_write
+        if groups and not alone and not groups[-1][-1].returns_rows_of_a_write:
+            groups[-1].append(ticket)
+        else:
+            groups.append([ticket])
+    return groups
+
+
+def _is_cut(exchange: Exchange, plan: Plan, seat: Seat) -> bool:
+    """Whether rows of this operation were dropped, because all together did not fit."""
+    if exchange.overflow is None:
+        return False
+    for other in plan.seats:
+        if other.execution is exchange.overflow:
+            return True
+        if other is seat:
+            return False
+    return True
+
+
+def _ended_before(plan: Plan, seat: Seat) -> bool:
+    """Whether the server ended the session at an earlier section, so that it never saw this one."""
+    for section in plan.sections:
+        if section is seat.section:
+            return False
+        if section.error is not None and ServerReport.of_fields(section.error).fatal:
+            return True
+    return False
+
+
+def _broken() -> ServerUnavailableError:
+    return ServerUnavailableError("the connection to the PostgreSQL server broke; try again later")
+
+
+def _unknown() -> OutcomeUnknownError:
+    return OutcomeUnknownError()

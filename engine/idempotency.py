@@ -1,0 +1,137 @@
+"""Writes that happen once, however often they are sent: the idempotency key.
+
+The key, a hash of the request and the answer are rows in the tenant's own data, written in the
+transaction of the write itself. So they are there exactly when the write is, and they move along
+with the tenant. A duplicate that comes while the first is at work waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tenancy.data_isolation.core.errors import (
+    IdempotencyConflictError,
+    InvalidInputError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.types import Column, QueryResult, StatementKind
+from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.statement import Statement
+from tenancy.data_isolation.engine.ticket import Ticket
+from tenancy.data_isolation.engine.transaction import Transaction
+from tenancy.data_isolation.engine.values import decode_json, encode_json
+
+_SQL = SqlFile("idempotency.sql")
+_KEY_CHARS_MAX: Final = 255
+#: Keys that the runtime keeps for itself begin like this.
+_RESERVED: Final = "tenancy:"
+
+
+def check_key(key: str) -> None:
+    """Raise `InvalidInputError` when a caller may not use the key."""
+    if not isinstance(key, str) or not 1 <= len(key) <= _KEY_CHARS_MAX or not key.isprintable():
+        raise InvalidInputError(
+            f"an idempotency key is a text of 1 to {_KEY_CHARS_MAX} printable characters"
+        )
+    if key.startswith(_RESERVED):
+        raise InvalidInputError(f"idempotency keys that begin with {_RESERVED!r} are reserved")
+
+
+def statement_ticket(lead: Ticket, name: str, *arguments: Any) -> Ticket:
+    """A statement of this module for the tenant of `lead`."""
+    text = _SQL.statement(name)
+    statement = Statement(
+        source=text,
+        text=text,
+        kind=StatementKind.WRITE,
+        fingerprint="",
+        tables=frozenset(),
+        functions=frozenset(),
+        parameter_names=None,
+        parameter_count=len(arguments),
+        returns_rows=name in ("take_key", "answer"),
+        plain=True,
+    )
+    return Ticket(lead.key, lead.tenant_no, lead.epoch, statement=statement, arguments=arguments)
+
+
+class IdempotentWrite:
+    """One request with a key: the steps around its own statements."""
+
+    def __init__(self, lead: Ticket, key: str, tickets: Sequence[Ticket], keep_s: float) -> None:
+        """`tickets` are the request's own statements."""
+        self._key = key
+        self._tickets = list(tickets)
+        digest = _hash(tickets)
+        self._digest = digest
+        self._take = [
+            statement_ticket(lead, "forget_key", key, keep_s),
+            statement_ticket(lead, "take_key", key, digest),
+        ]
+        self._answer = statement_ticket(lead, "answer", key)
+        self._keep = statement_ticket(lead, "keep_answer", key, "")
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """All statements of the request, which have to be prepared before `run`."""
+        return [*self._take, self._answer, self._keep, *self._tickets]
+
+    async def run(self, transaction: Transaction) -> list[QueryResult]:
+        """The results, of now or of the first time. Raises `UndoneError`, and
+        `IdempotencyConflictError` when the key was used with another request."""
+        _, taken = await transaction.run(self._take)
+        if not taken.rows:
+            (found,) = await transaction.run([self._answer])
+            await transaction.undo()
+            return self._first_answer(found)
+        results = await transaction.run(self._tickets)
+        self._keep.arguments = (self._key, _packed(results))
+        if self._keep.description is not None:
+            self._keep.encode(self._keep.description)
+        await transaction.run([self._keep])
+        await transaction.commit()
+        return results
+
+    def _first_answer(self, found: QueryResult) -> list[QueryResult]:
+        if not found.rows:
+            # The transaction that this one waited for has taken the key and was undone since.
+            raise TenancyError("the first request with this idempotency key ended; send it again")
+        digest, packed = found.rows[0]
+        if digest != "\\x" + self._digest.hex():
+            raise IdempotencyConflictError
+        if packed is None:
+            raise TenancyError("the first request with this idempotency key left no answer")
+        return _unpacked(packed)
+
+
+def _hash(tickets: Sequence[Ticket]) -> bytes:
+    """The same for the same statements with the same parameters."""
+    digest = hashlib.sha256()
+    for ticket in tickets:
+        for part in (ticket.text.encode(), repr(ticket.arguments).encode(errors="replace")):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
+def _packed(results: Sequence[QueryResult]) -> str:
+    return encode_json(
+        [
+            [[[column.name, column.type] for column in item.columns], item.rows, item.row_count]
+            for item in results
+        ]
+    ).decode()
+
+
+def _unpacked(text: str) -> list[QueryResult]:
+    packed = decode_json(json.loads(text).encode())
+    return [
+        QueryResult(
+            columns=tuple(Column(name=name, type=kind) for name, kind in columns),
+            rows=rows,
+            row_count=row_count,
+        )
+        for columns, rows, row_count in packed
+    ]

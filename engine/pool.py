@@ -1,0 +1,586 @@
+"""The sessions on one PostgreSQL server, and who gets one next.
+
+There is one budget of sessions per server, whatever they are for. Requests wait in lines, one line
+per kind of session (`SessionKey`); in a line they wait per tenant.
+
+Rules this module keeps:
+
+* Fair: within a line tenants take turns; between lines the one that was served longest ago goes
+  first, and one that has less than its share of sessions may take one over.
+* Bounded: requests that wait, in all and per tenant, and how long they wait; sessions, in all, per
+  line of a single tenant, and per tenant; sessions being opened. Who does not fit is refused.
+* A server that has no slot left is no error: the pool makes do with what it has and tries later.
+* A session goes to the tenant it is bound to, if there is one that is free.
+* Requests that can travel together do: a session that gets free takes its part of those who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from tenancy.data_isolation.core.errors import (
+    OverloadedError,
+    ServerUnavailableError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.identifiers import TenantNo
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS
+from tenancy.data_isolation.engine.session_key import SessionKey
+
+_log = logging.getLogger(__name__)
+
+#: So many sessions a line opens as soon as it has work for them: enough to keep a server busy with
+#: short statements. Further ones come only when waiting shows that these are held up.
+_EAGER_SESSIONS: Final = 4
+#: How long a line waits before it asks for a session beyond those.
+_GROWTH_WAIT_S: Final = 0.005
+_TICK_S: Final = 0.01
+#: Every so many ticks all that wait are looked at for deadlines, not only the next in turn.
+_TICKS_PER_INSPECTION: Final = 10
+#: Operations of one tenant that travel together before the next tenant's turn.
+_TURN: Final = 8
+#: Bytes of parameters that travel together.
+_FLIGHT_BYTES_MAX: Final = 1024 * 1024
+#: How long a server that was full is left alone, and how long what it could hold is believed.
+_FULL_PAUSE_S: Final = 0.1
+_CEILING_S: Final = 10.0
+_RETRY_AFTER_S: Final = 1.0
+
+
+class Session(Protocol):
+    """What the pool knows of a session (`connection.Connection`)."""
+
+    key: SessionKey
+    used_at: float
+
+    @property
+    def bound_tenant(self) -> TenantNo | None:
+        """The tenant it is bound to."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        ...
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done when its slot on the server is free."""
+        ...
+
+    async def close(self) -> None:
+        """Say goodbye and wait for the end."""
+        ...
+
+    def abort(self) -> None:
+        """Drop it."""
+        ...
+
+
+class Request(ABC):
+    """Something that needs a session. Belongs to the event loop of its pool."""
+
+    __slots__ = ("alone", "give_up_at", "key", "limit_per_tenant", "size", "tenant_no")
+
+    def __init__(self, key: SessionKey, tenant_no: TenantNo) -> None:
+        self.key = key
+        self.tenant_no = tenant_no
+        #: Whether it cannot travel together with others.
+        self.alone = False
+        #: Bytes of its parameters.
+        self.size = 0
+        #: When (event loop's time) it stops waiting for a session. The pool sets a time that is
+        #: not later than this one.
+        self.give_up_at = float("inf")
+
+    @property
+    @abstractmethod
+    def abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+
+    @abstractmethod
+    def refuse(self, error: TenancyError) -> None:
+        """It will not be done: nothing was done for it."""
+
+
+class _Line:
+    """Those who wait for one kind of session, and the sessions of that kind."""
+
+    __slots__ = (
+        "busy",
+        "idle",
+        "key",
+        "limit",
+        "opening",
+        "paused_until",
+        "since",
+        "tenants",
+        "waiting",
+    )
+
+    def __init__(self, key: SessionKey, limit: int, now: float) -> None:
+        self.key = key
+        self.limit = limit
+        #: Tenants in the order of their turns, with their requests in order.
+        self.tenants: OrderedDict[TenantNo, deque[Any]] = OrderedDict()
+        self.waiting = 0
+        #: Free sessions; the one that was used last comes last.
+        self.idle: dict[Any, None] = {}
+        self.busy = 0
+        self.opening = 0
+        #: Since when the line waits for a session: the last time it got one, or became a line.
+        self.since = now
+        #: No session of this kind is opened before.
+        self.paused_until = 0.0
+
+    @property
+    def sessions(self) -> int:
+        return len(self.idle) + self.busy + self.opening
+
+    @property
+    def empty(self) -> bool:
+        return not (self.waiting or self.sessions)
+
+
+class ServerPool:
+    """The sessions on one server. All methods run on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        shared: Callable[[SessionKey], bool],
+        open_session: Callable[[SessionKey], Awaitable[Any]],
+        fly: Callable[[Any, list[Any]], Awaitable[None]],
+    ) -> None:
+        """`shared` says which sessions work for many tenants. `fly` does requests in a session."""
+        self._settings = settings
+        self._shared = shared
+        self._open_session = open_session
+        self._fly = fly
+        self._loop = asyncio.get_running_loop()
+        self._lines: dict[SessionKey, _Line] = {}
+        #: Lines in which somebody waits, the one served longest ago first.
+        self._hungry: OrderedDict[SessionKey, _Line] = OrderedDict()
+        #: All free sessions, the one used longest ago first.
+        self._idle: OrderedDict[Any, None] = OrderedDict()
+        self._flying: Counter[TenantNo] = Counter()
+        self._waiting_per_tenant: Counter[TenantNo] = Counter()
+        self._waiting = 0
+        #: Slots held: sessions that are free, at work, being opened or being closed.
+        self._slots = 0
+        self._opening = 0
+        self._closing = 0
+        self._ceiling = settings.server_connections_max
+        self._ceiling_until = 0.0
+        self._full_until = 0.0
+        self._retiring: set[SessionKey] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def slots(self) -> int:
+        """Sessions held on the server, those being opened or closed among them."""
+        return self._slots
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a session."""
+        return self._waiting
+
+    def submit(self, request: Request) -> None:
+        """Do the request as soon as there is a session for it. Raises `OverloadedError`."""
+        if self._closed:
+            raise ServerUnavailableError("the runtime is closing; nothing was done")
+        settings = self._settings
+        if self._waiting >= settings.waiting_operations_max:
+            raise OverloadedError(retry_after_s=_RETRY_AFTER_S)
+        tenant_no = request.tenant_no
+        if self._waiting_per_tenant[tenant_no] >= settings.tenant_waiting_operations_max:
+            raise OverloadedError(
+                f"{settings.tenant_waiting_operations_max} operations of the tenant wait already; "
+                "nothing was done; wait and try again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        now = self._loop.time()
+        request.give_up_at = min(request.give_up_at, now + settings.connection_wait_ms / 1_000)
+        line = self._line(request.key, now)
+        if not line.waiting:
+            line.since = now
+            self._hungry[line.key] = line
+        line.tenants.setdefault(tenant_no, deque()).append(request)
+        line.waiting += 1
+        self._waiting += 1
+        self._waiting_per_tenant[tenant_no] += 1
+        self._serve(line)
+
+    async def retire(self, key: SessionKey) -> None:
+        """Close the free sessions of a kind, and those at work when they are done."""
+        line = self._lines.get(key)
+        if line is None:
+            return
+        if line.busy or line.opening:
+            self._retiring.add(key)
+        sessions = list(line.idle)
+        for session in sessions:
+            self._take(line, session)
+        await asyncio.gather(*(self._part_with(session) for session in sessions))
+
+    async def close(self) -> None:
+        """Refuse who waits, let those at work end for a while, and close all sessions."""
+        self._closed = True
+        for handle in (self._timer, self._sweeper):
+            if handle is not None:
+                handle.cancel()
+        for line in list(self._hungry.values()):
+            self._refuse_all(line, ServerUnavailableError("the runtime is closing"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_timeout_s)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in list(self._idle):
+            self._take(self._lines[session.key], session)
+            self._part_with(session)
+        await asyncio.gather(*self._tasks)
+
+    # Who gets a session
+
+    def _line(self, key: SessionKey, now: float) -> _Line:
+        line = self._lines.get(key)
+        if line is None:
+            settings = self._settings
+            own = min(settings.tenant_connections_max, settings.server_connections_max)
+            limit = settings.server_connections_max if self._shared(key) else own
+            line = self._lines[key] = _Line(key, limit, now)
+        return line
+
+    def _serve(self, line: _Line) -> None:
+        """Give the line's free sessions to those who wait in it, and open one where that helps."""
+        while line.waiting and line.idle:
+            session = self._choose(line)
+            before = line.waiting
+            batch = self._collect(line)
+            if batch:
+                self._take(line, session)
+                self._depart(line, session, batch)
+            elif line.waiting == before:
+                break  # All who wait have as many sessions at work as one tenant may have.
+        if line.waiting:
+            self._grow(line)
+            self._arm()
+
+    def _choose(self, line: _Line) -> Any:
+        """The free session that is bound to the tenant in turn, else the one used last."""
+        tenant_no = next(iter(line.tenants))
+        last = None
+        for session in reversed(line.idle):
+            if session.bound_tenant == tenant_no:
+                return session
+            last = last or session
+        return last
+
+    def _collect(self, line: _Line) -> list[Request]:
+        """Requests for one session: its share of those who wait, or one that travels alone."""
+        sessions = max(1, len(line.idle) + line.busy)
+        share = min(-(-line.waiting // sessions), self._settings.flight_operations_max)
+        batch: list[Request] = []
+        size = 0
+        # Some tenants may be passed over, hence a few more than can be needed.
+        for tenant_no in list(islice(line.tenants, share + _TURN)):
+            if self._flying[tenant_no] >= self._settings.tenant_connections_max:
+                continue
+            queue = line.tenants[tenant_no]
+            taken = 0
+            while queue and len(batch) < share and taken < _TURN:
+                request = queue[0]
+                if not request.abandoned:
+                    if batch and (request.alone or size + request.size > _FLIGHT_BYTES_MAX):
+                        break
+                    batch.append(request)
+                    size += request.size
+                    taken += 1
+                queue.popleft()
+                self._left(line, tenant_no)
+                if not request.abandoned and request.alone:
+                    share = 0
+            if not queue:
+                del line.tenants[tenant_no]
+            elif taken:
+                line.tenants.move_to_end(tenant_no)
+            if len(batch) >= share:
+                break
+        return batch
+
+    def _left(self, line: _Line, tenant_no: TenantNo) -> None:
+        """One request less waits."""
+        line.waiting -= 1
+        self._waiting -= 1
+        self._waiting_per_tenant[tenant_no] -= 1
+        if not self._waiting_per_tenant[tenant_no]:
+            del self._waiting_per_tenant[tenant_no]
+        if not line.waiting:
+            self._hungry.pop(line.key, None)
+
+    def _depart(self, line: _Line, session: Any, batch: list[Request]) -> None:
+        line.busy += 1
+        line.since = self._loop.time()
+        if line.waiting:
+            self._hungry.move_to_end(line.key)
+        for tenant_no in {request.tenant_no for request in batch}:
+            self._flying[tenant_no] += 1
+        self._start(self._flight(line, session, batch))
+
+    async def _flight(self, line: _Line, session: Any, batch: list[Request]) -> None:
+        try:
+            await self._fly(session, batch)
+        except asyncio.CancelledError:
+            session.abort()
+            raise
+        except Exception:
+            # The programmer's error, not the tenant's: nobody may wait forever because of it.
+            _log.exception("a flight failed in a way that was not foreseen")
+            session.abort()
+            for request in batch:
+                request.refuse(TenancyError())
+        finally:
+            for tenant_no in {request.tenant_no for request in batch}:
+                self._flying[tenant_no] -= 1
+                if not self._flying[tenant_no]:
+                    del self._flying[tenant_no]
+            self._release(line, session)
+
+    def _release(self, line: _Line, session: Any) -> None:
+        line.busy -= 1
+        session.used_at = self._loop.time()
+        if not session.closed:
+            if self._closed or line.key in self._retiring or self._yields(line):
+                self._part_with(session)
+            else:
+                self._keep(line, session)
+        if not line.busy and not line.opening:
+            self._retiring.discard(line.key)
+        self._serve(line)
+        self._feed()
+        self._tidy(line)
+
+    def _keep(self, line: _Line, session: Any) -> None:
+        """The session is free."""
+        line.idle[session] = None
+        self._idle[session] = None
+        self._serve(line)
+        if self._idle and self._sweeper is None and not self._closed:
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
+
+    def _yields(self, line: _Line) -> bool:
+        """Whether a session of this line has to make room for another line's."""
+        if self._slots < self._budget() or self._closing:
+            return False
+        lines = len(self._hungry) + (line.key not in self._hungry)
+        share = max(1, self._budget() // lines)
+        for rival in islice(self._hungry.values(), _TURN):
+            if rival is line or rival.sessions >= min(share, rival.limit):
+                continue
+            if line.sessions + 1 > share:
+                return True
+            if not rival.sessions and (not line.waiting or rival.since < line.since):
+                return True
+        return False
+
+    # Opening and closing
+
+    def _budget(self) -> int:
+        if self._ceiling_until and self._loop.time() >= self._ceiling_until:
+            self._ceiling, self._ceiling_until = self._settings.server_connections_max, 0.0
+        return self._ceiling
+
+    def _grow(self, line: _Line) -> None:
+        """Open sessions for those who wait in the line, as far as that is allowed and helps."""
+        now = self._loop.time()
+        if self._closed or now < line.paused_until or now < self._full_until:
+            return
+        wanted = min(line.waiting, _EAGER_SESSIONS)
+        if line.sessions >= wanted and not line.opening and now - line.since >= _GROWTH_WAIT_S:
+            wanted = line.sessions + 1
+        while line.sessions < min(wanted, line.limit):
+            if self._opening >= self._settings.connections_opening_max:
+                return
+            if self._slots >= self._budget() and not self._make_room(line):
+                return
+            if self._slots >= self._budget():
+                return  # There will be room when the session that was asked to leave has left.
+            line.opening += 1
+            self._opening += 1
+            self._slots += 1
+            self._start(self._open(line))
+
+    def _make_room(self, line: _Line) -> bool:
+        """Close the session of another line that was free for the longest time."""
+        if self._closing >= self._settings.connections_opening_max:
+            return False
+        for session in self._idle:
+            if session.key != line.key:
+                other = self._lines[session.key]
+                self._take(other, session)
+                self._part_with(session)
+                self._tidy(other)
+                return True
+        return False
+
+    async def _open(self, line: _Line) -> None:
+        try:
+            session = await self._open_session(line.key)
+        except TenancyError as error:
+            self._opened(line)
+            self._slots -= 1
+            self._not_opened(line, error)
+            self._feed()
+            self._tidy(line)
+            return
+        except BaseException:
+            self._opened(line)
+            self._slots -= 1
+            raise
+        self._opened(line)
+        session.used_at = self._loop.time()
+        session.ended.add_done_callback(lambda _: self._ended(line, session))
+        if self._closed or line.key in self._retiring:
+            await session.close()
+            return
+        self._keep(line, session)
+        self._feed()
+
+    def _opened(self, line: _Line) -> None:
+        line.opening -= 1
+        self._opening -= 1
+
+    def _not_opened(self, line: _Line, error: TenancyError) -> None:
+        now = self._loop.time()
+        if error.sqlstate == TOO_MANY_CONNECTIONS:
+            # Somebody else has the slots. Who waits goes on waiting, as long as waiting is allowed.
+            self._full_until = now + _FULL_PAUSE_S
+            self._ceiling = max(1, self._slots)
+            self._ceiling_until = now + _CEILING_S
+            self._arm()
+        elif line.sessions:
+            line.paused_until = now + _RETRY_AFTER_S
+        else:
+            self._refuse_all(line, error)
+
+    def _ended(self, line: _Line, session: Any) -> None:
+        """The session's slot is free."""
+        self._slots -= 1
+        if session in line.idle:
+            self._take(line, session)
+        self._feed()
+        self._tidy(line)
+
+    def _take(self, line: _Line, session: Any) -> None:
+        """The session is not free any more."""
+        del line.idle[session]
+        del self._idle[session]
+
+    def _part_with(self, session: Any) -> asyncio.Task[None]:
+        """Close a session that is not free."""
+        self._closing += 1
+        return self._start(self._close(session))
+
+    async def _close(self, session: Any) -> None:
+        try:
+            await session.close()
+        finally:
+            self._closing -= 1
+            self._feed()
+
+    def _feed(self) -> None:
+        """Open sessions for lines that wait, the one served longest ago first."""
+        for line in list(islice(self._hungry.values(), _TURN)):
+            if line.waiting:
+                self._grow(line)
+
+    def _tidy(self, line: _Line) -> None:
+        if line.empty:
+            self._lines.pop(line.key, None)
+            self._retiring.discard(line.key)
+
+    # Time
+
+    def _arm(self) -> None:
+        if self._timer is None and not self._closed:
+            self._timer = self._loop.call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._ticks += 1
+        now = self._loop.time()
+        everyone = self._ticks % _TICKS_PER_INSPECTION == 0
+        for line in list(self._hungry.values()):
+            self._expire(line, now, everyone)
+            if line.waiting:
+                self._grow(line)
+            self._tidy(line)
+        if self._hungry:
+            self._arm()
+
+    def _expire(self, line: _Line, now: float, everyone: bool) -> None:
+        """Refuse who waited too long."""
+        for tenant_no, queue in list(line.tenants.items()):
+            if not everyone and queue[0].give_up_at > now:
+                continue
+            kept = deque(item for item in queue if item.give_up_at > now and not item.abandoned)
+            for request in queue:
+                if request.give_up_at <= now or request.abandoned:
+                    self._left(line, tenant_no)
+                    request.refuse(
+                        OverloadedError(
+                            "no connection got free in time; nothing was done",
+                            retry_after_s=_RETRY_AFTER_S,
+                        )
+                    )
+            if kept:
+                line.tenants[tenant_no] = kept
+            else:
+                del line.tenants[tenant_no]
+
+    @property
+    def _sweep_s(self) -> float:
+        return min(self._settings.connection_idle_s / 2, 5.0)
+
+    def _sweep(self) -> None:
+        """Close sessions that nobody used for long."""
+        self._sweeper = None
+        oldest = self._loop.time() - self._settings.connection_idle_s
+        for session in list(self._idle):
+            if session.used_at > oldest:
+                break
+            line = self._lines[session.key]
+            self._take(line, session)
+            self._part_with(session)
+            self._tidy(line)
+        if self._idle:
+            self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
+
+    def _refuse_all(self, line: _Line, error: TenancyError) -> None:
+        for tenant_no, queue in list(line.tenants.items()):
+            while queue:
+                request = queue.popleft()
+                self._left(line, tenant_no)
+                request.refuse(error)
+            del line.tenants[tenant_no]
+        self._tidy(line)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,138 @@
+"""The registered migrations, and the locks that order changes of the schema; on the control server.
+
+A migration is registered in the transaction in which the control server's reference takes it: what
+is registered has been tried, and what is not left no trace. Migrations are never changed or
+removed, so what was read once stays true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import LiteralString
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import ConflictError, OverloadedError
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.layout import shared_database
+from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.schema_script import RegisteredMigration, Script
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("fleet.sql")
+
+
+class SchemaRegistry:
+    """Access to the registered migrations. Safe from any task of one event loop.
+
+    Locks are held on connections of their own, so they end with the process that took them.
+    """
+
+    def __init__(self, *, settings: Settings, admin: AdminConnections) -> None:
+        self._settings = settings
+        self._admin = admin
+        self._known: tuple[RegisteredMigration, ...] = ()
+
+    @property
+    def control_server(self) -> ServerName:
+        """The server that holds the catalog."""
+        return ServerName(self._admin.servers[0].name)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[asyncpg.Connection]:
+        """An admin connection to the control server's shared database."""
+        database = shared_database(self._settings)
+        async with self._admin.session(self.control_server, database) as connection:
+            timeout_ms = str(self._settings.migration_lock_timeout_ms)
+            await connection.execute(_SQL.statement("set_lock_timeout"), timeout_ms)
+            yield connection
+
+    async def migrations(self, control: asyncpg.Connection) -> tuple[RegisteredMigration, ...]:
+        """All registered migrations, in order."""
+        last = self._known[-1].migration.number if self._known else 0
+        rows = await control.fetch(_SQL.statement("registered"), last)
+        fresh = [
+            RegisteredMigration(
+                migration=Migration(number=row["number"], name=row["name"], sql=row["sql"]),
+                script=Script.from_json(row["script"]),
+            )
+            for row in rows
+        ]
+        known = self._known
+        if fresh and (not known or known[-1].migration.number == last):
+            self._known = (*known, *fresh)
+        return (*known, *fresh) if fresh else known
+
+    def adding(
+        self, control: asyncpg.Connection, migration: Migration
+    ) -> Callable[[Script], Awaitable[None]]:
+        """What registers `migration` with its script, within a transaction of `control`."""
+
+        async def add(script: Script) -> None:
+            await control.execute(
+                _SQL.statement("register"),
+                migration.number,
+                migration.name,
+                migration.sql,
+                migration.checksum,
+                script.to_json(),
+            )
+
+        return add
+
+    @asynccontextmanager
+    async def running(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Hold the lock of a run over the fleet; `ConflictError` when another run holds it."""
+        if not await control.fetchval(_SQL.statement("try_lock_run")):
+            raise ConflictError("another run of the migrations is under way; wait until it is over")
+        try:
+            yield
+        finally:
+            await _release(control, _SQL.statement("unlock_run"))
+
+    @asynccontextmanager
+    async def registering(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Keep namespaces from being made. Waits for those that are."""
+        async with self._locked(control, "versions"):
+            yield
+
+    @asynccontextmanager
+    async def making(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Keep migrations from being registered while a namespace is made and noted."""
+        async with self._locked(control, "versions_shared"):
+            yield
+
+    @asynccontextmanager
+    async def template_busy(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Keep template databases from being cloned."""
+        async with self._locked(control, "template"):
+            yield
+
+    @asynccontextmanager
+    async def template_idle(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Keep migrations out of template databases, so that they can be cloned."""
+        async with self._locked(control, "template_shared"):
+            yield
+
+    @asynccontextmanager
+    async def _locked(self, control: asyncpg.Connection, name: str) -> AsyncIterator[None]:
+        try:
+            await control.execute(_SQL.statement(f"lock_{name}"))
+        except asyncpg.LockNotAvailableError:
+            raise OverloadedError(
+                "another change of the schema takes too long; nothing was done, try again",
+                retry_after_s=self._settings.migration_lock_timeout_ms / 1_000,
+            ) from None
+        try:
+            yield
+        finally:
+            await _release(control, _SQL.statement(f"unlock_{name}"))
+
+
+async def _release(control: asyncpg.Connection, unlock: LiteralString) -> None:
+    """Give a lock back; a connection that is gone has done so already."""
+    if not control.is_closed():
+        await control.execute(unlock)

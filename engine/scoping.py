@@ -1,0 +1,86 @@
+"""Scoping a schema in a database: read the catalogs, run the plan.
+
+`scope` may run again and again; on a scoped schema it changes nothing. It runs inside the caller's
+transaction, so a refusal or an error leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import SchemaError, SchemaRefusedError
+from tenancy.data_isolation.core.identifiers import RoleName, SchemaName
+from tenancy.data_isolation.engine.schema_script import joined
+from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot, parse_snapshot
+from tenancy.data_isolation.engine.scope_plan import ScopePlan, plan_scope
+from tenancy.data_isolation.engine.scope_refusals import Refusal
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("scoping.sql")
+_SHOWN_REFUSALS = 20
+
+
+async def read_snapshot(connection: asyncpg.Connection, schema: SchemaName) -> SchemaSnapshot:
+    """What `schema` looks like now; the search_path of `connection` must be that schema."""
+    document = await connection.fetchval(_SQL.statement("schema_snapshot"), schema)
+    if document is None or json.loads(document)["schema"] is None:
+        raise SchemaError(f"there is no schema {schema}")
+    return parse_snapshot(json.loads(document))
+
+
+async def scope(
+    connection: asyncpg.Connection,
+    schema: SchemaName,
+    *,
+    roles: Sequence[RoleName] | None = None,
+) -> list[str]:
+    """Do what is missing for `schema` to be scoped (`scope_plan`); the statements that were run.
+
+    `roles` are the logins that shall work there, by default those that may use the schema now.
+
+    `connection` is the admin's, in a transaction, working as the owner, with `schema` as its
+    search_path (`enter_schema`). Raises `SchemaRefusedError` with every object that cannot be kept
+    apart by tenant, before anything is changed.
+    """
+    plan = await scope_snapshot(connection, await read_snapshot(connection, schema), roles=roles)
+    return list(plan.statements)
+
+
+async def scope_snapshot(
+    connection: asyncpg.Connection,
+    snapshot: SchemaSnapshot,
+    *,
+    roles: Sequence[RoleName] | None = None,
+) -> ScopePlan:
+    """`scope` for a schema that looks like `snapshot`; the plan that was carried out."""
+    plan = plan_scope(snapshot, roles=roles)
+    if plan.refusals:
+        raise refused(plan.refusals)
+    await run_all(connection, plan.statements)
+    return plan
+
+
+async def enter_schema(connection: asyncpg.Connection, schema: SchemaName) -> None:
+    """Work in `schema` as the owner until the end of the transaction.
+
+    The settings decide how the server reads the statements that follow.
+    """
+    await connection.execute(_SQL.statement("enter_schema", schema=schema))
+
+
+async def run_all(connection: asyncpg.Connection, statements: Iterable[str]) -> None:
+    """Run statements of our own in one round trip."""
+    text = joined(statements)
+    if text:
+        await connection.execute(text)
+
+
+def refused(found: tuple[Refusal, ...]) -> SchemaRefusedError:
+    """The error that lists what cannot be scoped."""
+    lines = ["the schema is refused; nothing was changed:", *map(str, found[:_SHOWN_REFUSALS])]
+    if len(found) > _SHOWN_REFUSALS:
+        lines.append(f"... and {len(found) - _SHOWN_REFUSALS} more")
+    return SchemaRefusedError("\n".join(lines))

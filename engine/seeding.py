@@ -1,0 +1,148 @@
+"""A tenant's first rows: those of the reference, copied into the tenant's tables.
+
+Rules this module keeps:
+
+* All rows come in one transaction, with a mark in the tenant's own data, so they come once.
+* Tables are filled in the order of their foreign keys; deferrable ones are checked at the end. A
+  circle of foreign keys that cannot be deferred is refused when a migration puts rows into it.
+* Triggers do not run: what they did when the rows were made is among the rows.
+* Numbers that the copied rows have used up are skipped by the sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import SchemaError, UnavailableError
+from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
+from tenancy.data_isolation.engine.migration import Migration, refusal
+from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
+from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot
+from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.tenant_rows import SEED_MARK, TenantRows
+
+_SQL = SqlFile("namespace.sql")
+
+
+async def seed(
+    connection: asyncpg.Connection,
+    namespace: Namespace,
+    tenant_no: TenantNo,
+    *,
+    settings: Settings,
+    keys: BindingKeys,
+) -> int:
+    """Give a tenant its first rows; how many. Does nothing when it has had them.
+
+    `connection` is the admin's, to the namespace's database; the tenant's fence there must be open.
+    Raises `UnavailableError` when the namespace is behind the reference.
+    """
+    rows = TenantRows(connection, namespace, settings=settings, keys=keys)
+    async with connection.transaction():
+        await connection.execute(
+            _SQL.statement("limits"),
+            str(settings.migration_lock_timeout_ms),
+            str(settings.migration_statement_timeout_ms),
+        )
+        for schema in (REFERENCE_SCHEMA, namespace.schema):
+            await connection.execute(_SQL.statement("lock_shared"), schema)
+        await enter_schema(connection, namespace.schema)
+        versions = _SQL.statement("versions", schema=namespace.schema, reference=REFERENCE_SCHEMA)
+        here, there = (await connection.fetch(versions))[0]
+        await rows.bind(tenant_no)
+        if await connection.fetchval(_SQL.statement("set_mark"), SEED_MARK, here) is None:
+            return 0
+        filled = await _filled_tables(connection)
+        if not filled:
+            return 0
+        if here != there:
+            raise UnavailableError(
+                f"{namespace} is at version {here}, but new tenants start with rows of version "
+                f"{there}; finish the migration first"
+            )
+        copied = await _copy(connection, namespace, filled)
+        await _move_sequences(connection, namespace)
+        return copied
+
+
+async def check_copy_order(
+    connection: asyncpg.Connection, snapshot: SchemaSnapshot, migration: Migration
+) -> None:
+    """Refuse a migration after which the reference's rows could not be copied."""
+    try:
+        _in_copy_order(snapshot, await _filled_tables(connection))
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise refusal(
+            migration,
+            [
+                "new tenants start with rows of tables whose foreign keys form a circle "
+                f"({circle}); make one of them deferrable"
+            ],
+        ) from None
+
+
+async def _filled_tables(connection: asyncpg.Connection) -> list[str]:
+    """The tables of the reference that have rows."""
+    query = await connection.fetchval(_SQL.statement("filled_tables_text"), REFERENCE_SCHEMA)
+    return [row[0] for row in await connection.fetch(query)] if query else []
+
+
+async def _copy(connection: asyncpg.Connection, namespace: Namespace, filled: list[str]) -> int:
+    """Copy the rows of some tables; the session is bound to the tenant and works in its schema."""
+    snapshot = await read_snapshot(connection, namespace.schema)
+    tables = _in_copy_order(snapshot, filled)
+    triggered = {trigger.table for trigger in snapshot.triggers}
+    silenced = [quote_identifier(table) for table in tables if table in triggered]
+    for table in silenced:
+        await connection.execute(f"alter table {table} disable trigger user")
+    await connection.execute("set constraints all deferred")
+    copied = 0
+    for table in tables:
+        text = await connection.fetchval(
+            _SQL.statement("copy_text"), namespace.schema, REFERENCE_SCHEMA, table
+        )
+        if text is None:
+            raise SchemaError(f"{namespace} has no table {table}, which the reference has")
+        copied += int((await connection.execute(text)).rsplit(" ", 1)[1])
+    await connection.execute("set constraints all immediate")
+    for table in silenced:
+        await connection.execute(f"alter table {table} enable trigger user")
+    return copied
+
+
+def _in_copy_order(snapshot: SchemaSnapshot, tables: Sequence[str]) -> list[str]:
+    """`tables` with those that others refer to first; `CycleError` when there is no such order."""
+    graph: dict[str, set[str]] = {table: set() for table in tables}
+    for key in snapshot.constraints:
+        immediate = key.type == "f" and not key.deferrable and key.table != key.target
+        if immediate and key.table in graph and key.target in graph:
+            graph[key.table].add(key.target)
+    return list(TopologicalSorter(graph).static_order())
+
+
+async def _move_sequences(connection: asyncpg.Connection, namespace: Namespace) -> None:
+    """Let no sequence give out a number that a copied row has.
+
+    It must not move back either, so it is looked at again once nobody can draw from it.
+    """
+    names = (namespace.schema, REFERENCE_SCHEMA)
+    behind = await connection.fetchval(_SQL.statement("sequences_behind_text"), *names)
+    if behind is None:
+        return
+    for row in await connection.fetch(behind):
+        text = await connection.fetchval(
+            _SQL.statement("lock_sequence_text"), namespace.schema, row["name"]
+        )
+        await connection.execute(text)
+    for row in await connection.fetch(behind):
+        await connection.execute(
+            _SQL.statement("move_sequence"), namespace.schema, row["name"], row["target"]
+        )

@@ -1,0 +1,242 @@
+-- What is wrong with roles and rights. Every query returns subject, problem and the SQL that mends it,
+-- and no row when all is well.
+
+-- name: runtime_roles
+-- The fixed logins, and the tenants' logins that have rights here: $1 = the fixed ones, $2 = our
+-- databases. Grants are in pg_shdepend, for all databases of the server.
+select r.rolname::text
+from pg_roles r
+where r.rolname = any ($1::text[])
+   or (r.rolname ~ '^t_[0-9a-f]{20}$' and exists (
+        select from pg_shdepend s
+        where s.refclassid = 'pg_authid'::regclass and s.refobjid = r.oid and s.deptype = 'a'
+        and (s.dbid in (select oid from pg_database where datname = any ($2::text[]))
+             or s.classid = 'pg_database'::regclass
+                and s.objid in (select oid from pg_database where datname = any ($2::text[])))))
+order by 1;
+
+-- name: attributes
+-- $1 = logins, $2 = the owner role.
+select format('role %I', rolname) as subject, problem,
+       format('alter role %I %s', rolname, mend) as mend
+from pg_roles, lateral (values
+    (rolsuper, 'is superuser', 'nosuperuser'),
+    (rolbypassrls, 'has BYPASSRLS', 'nobypassrls'),
+    (rolcreaterole, 'has CREATEROLE', 'nocreaterole'),
+    (rolcreatedb, 'has CREATEDB', 'nocreatedb'),
+    (rolreplication, 'has REPLICATION', 'noreplication'),
+    (rolcanlogin and rolname = $2, 'may log in', 'nologin')
+) as attribute (held, problem, mend)
+where held and (rolname = any ($1::text[]) or rolname = $2);
+
+-- name: memberships
+-- A login is a member of nothing and has no members; the owner has admins as members only.
+select format('role %I', m.rolname) as subject,
+       format('is a member of %I', g.rolname) as problem,
+       format('revoke %I from %I', g.rolname, m.rolname) as mend
+from pg_auth_members a
+join pg_roles m on m.oid = a.member
+join pg_roles g on g.oid = a.roleid
+where (m.rolname = any ($1::text[]) or m.rolname = $2)
+   or ((g.rolname = any ($1::text[]) or g.rolname = $2)
+       and not m.rolsuper and m.rolname <> current_user);
+
+-- name: ownership
+select format('role %I', r.rolname) as subject,
+       format('owns %s object(s) in %s', count(*), coalesce('database ' || d.datname, 'the server')),
+       format('in that database: reassign owned by %I to %I', r.rolname, $2::text)
+from pg_shdepend s
+join pg_roles r on r.oid = s.refobjid
+left join pg_database d on d.oid = s.dbid
+where s.refclassid = 'pg_authid'::regclass and s.deptype = 'o' and r.rolname = any ($1::text[])
+group by r.rolname, d.datname;
+
+-- name: role_settings
+-- The runtime sets nothing per role, and a login can do so for itself: ALTER ROLE CURRENT_USER SET.
+select format('role %I', r.rolname) as subject,
+       format('has settings of its own: %s', array_to_string(s.setconfig, ', ')) as problem,
+       format('alter role %I %sreset all', r.rolname,
+              coalesce('in database ' || quote_ident(d.datname) || ' ', '')) as mend
+from pg_db_role_setting s
+join pg_roles r on r.oid = s.setrole
+left join pg_database d on d.oid = s.setdatabase
+where r.rolname = any ($1::text[]) or r.rolname = $2;
+
+-- name: database_rights
+-- $3 = our databases, $4 = the shared one. TEMP lets a tenant own objects; CREATE is for schemas.
+select format('database %I', d.datname) as subject,
+       format('%s has %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type) as problem,
+       format('revoke %s on database %I from %s', a.privilege_type, d.datname,
+              coalesce(quote_ident(r.rolname), 'public')) as mend
+from pg_database d
+cross join lateral aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
+left join pg_roles r on r.oid = a.grantee
+where d.datname = any ($3::text[])
+  and (a.grantee = 0
+       or (r.rolname = any ($1::text[])
+           and (a.privilege_type <> 'CONNECT' or a.is_grantable
+                or (r.rolname in ('tenancy_rows', 'tenancy_control') and d.datname <> $4))))
+union all
+select format('database %I', d.datname),
+       format('belongs to %I', pg_get_userbyid(d.datdba)),
+       format('alter database %I owner to %I', d.datname, $2::text)
+from pg_database d
+where d.datname = any ($3::text[]) and pg_get_userbyid(d.datdba) <> $2;
+
+-- name: schema_rights
+-- CREATE for anybody but the owner; a schema that is open to somebody it is not for.
+select format('schema %I', n.nspname) as subject,
+       format('%s has %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type) as problem,
+       format('revoke %s on schema %I from %s', a.privilege_type, n.nspname,
+              coalesce(quote_ident(r.rolname), 'public')) as mend
+from pg_namespace n
+cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+left join pg_roles r on r.oid = a.grantee
+where a.grantee <> n.nspowner
+  and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control')
+       or r.rolname ~ '^t_[0-9a-f]{20}$')
+  and (a.privilege_type = 'CREATE'
+       or n.nspname = 'public'
+       or (n.nspname = 'catalog' and r.rolname is distinct from 'tenancy_control')
+       or (n.nspname = 'app' and (a.grantee = 0 or r.rolname = 'tenancy_control'))
+       or (n.nspname = 'tenancy_reference')
+       or (n.nspname ~ '^t_[0-9a-f]{20}$'
+           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control'))));
+
+-- name: shared_own_schemas
+-- An own schema is for one login.
+select format('schema %I', n.nspname) as subject,
+       format('is open to several logins: %s', string_agg(r.rolname, ', ' order by r.rolname))
+           as problem,
+       'revoke usage on the schema from the logins that do not belong there' as mend
+from pg_namespace n
+cross join lateral aclexplode(n.nspacl) a
+join pg_roles r on r.oid = a.grantee
+where n.nspname ~ '^t_[0-9a-f]{20}$' and a.privilege_type = 'USAGE'
+  and r.rolname ~ '^t_[0-9a-f]{20}$'
+group by n.nspname
+having count(*) > 1;
+
+-- name: relation_owners
+select format('%s %I.%I',
+              case c.relkind when 'v' then 'view' when 'm' then 'materialized view'
+                   when 'S' then 'sequence' when 'f' then 'foreign table' else 'table' end,
+              n.nspname, c.relname) as subject,
+       format('belongs to %I', pg_get_userbyid(c.relowner)) as problem,
+       format('alter table %I.%I owner to tenancy_owner', n.nspname, c.relname) as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where (n.nspname in ('app', 'tenancy', 'catalog') or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
+  and pg_get_userbyid(c.relowner) <> 'tenancy_owner';
+
+-- name: row_security
+select format('table %I.%I', n.nspname, c.relname) as subject,
+       case when not c.relrowsecurity then 'has no row security'
+            else 'does not force row security' end as problem,
+       format('alter table %I.%I enable row level security, force row level security',
+              n.nspname, c.relname) as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and c.relkind in ('r', 'p')
+  and not (c.relrowsecurity and c.relforcerowsecurity);
+
+-- name: policies
+-- At least one policy, and of those that let rows through (PERMISSIVE ones are or-ed) only ours.
+select format('table %I.%I', n.nspname, c.relname) as subject,
+       'has no tenant policy' as problem,
+       case when exists (select from pg_attribute t
+                         where t.attrelid = c.oid and t.attname = 'tenant_id')
+            then format('create policy tenant on %I.%I '
+                        'using (tenant_id = (select tenancy.tenant())) '
+                        'with check (tenant_id = (select tenancy.tenant()))',
+                        n.nspname, c.relname)
+            -- It did not come by a migration, so it is nobody's rows that have to be kept apart.
+            else format('alter table %I.%I set schema public', n.nspname, c.relname)
+       end as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and c.relkind in ('r', 'p')
+  and not exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive)
+union all
+select format('table %I.%I', n.nspname, c.relname),
+       format('policy %I lets through rows by another rule', p.polname),
+       format('drop policy %I on %I.%I', p.polname, n.nspname, c.relname)
+from pg_policy p
+join pg_class c on c.oid = p.polrelid
+join pg_namespace n on n.oid = c.relnamespace
+where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and p.polpermissive
+  -- What only the owner may see is the runtime's own bookkeeping.
+  and p.polroles <> array[c.relowner]
+  and (p.polcmd <> '*' or p.polroles <> '{0}'
+       or pg_get_expr(p.polqual, p.polrelid)
+          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))'
+       or coalesce(pg_get_expr(p.polwithcheck, p.polrelid), pg_get_expr(p.polqual, p.polrelid))
+          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))');
+
+-- name: table_rights
+-- SELECT, INSERT, UPDATE, DELETE, to logins. TRUNCATE knows no row security, TRIGGER runs code in
+-- another's session, REFERENCES tells of rows, MAINTAIN locks.
+select format('table %I.%I', n.nspname, c.relname) as subject,
+       format('%s has %s%s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type,
+              case when a.is_grantable then ' with grant option' else '' end) as problem,
+       format('revoke %s on %I.%I from %s', a.privilege_type, n.nspname, c.relname,
+              coalesce(quote_ident(r.rolname), 'public')) as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (
+    select grantee, privilege_type, is_grantable from aclexplode(c.relacl)
+    union all
+    select x.grantee, x.privilege_type, x.is_grantable
+    from pg_attribute t cross join lateral aclexplode(t.attacl) x where t.attrelid = c.oid
+) a
+left join pg_roles r on r.oid = a.grantee
+where c.relkind in ('r', 'p', 'v', 'm', 'f')
+  and a.grantee <> c.relowner
+  and (((n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+        and (a.grantee = 0 or a.is_grantable
+             or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+             or r.rolname = 'tenancy_control'))
+       or (n.nspname = 'tenancy'
+           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control')
+                or r.rolname ~ '^t_[0-9a-f]{20}$'))
+       or (n.nspname = 'catalog' and (a.grantee = 0 or a.is_grantable
+           or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+           or r.rolname = 'tenancy_rows' or r.rolname ~ '^t_[0-9a-f]{20}$')));
+
+-- name: exempt_relations
+-- Row security cannot hold for these, or is checked as their owner.
+select format('%s %I.%I',
+              case c.relkind when 'v' then 'view' when 'm' then 'materialized view'
+                   else 'foreign table' end, n.nspname, c.relname) as subject,
+       case c.relkind when 'v' then 'is checked with its owner''s rights'
+            else 'cannot have row security' end as problem,
+       case c.relkind
+            when 'v' then format('alter view %I.%I set (security_invoker = true)',
+                                 n.nspname, c.relname)
+            when 'm' then format('drop materialized view %I.%I', n.nspname, c.relname)
+            else format('drop foreign table %I.%I', n.nspname, c.relname) end as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and (c.relkind in ('m', 'f')
+       or (c.relkind = 'v' and not exists (
+            select from pg_options_to_table(c.reloptions) o
+            where o.option_name = 'security_invoker' and o.option_value::boolean)));
+
+-- name: definer_functions
+-- A function that runs with its owner's rights is a way around row security; one is ours.
+select format('function %s', p.oid::regprocedure) as subject,
+       'runs with the rights of its owner' as problem,
+       format('alter function %s security invoker', p.oid::regprocedure) as mend
+from pg_proc p
+join pg_namespace n on n.oid = p.pronamespace
+where p.prosecdef
+  and n.nspname not in ('pg_catalog', 'information_schema')
+  and p.oid <> 'tenancy.tenant()'::regprocedure
+  and exists (
+      select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+      where a.grantee <> p.proowner and a.privilege_type = 'EXECUTE');

@@ -1,0 +1,168 @@
+-- The runtime's own tables in every namespace, in the form that scoping would give them.
+
+-- name: runtime_tables
+-- Which migrations were applied here, with the SHA-256 of their texts. It belongs to no tenant: only
+-- the owner may touch it. Columns of limited length need no TOAST table.
+create table tenancy_schema_version (
+    number      int primary key,
+    checksum    char(64) not null,
+    applied_at  timestamptz not null default now()
+);
+alter table tenancy_schema_version enable row level security, force row level security;
+create policy tenancy_schema_version on tenancy_schema_version to tenancy_owner
+    using (true) with check (true);
+
+-- What was answered to a write that carries a key, so that it happens once.
+create table tenancy_idempotency (
+    key           text not null,
+    request_hash  bytea not null,
+    response      jsonb,
+    created_at    timestamptz not null default now(),
+    tenant_id     bigint not null default tenancy.bound_tenant(),
+    primary key (tenant_id, key)
+);
+alter table tenancy_idempotency enable row level security;
+create policy tenancy_isolation on tenancy_idempotency
+    using (tenant_id = (select tenancy.tenant()))
+    with check (tenant_id = (select tenancy.tenant()));
+
+-- name: create_schema
+create schema if not exists {schema} authorization tenancy_owner;
+
+-- name: has_runtime_tables
+select to_regclass(format('%I.tenancy_schema_version', $1::text)) is not null;
+
+-- name: limits
+-- $1 = lock_timeout, $2 = statement_timeout, in milliseconds; to the end of the transaction.
+select set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true);
+
+-- name: lock_exclusive
+-- One change of a namespace at a time: $1 = the schema. The two highest bits stay clear, because the
+-- keys of tenants' locks have one of them set. Released with the transaction.
+select pg_advisory_xact_lock(
+    hashtextextended('tenancy namespace ' || $1, 0) & 4611686018427387903);
+
+-- name: lock_shared
+-- Keep the namespace from changing; many may.
+select pg_advisory_xact_lock_shared(
+    hashtextextended('tenancy namespace ' || $1, 0) & 4611686018427387903);
+
+-- name: applied
+select number, checksum from tenancy_schema_version order by number;
+
+-- name: record_migrations
+insert into tenancy_schema_version (number, checksum)
+select * from unnest($1::int[], $2::text[]);
+
+-- name: fences
+select tenant_no, epoch, open from tenancy.fence where tenant_no = any ($1::bigint[]);
+
+-- name: set_fence
+update tenancy.fence set open = $2 where tenant_no = $1;
+
+-- name: bind
+select set_config('tenancy.binding', $1, true);
+
+-- name: deferred_constraints
+select quote_ident(con.conname)
+from pg_constraint as con
+where con.connamespace = current_schema()::regnamespace and con.condeferred
+order by 1;
+
+-- name: has_mark
+-- Whether the tenant that the session is bound to has its first rows.
+select exists (select from tenancy_idempotency where key = $1);
+
+-- name: set_mark
+-- Note that the tenant has its first rows; no row when that is noted already.
+insert into tenancy_idempotency (key, request_hash, response)
+values ($1, ''::bytea, jsonb_build_object('version', $2::int))
+on conflict (tenant_id, key) do nothing
+returning key;
+
+-- name: open_policies
+-- Policies that believe the binding, for many tenants in one transaction (`tenant_rows`).
+select format(
+    'alter policy tenancy_isolation on %1$I using (tenant_id = (select tenancy.bound_tenant())) '
+    'with check (tenant_id = (select tenancy.bound_tenant()))', class.relname)
+from pg_policy as policy
+join pg_class as class on class.oid = policy.polrelid
+where class.relnamespace = current_schema()::regnamespace
+  and policy.polname = 'tenancy_isolation'
+order by class.relname;
+
+-- name: close_policies
+select format(
+    'alter policy tenancy_isolation on %1$I using (tenant_id = (select tenancy.tenant())) '
+    'with check (tenant_id = (select tenancy.tenant()))', class.relname)
+from pg_policy as policy
+join pg_class as class on class.oid = policy.polrelid
+where class.relnamespace = current_schema()::regnamespace
+  and policy.polname = 'tenancy_isolation'
+order by class.relname;
+
+-- name: sequences_behind_text
+-- A query for the sequences of $2 (the reference) that are ahead of the same one in $1, and where
+-- they are; null when there are none. The sequences themselves are read, as their owner.
+select string_agg(
+    format(
+        'select %1$L::text as name, there.last_value as target '
+        'from %2$I.%1$I as here, %3$I.%1$I as there '
+        'where there.is_called and (not here.is_called or %4$s)',
+        here.relname, $1::text, $2::text,
+        case when sequence.seqincrement > 0 then 'here.last_value < there.last_value'
+             else 'here.last_value > there.last_value' end),
+    ' union all ' order by here.relname)
+from pg_sequence as sequence
+join pg_class as here on here.oid = sequence.seqrelid
+join pg_class as there on there.relname = here.relname and there.relkind = 'S'
+where here.relnamespace = $1::text::regnamespace
+  and there.relnamespace = $2::text::regnamespace;
+
+-- name: lock_sequence_text
+-- Changes nothing, but nobody gets a number from the sequence until the transaction ends.
+select format('alter sequence %I.%I increment by %s', $1::text, $2::text, seqincrement)
+from pg_sequence where seqrelid = format('%I.%I', $1, $2)::regclass;
+
+-- name: move_sequence
+select setval(format('%I.%I', $1::text, $2::text)::regclass, $3::bigint);
+
+-- name: versions
+select (select coalesce(max(number), 0) from {schema}.tenancy_schema_version) as here,
+       (select coalesce(max(number), 0) from {reference}.tenancy_schema_version) as there;
+
+-- name: filled_tables_text
+-- A query for the names of the tables of the schema $1 that have rows; null when it has no tables.
+select string_agg(
+    format('select %L::text where exists (select from %I.%I)', relname, $1::text, relname),
+    ' union all ' order by relname)
+from pg_class
+where relnamespace = $1::text::regnamespace and relkind = 'r' and relname not like 'tenancy\_%';
+
+-- name: copy_text
+-- The statement that copies the rows of table $3 from schema $2 to schema $1, which is the
+-- search_path. Types of the schema's own (enums, composite types) are not those of the other schema,
+-- but have the same text. Null when there is no such table.
+select format(
+    'insert into %1$I (%2$s) overriding system value select %3$s from %4$I.%1$I',
+    $3::text,
+    string_agg(quote_ident(attribute.attname), ', ' order by attribute.attnum),
+    string_agg(
+        case
+            when type.typnamespace = class.relnamespace then format(
+                'cast(cast(%I as text) as %s)', attribute.attname,
+                format_type(attribute.atttypid, attribute.atttypmod))
+            else quote_ident(attribute.attname)
+        end,
+        ', ' order by attribute.attnum),
+    $2::text)
+from pg_class as class
+join pg_attribute as attribute on attribute.attrelid = class.oid
+join pg_type as type on type.oid = attribute.atttypid
+where class.relnamespace = $1::text::regnamespace
+  and class.relname = $3
+  and attribute.attnum > 0
+  and not attribute.attisdropped
+  and attribute.attgenerated = ''
+  and attribute.attname <> 'tenant_id'
+group by class.oid;

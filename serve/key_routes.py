@@ -1,0 +1,133 @@
+"""API keys: making, listing and revoking them. For administrators."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenancy.data_isolation.core import Tenant
+from tenancy.data_isolation.core.errors import InvalidInputError
+from tenancy.data_isolation.core.identifiers import parse_tenant_id
+from tenancy.data_isolation.engine.catalog_records import ApiKeyRecord, CredentialScope
+from tenancy.data_isolation.serve.models import KeyAnswer, KeyBody, KeysAnswer, NewKeyAnswer
+from tenancy.data_isolation.serve.openapi import answers, takes
+from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
+from tenancy.data_isolation.serve.services import Services
+
+_PAGE = 100
+
+
+class KeyRoutes:
+    """The routes `/v1/keys` and `/v1/keys/{key_id}`."""
+
+    def __init__(self, services: Services, requests: Requests) -> None:
+        self._gateway = services.gateway
+        self._credentials = services.credentials
+        self._requests = requests
+
+    def router(self) -> APIRouter:
+        """The routes, for FastAPI."""
+        router = APIRouter(tags=["keys"])
+        add = router.add_api_route
+        add(
+            "/v1/keys",
+            self.create,
+            methods=["POST"],
+            summary="Make an API key",
+            description="The answer is the only place where the key is ever shown.",
+            status_code=201,
+            responses=answers(NewKeyAnswer, status=201, body=True),
+            openapi_extra=takes(KeyBody),
+        )
+        add(
+            "/v1/keys",
+            self.list,
+            methods=["GET"],
+            summary="List API keys",
+            responses=answers(KeysAnswer, 422),
+        )
+        add(
+            "/v1/keys/{key_id}",
+            self.revoke,
+            methods=["DELETE"],
+            summary="Revoke an API key",
+            status_code=204,
+            responses=answers(None, status=204),
+        )
+        return router
+
+    async def create(self, request: Request) -> Response:
+        """Make a key."""
+        await self._requests.admin(request)
+        body = await self._requests.body(request, KeyBody)
+        scope = CredentialScope(body.scope)
+        tenant = await self._tenant_of(body, scope)
+        key = await self._credentials.create(
+            scope,
+            tenant_no=tenant.tenant_no if tenant else None,
+            label=body.label,
+            expires_at=body.expires_at,
+        )
+        answer = NewKeyAnswer(
+            key_id=key.key_id,
+            key=key.text,
+            scope=scope.value,
+            tenant_id=tenant.tenant_id if tenant else None,
+            label=body.label,
+            expires_at=body.expires_at,
+        )
+        return json_answer(
+            answer.model_dump(mode="json"),
+            status=201,
+            # RFC 9111, 5.2.2.5: an answer with a secret in it is kept nowhere on the way.
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def list(
+        self,
+        request: Request,
+        tenant_id: str | None = None,
+        after: str | None = None,
+        limit: int = _PAGE,
+    ) -> Response:
+        """One page of keys."""
+        await self._requests.admin(request)
+        tenant = None
+        if tenant_id is not None:
+            tenant = await self._gateway.tenant(parse_tenant_id(tenant_id))
+        page = await self._credentials.list(
+            tenant_no=tenant.tenant_no if tenant else None, after=after, limit=limit
+        )
+        answer = KeysAnswer(
+            keys=[_answer(record) for record in page],
+            next=page[-1].key_id if len(page) == limit else None,
+        )
+        return json_answer(answer.model_dump(mode="json"))
+
+    async def revoke(self, request: Request, key_id: str) -> Response:
+        """Let a key be good no more."""
+        await self._requests.admin(request)
+        await self._credentials.revoke(key_id)
+        return no_content()
+
+    async def _tenant_of(self, body: KeyBody, scope: CredentialScope) -> Tenant | None:
+        if (scope is CredentialScope.TENANT) != (body.tenant_id is not None):
+            raise InvalidInputError(
+                "a key with the scope tenant needs tenant_id, one with the scope admin takes none"
+            )
+        if body.tenant_id is None:
+            return None
+        return await self._gateway.tenant(parse_tenant_id(body.tenant_id))
+
+
+def _answer(record: ApiKeyRecord) -> KeyAnswer:
+    return KeyAnswer(
+        key_id=record.key_id,
+        scope=record.scope.value,
+        tenant_id=record.tenant_id,
+        label=record.label,
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        revoked_at=record.revoked_at,
+    )

@@ -1,0 +1,135 @@
+"""The OpenAPI document: what FastAPI knows of the routes, with bodies, problems and credentials.
+
+Bodies are read by `request_bodies`, more strictly than FastAPI would, so FastAPI does not see their
+shapes; routes name them with `takes` and the document gets them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from tenancy.data_isolation.serve import models, problems
+
+_REFERENCE = "#/components/schemas/{model}"
+_SECURITY = {
+    "apiKey": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key (`tk_...`), with the scope `admin` or `tenant`.",
+    },
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A JSON Web Token of the configured issuer that names a tenant.",
+    },
+}
+_PROBLEMS: Mapping[int, str] = {
+    400: "PostgreSQL refused the statement.",
+    401: "No valid credential.",
+    403: "The credential does not reach that far, or the statement is not allowed.",
+    404: "There is no such thing, or it is not the caller's.",
+    408: "The body did not arrive in time.",
+    409: "It does not fit the present state.",
+    413: "A limit of size was reached.",
+    415: "The body is not JSON.",
+    422: "A value is not acceptable.",
+    429: "Too much at a time; see `Retry-After`.",
+    500: "Something went wrong; whether anything was done is not known.",
+    503: "Something that is needed does not answer; see `Retry-After`.",
+    504: "The statement ran longer than its limit.",
+}
+_ALWAYS = (500, 503)
+_WITH_BODY = (408, 413, 415, 422)
+_WITH_CREDENTIAL = (401, 403, 404, 429)
+
+_WAIT = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string", "examples": ["wait=5"]},
+    "description": (
+        "`wait=<seconds>` (RFC 7240): how long to wait at most. The statement is cancelled then. "
+        "The runtime's own limit holds in any case. The answer has `Preference-Applied`."
+    ),
+}
+_IDEMPOTENCY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "maxLength": 200, "examples": ["8e03978e-40d5-43dd-bc93"]},
+    "description": (
+        "With the same key and the same request, a write takes effect once, however often it is "
+        "sent; the answer is the first one. The same key with another request is a conflict (409)."
+    ),
+}
+
+
+def takes(shape: type[models.Body], *, options: bool = False) -> dict[str, Any]:
+    """What a route's `openapi_extra` says about its body and the headers of `RequestOptions`."""
+    reference = {"$ref": _REFERENCE.format(model=shape.__name__)}
+    found: dict[str, Any] = {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}
+    }
+    return found | (option_headers() if options else {})
+
+
+def option_headers(*, wait: bool = True) -> dict[str, Any]:
+    """The headers of `RequestOptions`, for `openapi_extra`."""
+    return {"parameters": [_WAIT, _IDEMPOTENCY] if wait else [_IDEMPOTENCY]}
+
+
+def answers(
+    shape: type[models.Answer] | None,
+    *problem_statuses: int,
+    status: int = 200,
+    body: bool = False,
+    credential: bool = True,
+) -> dict[int | str, dict[str, Any]]:
+    """A route's `responses`: what it gives, and the problems that there can be."""
+    statuses = {*problem_statuses, *_ALWAYS}
+    statuses |= {*_WITH_BODY} if body else set()
+    statuses |= {*_WITH_CREDENTIAL} if credential else set()
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": shape, "description": (shape.__doc__ or "").partition("\n")[0]}
+        if shape is not None
+        else {"description": "Done."}
+    }
+    reference = {"$ref": _REFERENCE.format(model=models.ProblemAnswer.__name__)}
+    for code in sorted(statuses):
+        found[code] = {
+            "description": _PROBLEMS[code],
+            "content": {problems.MEDIA_TYPE: {"schema": reference}},
+        }
+    return found
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document. Made once per application."""
+    found = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+    )
+    components = found.setdefault("components", {})
+    components["securitySchemes"] = _SECURITY
+    _, shapes = models_json_schema(
+        [(shape, "validation") for shape in _named_shapes()], ref_template=_REFERENCE
+    )
+    components["schemas"] = components.get("schemas", {}) | shapes["$defs"]
+    for path, item in found["paths"].items():
+        for operation in item.values():
+            operation["security"] = (
+                [{name: []} for name in _SECURITY] if path.startswith("/v1/") else []
+            )
+    return found
+
+
+def _named_shapes() -> Iterable[type[models.Body] | type[models.Answer]]:
+    """Every body, and the problem details."""
+    yield from models.Body.__subclasses__()
+    yield models.ProblemAnswer

@@ -1,0 +1,165 @@
+"""The tenant-neutral schema: its migrations and where its copies stand. For administrators."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenancy.data_isolation.core.errors import InvalidInputError, MigrationFailedError
+from tenancy.data_isolation.engine.catalog_records import NamespaceState
+from tenancy.data_isolation.engine.fleet_run import FleetReport, NamespaceStatus
+from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.serve.models import (
+    MigrationAnswer,
+    MigrationAppliedAnswer,
+    MigrationBody,
+    NamespaceFailure,
+    NamespacesAnswer,
+    SchemaAnswer,
+)
+from tenancy.data_isolation.serve.openapi import answers, takes
+from tenancy.data_isolation.serve.requests import Requests, json_answer
+from tenancy.data_isolation.serve.services import Services
+
+_NAME = re.compile(r"(?:([0-9]{1,9})_)?([A-Za-z0-9][A-Za-z0-9_-]{0,99}?)(?:\.sql)?")
+_FAILURES_MAX = 20
+
+
+class SchemaRoutes:
+    """The routes `/v1/schema` and `/v1/schema/migrations`."""
+
+    def __init__(self, services: Services, requests: Requests) -> None:
+        self._fleet = services.fleet
+        self._tables = services.tables
+        self._requests = requests
+        # One migration at a time: the next one has to see what the last one did.
+        self._migrating = asyncio.Lock()
+        self._work: set[asyncio.Task[MigrationAppliedAnswer]] = set()
+
+    def router(self) -> APIRouter:
+        """The routes, for FastAPI."""
+        router = APIRouter(tags=["schema"])
+        add = router.add_api_route
+        add(
+            "/v1/schema",
+            self.show,
+            methods=["GET"],
+            summary="Show the schema and where its copies stand",
+            responses=answers(SchemaAnswer),
+        )
+        add(
+            "/v1/schema/migrations",
+            self.migrate,
+            methods=["POST"],
+            summary="Register a migration and bring it to every copy of the schema",
+            description=(
+                "The answer comes when every copy has it. When some copy fails, the problem says "
+                "why, and sending the migration again goes on where it stopped. The work goes on "
+                "when the client leaves."
+            ),
+            status_code=201,
+            responses=answers(MigrationAppliedAnswer, 409, status=201, body=True),
+            openapi_extra=takes(MigrationBody),
+        )
+        return router
+
+    async def show(self, request: Request) -> Response:
+        """The schema."""
+        await self._requests.admin(request)
+        migrations = await self._fleet.migrations()
+        status = await self._fleet.status()
+        answer = SchemaAnswer(
+            version=migrations[-1].number if migrations else 0,
+            migrations=[_migration(item) for item in migrations],
+            tables=list(await self._tables()),
+            namespaces=_summary(status),
+            failures=[_failure(item) for item in status if item.error is not None][:_FAILURES_MAX],
+        )
+        return json_answer(answer.model_dump())
+
+    async def migrate(self, request: Request) -> Response:
+        """Register a migration and apply it everywhere."""
+        await self._requests.admin(request)
+        body = await self._requests.body(request, MigrationBody)
+        # A client that leaves must not stop the work half-way through the fleet.
+        work = asyncio.create_task(self._migrated(body))
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
+        answer = await asyncio.shield(work)
+        return json_answer(answer.model_dump(), status=201)
+
+    async def _migrated(self, body: MigrationBody) -> MigrationAppliedAnswer:
+        async with self._migrating:
+            migration = await self._numbered(body)
+            await self._fleet.register([migration])
+            report = await self._fleet.apply()
+            if not report.complete:
+                raise MigrationFailedError(_told(migration, report))
+            return MigrationAppliedAnswer(
+                **_migration(migration).model_dump(),
+                version=report.version,
+                namespaces=_summary(await self._fleet.status()),
+            )
+
+    async def _numbered(self, body: MigrationBody) -> Migration:
+        """The migration with its number: the one it names, or the next."""
+        parts = _NAME.fullmatch(body.name)
+        if parts is None:
+            raise InvalidInputError(
+                "the name of a migration is like 0001_users, or like users for the next number"
+            )
+        name = parts[2]
+        if parts[1] is not None:
+            return Migration(number=int(parts[1]), name=name, sql=body.sql)
+        known = await self._fleet.migrations()
+        last = known[-1] if known else None
+        if last is not None and (last.name, last.sql) == (name, body.sql):
+            # The same request again.
+            return last
+        return Migration(number=last.number + 1 if last else 1, name=name, sql=body.sql)
+
+
+def _migration(migration: Migration) -> MigrationAnswer:
+    return MigrationAnswer(
+        number=migration.number,
+        name=f"{migration.number:04d}_{migration.name}",
+        checksum=migration.checksum.hex(),
+    )
+
+
+def _summary(status: Sequence[NamespaceStatus]) -> NamespacesAnswer:
+    versions = Counter(item.version for item in status)
+    return NamespacesAnswer(
+        total=len(status),
+        current=sum(item.version == item.newest for item in status),
+        behind=sum(item.version < item.newest for item in status),
+        failed=sum(item.state is NamespaceState.FAILED for item in status),
+        versions={str(version): versions[version] for version in sorted(versions)},
+    )
+
+
+def _failure(status: NamespaceStatus) -> NamespaceFailure:
+    namespace = status.namespace
+    return NamespaceFailure(
+        server=namespace.server,
+        kind=namespace.kind.value,
+        tenant_no=namespace.tenant_no,
+        version=status.version,
+        error=status.error,
+    )
+
+
+def _told(migration: Migration, report: FleetReport) -> str:
+    """What failed, with the first reason."""
+    failed = report.failures
+    reason = f": {failed[0].error}" if failed else ""
+    return (
+        f"{migration.title} is registered, but {len(failed)} copies of the schema could not take "
+        f"it and {report.left} were not tried{reason}. Mend the data and send it again"
+    )

@@ -1,0 +1,41 @@
+"""What the HTTP interface works with, as objects: it opens and closes none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.credentials import Credentials
+from tenancy.data_isolation.engine.fleet import Fleet
+from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
+from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
+from tenancy.data_isolation.strategies.base import TenantGateway
+
+#: Returns when what it looks at answers; raises a `TenancyError` that says what is the matter.
+Probe = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """The objects behind the routes. All belong to the event loop that serves.
+
+    `orchestrator` must have been initialized over an `OperationGateway`, so that it makes no
+    tenants. `probes` are what `/readyz` asks.
+    """
+
+    settings: Settings
+    gateway: TenantGateway
+    orchestrator: UltraAdvancedStrategyOrchestrator
+    catalog: Catalog
+    credentials: Credentials
+    named_operations: NamedOperations
+    fleet: Fleet
+    #: The names of the tenants' tables, as they are now.
+    tables: Callable[[], Awaitable[Sequence[str]]]
+    tokens: TokenVerifier | None = None
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    clock: Clock = field(default_factory=SystemClock)

@@ -1,0 +1,254 @@
+"""Tenants: making, listing, suspending and erasing them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tenancy.data_isolation.core import Settings, Tenant, TenantContext, TenantStatus
+from tenancy.data_isolation.core.errors import (
+    IdempotencyConflictError,
+    TenantExistsError,
+    TenantNotFoundError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id, parse_word
+from tenancy.data_isolation.serve.models import (
+    NewTenantAnswer,
+    PlacementAnswer,
+    TenantAnswer,
+    TenantBody,
+    TenantsAnswer,
+)
+from tenancy.data_isolation.serve.openapi import answers, option_headers, takes
+from tenancy.data_isolation.serve.request_options import RequestOptions
+from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
+from tenancy.data_isolation.serve.services import Services
+
+_PAGE = 100
+
+
+class TenantRoutes:
+    """The routes `/v1/tenants` and `/v1/tenants/{tenant_id}`."""
+
+    def __init__(self, services: Services, requests: Requests) -> None:
+        self._settings = services.settings
+        self._gateway = services.gateway
+        self._orchestrator = services.orchestrator
+        self._requests = requests
+        self._answers = _RememberedAnswers(services.settings)
+
+    def router(self) -> APIRouter:
+        """The routes, for FastAPI."""
+        router = APIRouter(tags=["tenants"])
+        add = router.add_api_route
+        add(
+            "/v1/tenants",
+            self.create,
+            methods=["POST"],
+            summary="Make a tenant",
+            description=(
+                "Without `isolation_level` the runtime chooses one by its rules and tells why. "
+                "A tenant of that id that exists is a conflict (409), unless the request carries "
+                "an idempotency key and asks for the same."
+            ),
+            status_code=201,
+            responses=answers(NewTenantAnswer, 409, status=201, body=True),
+            openapi_extra=takes(TenantBody) | option_headers(wait=False),
+        )
+        add(
+            "/v1/tenants",
+            self.list,
+            methods=["GET"],
+            summary="List tenants",
+            responses=answers(TenantsAnswer, 422),
+        )
+        one = "/v1/tenants/{tenant_id}"
+        add(
+            one,
+            self.show,
+            methods=["GET"],
+            summary="Show a tenant",
+            responses=answers(TenantAnswer),
+        )
+        add(
+            one,
+            self.delete,
+            methods=["DELETE"],
+            summary="Erase a tenant and all its data",
+            status_code=204,
+            responses=answers(None, 409, status=204),
+        )
+        for name, endpoint, summary in (
+            ("suspend", self.suspend, "Refuse a tenant's operations from now on"),
+            ("resume", self.resume, "Take a suspended tenant's operations again"),
+        ):
+            add(
+                f"{one}/{name}",
+                endpoint,
+                methods=["POST"],
+                summary=summary,
+                responses=answers(TenantAnswer, 409),
+            )
+        return router
+
+    async def create(self, request: Request) -> Response:
+        """Make a tenant where the rules put it."""
+        await self._requests.admin(request)
+        key = RequestOptions.of(request.headers, self._settings).idempotency_key
+        body = await self._requests.body(request, TenantBody)
+        remembered = self._answers.find(key, body)
+        if remembered is None:
+            tenant, strategy, reasons = await self._created(_context(body), repeatable=bool(key))
+            remembered = NewTenantAnswer(
+                **_answer(tenant).model_dump(), strategy=strategy, reasons=list(reasons)
+            )
+            self._answers.remember(key, body, remembered)
+        return json_answer(
+            remembered.model_dump(mode="json"),
+            status=201,
+            headers={"Location": f"/v1/tenants/{remembered.tenant_id}"},
+        )
+
+    async def list(
+        self, request: Request, after: str | None = None, limit: int = _PAGE
+    ) -> Response:
+        """One page of tenants."""
+        await self._requests.admin(request)
+        start = None if after is None else parse_tenant_id(after)
+        page = await self._gateway.tenants(after=start, limit=limit)
+        answer = TenantsAnswer(
+            tenants=[_answer(tenant) for tenant in page],
+            next=page[-1].tenant_id if len(page) == limit else None,
+        )
+        return json_answer(answer.model_dump(mode="json"))
+
+    async def show(self, request: Request, tenant_id: str) -> Response:
+        """One tenant."""
+        tenant = await self._requests.tenant(request, tenant_id)
+        return _answered(await self._gateway.tenant(tenant))
+
+    async def suspend(self, request: Request, tenant_id: str) -> Response:
+        """Refuse the tenant's operations."""
+        tenant = await self._requests.tenant_as_admin(request, tenant_id)
+        return _answered(await self._orchestrator.suspend_tenant(tenant))
+
+    async def resume(self, request: Request, tenant_id: str) -> Response:
+        """Take the tenant's operations again."""
+        tenant = await self._requests.tenant_as_admin(request, tenant_id)
+        return _answered(await self._orchestrator.resume_tenant(tenant))
+
+    async def delete(self, request: Request, tenant_id: str) -> Response:
+        """Erase the tenant."""
+        tenant = await self._requests.tenant_as_admin(request, tenant_id)
+        await self._orchestrator.delete_tenant(tenant)
+        self._answers.forget(tenant)
+        return no_content()
+
+    async def _created(
+        self, context: TenantContext, *, repeatable: bool
+    ) -> tuple[Tenant, str, Sequence[str]]:
+        """The tenant, its strategy and the reasons. A creation that was cut off is finished."""
+        tenant_id = TenantId(context.tenant_id)
+        try:
+            present = await self._gateway.tenant(tenant_id)
+        except TenantNotFoundError:
+            present = None
+        if (
+            present is not None
+            and present.status is not TenantStatus.CREATING
+            and not (repeatable and _asks_for(context, present))
+        ):
+            raise TenantExistsError(f"tenant {tenant_id} exists already; use another id")
+        choice = await self._orchestrator.select_optimal_strategy(context, "create_tenant")
+        # Where a creation that was cut off has begun, it goes on.
+        begun = present.placement if present is not None else None
+        level = begun.level if begun is not None else choice.level
+        tenant = await self._gateway.create_tenant(context, level=level)
+        return tenant, choice.strategy, choice.reasons
+
+
+class _RememberedAnswers:
+    """Answers by idempotency key, so that a repeated request gets the first one again.
+
+    Bounded, and of this process only: what makes a repetition harmless is that making the same
+    tenant again changes nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._entries_max = settings.idempotency_answers_max
+        self._found: OrderedDict[str, tuple[bytes, NewTenantAnswer]] = OrderedDict()
+
+    def find(self, key: str | None, body: TenantBody) -> NewTenantAnswer | None:
+        """The answer to the same request; `IdempotencyConflictError` when it was another one."""
+        entry = None if key is None else self._found.get(key)
+        if entry is None:
+            return None
+        if entry[0] != _digest(body):
+            raise IdempotencyConflictError()
+        return entry[1]
+
+    def remember(self, key: str | None, body: TenantBody, answer: NewTenantAnswer) -> None:
+        """Keep an answer."""
+        if key is None:
+            return
+        self._found[key] = (_digest(body), answer)
+        while len(self._found) > self._entries_max:
+            self._found.popitem(last=False)
+
+    def forget(self, tenant_id: TenantId) -> None:
+        """The tenant is gone, so that making it again is another matter."""
+        for key, (_, answer) in list(self._found.items()):
+            if answer.tenant_id == tenant_id:
+                del self._found[key]
+
+
+def _digest(body: TenantBody) -> bytes:
+    return hashlib.sha256(repr(body).encode()).digest()
+
+
+def _context(body: TenantBody) -> TenantContext:
+    return TenantContext(
+        tenant_id=body.tenant_id,
+        tenant_type=body.tenant_type,
+        isolation_level=body.isolation_level,
+        region=None if body.region is None else parse_word(body.region, "region"),
+        compliance=body.compliance,
+        metadata=body.metadata,
+    )
+
+
+def _asks_for(context: TenantContext, tenant: Tenant) -> bool:
+    """Whether making the tenant with this context would give the tenant that there is."""
+    level = tenant.placement.level if tenant.placement else None
+    return (
+        context.tenant_type is tenant.tenant_type
+        and (context.isolation_level is None or context.isolation_level is level)
+        and context.region == tenant.region
+        and tuple(context.compliance) == tenant.compliance
+    )
+
+
+def _answer(tenant: Tenant) -> TenantAnswer:
+    placement = tenant.placement
+    return TenantAnswer(
+        tenant_id=tenant.tenant_id,
+        tenant_type=tenant.tenant_type,
+        status=tenant.status,
+        isolation_level=placement.level if placement else None,
+        region=tenant.region,
+        compliance=list(tenant.compliance),
+        placement=PlacementAnswer(
+            level=placement.level, server=placement.server, epoch=placement.epoch
+        )
+        if placement
+        else None,
+    )
+
+
+def _answered(tenant: Tenant) -> Response:
+    return json_answer(_answer(tenant).model_dump(mode="json"))

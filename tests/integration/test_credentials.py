@@ -1,0 +1,196 @@
+"""API keys: what is kept of them, and when they stop being good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+import pytest
+from support.install import Install
+from support.settable_clock import SettableClock
+
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    NotFoundError,
+    TenantNotFoundError,
+    UnauthenticatedError,
+)
+from tenancy.data_isolation.core.identifiers import TenantNo
+from tenancy.data_isolation.core.types import Tenant, TenantContext, TenantStatus
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog_records import CredentialScope
+from tenancy.data_isolation.engine.credentials import Credentials
+
+ADMIN, TENANT = CredentialScope.ADMIN, CredentialScope.TENANT
+
+
+@pytest.fixture
+async def catalog(install: Install) -> AsyncIterator[Catalog]:
+    opened = await Catalog.open(
+        settings=install.settings, master_key=install.master_key, server=install.server_config
+    )
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def credentials(install: Install, catalog: Catalog, clock: SettableClock) -> Credentials:
+    return Credentials(settings=install.settings, catalog=catalog, clock=clock)
+
+
+@pytest.fixture
+async def acme(catalog: Catalog) -> Tenant:
+    return await catalog.add_tenant(TenantContext(tenant_id="acme"))
+
+
+async def test_a_key_stands_for_the_tenant_it_was_made_for(credentials: Credentials, acme: Tenant):
+    key = await credentials.create(TENANT, tenant_no=acme.tenant_no, label="ci")
+
+    principal = await credentials.verify(key.text)
+
+    assert principal.scope is TENANT
+    assert (principal.tenant_no, principal.tenant_id) == (acme.tenant_no, "acme")
+    assert principal.key_id == key.key_id
+
+
+async def test_an_admin_key_stands_for_no_tenant(credentials: Credentials):
+    principal = await credentials.verify((await credentials.create(ADMIN)).text)
+
+    assert principal.scope is ADMIN
+    assert principal.tenant_no is None
+    assert principal.tenant_id is None
+
+
+async def test_only_a_hash_is_stored(install: Install, credentials: Credentials):
+    key = await credentials.create(ADMIN, label="x")
+    async with install.connected() as admin:
+        rows = await admin.fetch("select to_jsonb(k)::text from catalog.api_key k")
+
+    secret = key.text.rsplit("_", 1)[1]
+    assert len(rows) == 1
+    assert secret not in rows[0][0]
+    assert secret not in repr(key)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_every_key_that_is_not_right_is_refused_in_the_same_words(
+    credentials: Credentials, cached: bool
+):
+    key = await credentials.create(ADMIN)
+    if cached:
+        await credentials.verify(key.text)
+    refusals = set()
+    for text in (
+        "",
+        "tk",
+        "tk__",
+        "x" * 10_000,
+        "tk_" + "0" * 16 + "_" + "a" * 43,
+        f"tk_{key.key_id}_" + "a" * 43,
+        key.text[:-1],
+        key.text + "a",
+        key.text.upper(),
+        f"tk_{key.key_id}_",
+        "tk_" + "\x00" * 16 + "_a",
+        "tk_" + "é" * 16 + "_a",
+        "\ud800",
+    ):
+        with pytest.raises(UnauthenticatedError) as raised:
+            await credentials.verify(text)
+        refusals.add((str(raised.value), raised.value.args))
+    assert len(refusals) == 1
+    assert (await credentials.verify(key.text)).scope is ADMIN
+
+
+async def test_a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere(
+    install: Install, catalog: Catalog, credentials: Credentials, clock: SettableClock
+):
+    elsewhere = Credentials(settings=install.settings, catalog=catalog, clock=clock)
+    key = await credentials.create(ADMIN)
+    for where in (credentials, elsewhere):
+        await where.verify(key.text)
+
+    await credentials.revoke(key.key_id)
+
+    with pytest.raises(UnauthenticatedError):
+        await credentials.verify(key.text)
+    assert install.settings.credential_cache_ms < 1_000
+    clock.pass_s(install.settings.credential_cache_ms / 1_000)
+    with pytest.raises(UnauthenticatedError):
+        await elsewhere.verify(key.text)
+
+
+async def test_a_key_expires_at_its_time_even_when_it_is_remembered(
+    credentials: Credentials, clock: SettableClock
+):
+    key = await credentials.create(ADMIN, expires_at=clock.now() + timedelta(seconds=0.1))
+    await credentials.verify(key.text)
+    clock.pass_s(0.1)
+    for _ in range(2):
+        with pytest.raises(UnauthenticatedError):
+            await credentials.verify(key.text)
+
+
+async def test_a_key_of_a_removed_tenant_is_refused(
+    catalog: Catalog, credentials: Credentials, clock: SettableClock, acme: Tenant
+):
+    key = await credentials.create(TENANT, tenant_no=acme.tenant_no)
+    await catalog.set_status(acme.tenant_no, TenantStatus.DELETING, expected=TenantStatus.CREATING)
+    await catalog.remove_tenant(acme.tenant_no)
+
+    with pytest.raises(UnauthenticatedError):
+        await credentials.verify(key.text)
+
+
+async def test_what_is_remembered_is_bounded(
+    install: Install, catalog: Catalog, clock: SettableClock
+):
+    settings = dataclasses.replace(install.settings, credential_cache_entries=2)
+    credentials = Credentials(settings=settings, catalog=catalog, clock=clock)
+    keys = [await credentials.create(ADMIN) for _ in range(5)]
+    for key in keys:
+        await credentials.verify(key.text)
+
+    assert len(credentials._verified) == 2
+
+
+async def test_keys_are_listed_without_their_secrets(credentials: Credentials, acme: Tenant):
+    own = await credentials.create(TENANT, tenant_no=acme.tenant_no, label="own")
+    await credentials.create(ADMIN, label="admin")
+    await credentials.revoke(own.key_id)
+
+    everything = await credentials.list()
+    (listed,) = await credentials.list(tenant_no=acme.tenant_no)
+
+    assert {record.label for record in everything} == {"own", "admin"}
+    assert listed.tenant_id == "acme"
+    assert listed.revoked_at is not None
+    first, second = sorted(record.key_id for record in everything)
+    assert [record.key_id for record in await credentials.list(limit=1)] == [first]
+    assert [record.key_id for record in await credentials.list(after=first)] == [second]
+
+
+async def test_keys_that_make_no_sense_are_refused(
+    credentials: Credentials, clock: SettableClock, acme: Tenant
+):
+    with pytest.raises(InvalidInputError):
+        await credentials.create(TENANT)
+    with pytest.raises(InvalidInputError):
+        await credentials.create(ADMIN, tenant_no=acme.tenant_no)
+    with pytest.raises(InvalidInputError, match="in the past"):
+        await credentials.create(ADMIN, expires_at=clock.now())
+    with pytest.raises(InvalidInputError, match="time zone"):
+        await credentials.create(ADMIN, expires_at=datetime(2030, 1, 1))
+    with pytest.raises(InvalidInputError, match="label"):
+        await credentials.create(ADMIN, label="x" * 201)
+    with pytest.raises(TenantNotFoundError):
+        await credentials.create(TENANT, tenant_no=TenantNo(99))
+    for key_id in ("0" * 16, "nothing", "\x00"):
+        with pytest.raises(NotFoundError):
+            await credentials.revoke(key_id)

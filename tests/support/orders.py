@@ -1,0 +1,31 @@
+"""A small schema of tenants, and tenants that use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tenancy.data_isolation.core.types import IsolationLevel, TenantContext, TenantType
+from tenancy.data_isolation.engine.migration import Migration
+
+SCHEMA = (
+    Migration(
+        number=1,
+        name="orders",
+        sql="create table orders (id bigint primary key, note text not null);",
+    ),
+)
+
+
+async def make_tenants(
+    engine: Any,
+    *names: str,
+    kind: TenantType = TenantType.STANDARD,
+    level: IsolationLevel = IsolationLevel.ROW,
+) -> None:
+    """Bring the schema everywhere and make tenants of those names."""
+    await engine.fleet.register(SCHEMA)
+    await engine.fleet.apply()
+    for name in names:
+        await engine.create_tenant(
+            TenantContext(tenant_id=name, tenant_type=kind, isolation_level=level), level=level
+        )

@@ -1,0 +1,148 @@
+"""The actor's side of a connection: slow operations hold up neither answers nor newer requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tenancy.data_isolation.actors.session import Session
+from tenancy.data_isolation.actors.wire import ResultUnpacker, unpack
+from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.types import QueryResult
+
+
+def _result(number=1):
+    return QueryResult(columns=(), rows=[], row_count=number)
+
+
+async def _at_once(outcome):
+    return outcome
+
+
+async def _when(event, outcome):
+    await event.wait()
+    return outcome
+
+
+def _numbers(reply):
+    return [number for number, _ in list(unpack(reply))[1:]]
+
+
+@pytest.fixture
+def session():
+    return Session(reply_wait_s=0.001, reply_bytes_max=1 << 20)
+
+
+async def test_a_reply_carries_all_that_ends_together(session):
+    for number in range(20):
+        session.start(number, _at_once(_result(number)))
+
+    reply = await session.reply(waiting_max=2)
+
+    assert sorted(_numbers(reply)) == list(range(20))
+    assert session.idle
+
+
+async def test_a_slow_operation_does_not_hold_up_the_fast_ones_of_its_request(session):
+    gate = asyncio.Event()
+    session.start(1, _when(gate, _result()))
+    session.start(2, _at_once(_result()))
+
+    assert _numbers(await session.reply(waiting_max=2)) == [2]
+
+    late = asyncio.create_task(session.reply(waiting_max=2))
+    gate.set()
+    assert _numbers(await late) == [1]
+
+
+async def test_a_request_that_waits_gives_way_to_newer_ones(session):
+    gate = asyncio.Event()
+    session.start(1, _when(gate, _result()))
+    waiting = [asyncio.create_task(session.reply(waiting_max=2)) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    newest = asyncio.create_task(session.reply(waiting_max=2))
+
+    assert _numbers(await waiting[0]) == []
+    assert not waiting[1].done()
+    gate.set()
+    replies = await asyncio.gather(waiting[1], newest)
+    assert [_numbers(reply) for reply in replies] == [[1], []]
+
+
+async def test_nobody_waits_when_nothing_is_under_way(session):
+    assert _numbers(await session.reply(waiting_max=2)) == []
+
+
+async def test_a_cancelled_operation_stops_and_has_no_answer(session):
+    gate = asyncio.Event()
+    stopped = []
+
+    async def work():
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            stopped.append(True)
+            raise
+
+    session.start(1, work())
+    waiting = asyncio.create_task(session.reply(waiting_max=2))
+    await asyncio.sleep(0)
+
+    session.cancel(1)
+
+    assert _numbers(await waiting) == []
+    assert stopped == [True]
+    assert session.idle
+
+
+async def test_an_operation_that_is_cancelled_before_it_began_leaves_nothing(session):
+    session.start(1, _at_once(_result()))
+    session.cancel(1)
+
+    assert _numbers(await session.reply(waiting_max=2)) == []
+    assert session.idle
+
+
+async def test_answers_that_do_not_fit_go_with_the_next_reply():
+    session = Session(reply_wait_s=0.001, reply_bytes_max=100)
+    large = QueryResult(columns=(), rows=[["x" * 200]], row_count=1)
+    for number in range(3):
+        session.start(number, _at_once(large))
+
+    replies = [await session.reply(waiting_max=2) for _ in range(3)]
+
+    assert [_numbers(reply) for reply in replies] == [[0], [1], [2]]
+
+
+async def test_a_request_that_ray_gives_up_does_not_take_answers_with_it(session):
+    gate = asyncio.Event()
+    session.start(1, _when(gate, _result()))
+    given_up = asyncio.create_task(session.reply(waiting_max=2))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+
+    gate.set()
+
+    assert _numbers(await session.reply(waiting_max=2)) == [1]
+
+
+async def test_a_number_that_comes_twice_runs_once(session):
+    gate = asyncio.Event()
+    session.start(1, _when(gate, _result()))
+    session.start(1, _at_once(_result()))
+    gate.set()
+
+    assert _numbers(await session.reply(waiting_max=2)) == [1]
+
+
+async def test_work_that_fails_unforeseen_is_answered_with_an_error(session):
+    async def work():
+        raise ZeroDivisionError
+
+    session.start(1, work())
+
+    ((_, outcome),) = list(unpack(await session.reply(waiting_max=2)))[1:]
+    assert type(ResultUnpacker().unpack(outcome)) is TenancyError
