@@ -186,6 +186,8 @@ class Settings:
     idempotency_retention_s: float = 86_400.0
     #: Tenants whose placement a process remembers.
     tenant_cache_entries: int = 10_000
+    #: Age at which a process looks again whether there is a newer version of the schema.
+    schema_refresh_s: float = 2.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", Path(self.home).expanduser().absolute())

@@ -80,6 +80,7 @@ class Bootstrap:
         self._admin = AdminConnections(settings=settings, servers=servers)
         self._changes: list[str] = []
         self._notes: list[str] = []
+        self._locale: str | None = None
 
     async def run(self) -> BootstrapReport:
         """Install what is missing, then audit.
@@ -87,7 +88,7 @@ class Bootstrap:
         Raises `UnsafeRoleError` with every finding, `SetupError` when a server cannot be used, and
         `ServerUnavailableError`.
         """
-        self._changes, self._notes = [], []
+        self._changes, self._notes, self._locale = [], [], None
         facts = []
         key_ids: list[int] = []
         for index, config in enumerate(self._admin.servers):
@@ -147,9 +148,24 @@ class Bootstrap:
             shared = shared_database(self._settings)
             for role in (ROWS_ROLE, CONTROL_ROLE) if control else (ROWS_ROLE,):
                 await grant_connect(connection, shared, role)
+            await self._compare_locale(connection, server)
             if not control:
                 await self._register(config)
         return facts, key_ids
+
+    async def _compare_locale(self, connection: asyncpg.Connection, server: ServerName) -> None:
+        """Note a server that sorts text in another way than the first one."""
+        found = str(
+            await connection.fetchval(
+                _ROLES_SQL.statement("locale"), shared_database(self._settings)
+            )
+        )
+        if found != (self._locale or found):
+            self._notes.append(
+                f"{server}: text is sorted by {found!r}, on the first server by {self._locale!r}; "
+                "a tenant that moves between them sees another order"
+            )
+        self._locale = self._locale or found
 
     async def _install(
         self, server: ServerName, database: DatabaseName, control: bool, key_ids: list[int]

@@ -329,6 +329,12 @@ class Catalog:
         added = await self.pool.write(_SQL.statement("add_named_operation"), name, operation.sql)
         return added is not None
 
+    async def add_named_operation(self, operation: NamedOperation) -> bool:
+        """Register an operation under a new name; False when there is one of that name."""
+        name = parse_word(operation.name, "operation name")
+        added = await self.pool.write(_SQL.statement("add_named_operation"), name, operation.sql)
+        return added is not None
+
     async def set_named_operation(self, operation: NamedOperation) -> None:
         """Register an operation, or give it another text."""
         name = parse_word(operation.name, "operation name")

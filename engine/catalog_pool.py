@@ -53,6 +53,9 @@ class CatalogPool:
         self._settings = settings
         self._pool = pool
         self._waiting = 0
+        # Apart from the pool's own queue, so that waiting for others and waiting for the server are
+        # told apart.
+        self._slots = asyncio.Semaphore(settings.catalog_connections_max)
 
     @classmethod
     async def open(
@@ -114,8 +117,8 @@ class CatalogPool:
     async def write(self, query: LiteralString, *values: Any) -> Any:
         """Run a changing statement; the first column of the first row that it returns.
 
-        Raises `OutcomeUnknownError` when the connection broke before the answer came. Errors of
-        constraints pass through as asyncpg's, for the caller to name.
+        Raises `OutcomeUnknownError` when the connection broke before the answer came. What breaks
+        a foreign or a unique key passes through as asyncpg's error, for the caller to name.
         """
         async with self._connection() as connection:
             with _translated(write=True):
@@ -124,28 +127,31 @@ class CatalogPool:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
         """A connection of the pool, given back whatever happens."""
-        if self._waiting >= self._settings.waiting_operations_max:
+        await self._take_slot()
+        try:
+            with _translated(write=False):
+                connection = await self._pool.acquire(timeout=self._settings.connect_timeout_s)
+            try:
+                yield connection
+            finally:
+                # A connection that breaks now is dropped by the pool. What was done stays done.
+                with suppress(*_LOST, asyncpg.PostgresError):
+                    await self._pool.release(connection)
+        finally:
+            self._slots.release()
+
+    async def _take_slot(self) -> None:
+        """Wait for one of the connections to be free, within limits."""
+        if self._slots.locked() and self._waiting >= self._settings.waiting_operations_max:
             raise OverloadedError("too many operations wait for the catalog")
         self._waiting += 1
         try:
-            with _translated(write=False):
-                connection = await self._acquire()
+            async with asyncio.timeout(self._settings.connection_wait_ms / 1_000):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise OverloadedError("all connections to the catalog are at work") from None
         finally:
             self._waiting -= 1
-        try:
-            yield connection
-        finally:
-            # A connection that breaks now is dropped by the pool. What was done stays done.
-            with suppress(*_LOST, asyncpg.PostgresError):
-                await self._pool.release(connection)
-
-    async def _acquire(self) -> asyncpg.pool.PoolConnectionProxy:
-        try:
-            return await self._pool.acquire(timeout=self._settings.connection_wait_ms / 1_000)
-        except TimeoutError:
-            if self._pool.get_size() < self._settings.catalog_connections_max:
-                raise ServerUnavailableError("the catalog's server does not answer") from None
-            raise OverloadedError("all connections to the catalog are at work") from None
 
 
 async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
@@ -154,10 +160,10 @@ async def _leave_as_it_is(connection: asyncpg.Connection) -> None:
 
 @contextmanager
 def _translated(*, write: bool) -> Iterator[None]:
-    """Replace the driver's errors by ours. Constraint errors of a write are left to its caller."""
+    """Replace the driver's errors by ours, but for those that `CatalogPool.write` lets through."""
     try:
         yield
-    except asyncpg.IntegrityConstraintViolationError:
+    except (asyncpg.ForeignKeyViolationError, asyncpg.UniqueViolationError):
         raise
     except (*_LOST, asyncpg.PostgresError) as error:
         raise _translate(error, write=write) from None
@@ -177,6 +183,8 @@ def _translate(error: Exception, *, write: bool) -> TenancyError:
         # Found by the driver (ValueError) or by the server: nothing was done.
         case ValueError() | asyncpg.DataError():
             return InvalidInputError("the catalog cannot hold such a value", sqlstate)
+        case asyncpg.IntegrityConstraintViolationError():
+            return InvalidInputError(f"the catalog refuses the change: {error}", sqlstate)
         case asyncpg.QueryCanceledError():
             return ServerUnavailableError("the catalog did not answer in time", sqlstate)
         case _ if isinstance(error, _LOST):

@@ -22,8 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
-from redis.asyncio import Redis
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
 
 from tenancy.data_isolation.core.errors import EmbeddedServerError
 from tenancy.data_isolation.core.settings import Settings
@@ -154,23 +156,29 @@ class _Redis:
 
     async def answers(self, record: ServerRecord) -> bool:
         """Whether the server has read its data and knows our password."""
-        url = await in_thread(self._url, record.port)
-        client: Redis = Redis.from_url(
-            url, socket_timeout=_ANSWER_TIMEOUT_S, socket_connect_timeout=_ANSWER_TIMEOUT_S
+        return await in_thread(self._answers, record)
+
+    def _answers(self, record: ServerRecord) -> bool:
+        # In a thread and not with the client for the event loop, because that one reads its own
+        # version from the disk, in the loop, whenever it connects.
+        client = Redis.from_url(
+            self._url(record.port),
+            socket_timeout=_ANSWER_TIMEOUT_S,
+            socket_connect_timeout=_ANSWER_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
         )
         try:
-            about = await client.info("server")
             # Another server may have got the port since.
-            return int(about["process_id"]) == record.process.pid
+            return int(client.info("server")["process_id"]) == record.process.pid
         except AuthenticationError:
             raise EmbeddedServerError(
                 f"the password in {self.password_file} is not that of {self.title} on port "
                 f"{record.port}: put the file back, or stop that server (`tenancy down`)"
             ) from None
-        except (RedisError, OSError, TimeoutError, KeyError, ValueError):
+        except (RedisError, OSError, KeyError, ValueError):
             return False
         finally:
-            await client.aclose()
+            client.close()
 
     def explain(self, log: str) -> str | None:
         """The last thing the server complained of."""

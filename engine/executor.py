@@ -38,6 +38,7 @@ from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.transaction import UndoneError
 from tenancy.data_isolation.engine.type_map import TypeMap
+from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
 #: Databases whose types are remembered.
 _TYPE_MAPS_MAX: Final = 1_024
@@ -77,10 +78,10 @@ class Executor:
         self._closed = False
 
     async def execute(
-        self, tenant: Tenant, placement: Placement, operation: Operation
+        self, tenant: Tenant, placement: Placement, operation: Operation, schema: VisibleSchema
     ) -> QueryResult:
         """Run one operation. Raises `StatementError`s, `LimitError`s and `UnavailableError`s."""
-        statement = self._guard.check(operation.query)
+        statement = self._guard.check(operation.query, schema=schema)
         arguments = statement.bind(operation.params)
         ticket = self._ticket(tenant, placement, statement, arguments, operation.deadline_s)
         if operation.idempotency_key is not None:
@@ -95,7 +96,11 @@ class Executor:
         return result
 
     async def execute_apart(
-        self, tenant: Tenant, placement: Placement, operations: Sequence[Operation]
+        self,
+        tenant: Tenant,
+        placement: Placement,
+        operations: Sequence[Operation],
+        schema: VisibleSchema,
     ) -> list[QueryResult | TenancyError]:
         """Run operations one after the other, each on its own; an error stands in its place."""
         self._check_length(operations)
@@ -105,10 +110,10 @@ class Executor:
             if operation.idempotency_key is not None:
                 await self._apart(tenant, placement, tickets, outcomes)
                 tickets = []
-                outcomes[index] = await _caught(self.execute(tenant, placement, operation))
+                outcomes[index] = await _caught(self.execute(tenant, placement, operation, schema))
                 continue
             try:
-                statement = self._guard.check(operation.query)
+                statement = self._guard.check(operation.query, schema=schema)
                 arguments = statement.bind(operation.params)
             except TenancyError as error:
                 outcomes[index] = error
@@ -119,7 +124,11 @@ class Executor:
         return outcomes
 
     async def execute_together(
-        self, tenant: Tenant, placement: Placement, operations: Sequence[Operation]
+        self,
+        tenant: Tenant,
+        placement: Placement,
+        operations: Sequence[Operation],
+        schema: VisibleSchema,
     ) -> list[QueryResult]:
         """Run operations as one transaction, all or nothing.
 
@@ -142,7 +151,7 @@ class Executor:
         tickets = []
         for index, operation in enumerate(operations):
             try:
-                statement = self._guard.check(operation.query)
+                statement = self._guard.check(operation.query, schema=schema)
                 arguments = statement.bind(operation.params)
             except TenancyError as error:
                 raise _numbered(error, index) from None

@@ -38,7 +38,7 @@ from tenancy.data_isolation.engine.fleet_run import (
     NamespaceStatus,
     translated,
 )
-from tenancy.data_isolation.engine.layout import shared_database
+from tenancy.data_isolation.engine.layout import shared_database, template_database
 from tenancy.data_isolation.engine.migration import Migration, in_order, parse_migration
 from tenancy.data_isolation.engine.namespace import Namespace, fixed_namespaces
 from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema, Tenants
@@ -84,8 +84,12 @@ class Fleet:
         async with self._registry.session() as control, self._registry.making(control):
             registered = await self._registry.migrations(control)
             for config in self._admin.servers:
-                for namespace in fixed_namespaces(self._settings, ServerName(config.name)):
-                    await self._prepare(namespace, registered)
+                server = ServerName(config.name)
+                for database in (
+                    shared_database(self._settings),
+                    template_database(self._settings),
+                ):
+                    await self._prepare(server, database, registered)
 
     async def register(self, migrations: Iterable[Migration]) -> tuple[Migration, ...]:
         """Try migrations on the reference and register them; those that were not yet registered.
@@ -181,8 +185,8 @@ class Fleet:
 
     async def seed_tenant(
         self, connection: asyncpg.Connection, namespace: Namespace, tenant_no: TenantNo
-    ) -> int:
-        """Give a new tenant the rows of the reference, once; how many.
+    ) -> bool:
+        """Give a new tenant the rows of the reference, once; whether there were any to give.
 
         `connection` is the admin's, to the namespace's database. Call it for every new tenant at
         every level, after its fence was opened there and before it becomes active: it also notes
@@ -220,23 +224,27 @@ class Fleet:
                 yield control
 
     async def _prepare(
-        self, namespace: Namespace, registered: Sequence[RegisteredMigration]
+        self,
+        server: ServerName,
+        database: DatabaseName,
+        registered: Sequence[RegisteredMigration],
     ) -> None:
-        with translated(changing=True):
-            async with self._admin.session(namespace.server, namespace.database) as connection:
+        """Make the fixed namespaces of one database."""
+        async with self._admin.session(server, database) as connection:
+            for namespace in fixed_namespaces(self._settings, server):
+                if namespace.database != database:
+                    continue
                 schema = self._schema(connection, namespace)
+                await schema.equip()
                 if await schema.version() is None:
-                    # Its rows come from the statements, not from another reference.
+                    # A reference's rows come from the statements.
                     rows = namespace.kind is NamespaceKind.REFERENCE
                     await schema.make(() if rows else registered)
                     if rows:
                         await self._bring_up(connection, namespace, registered)
-                version = await schema.version() or 0
-        known = await self._catalog.namespace(
-            namespace.server, namespace.database, namespace.schema
-        )
-        if known is None:
-            await self._note(namespace, version)
+                known = await self._catalog.namespace(server, database, namespace.schema)
+                if known is None:
+                    await self._note(namespace, await schema.version() or 0)
 
     async def _bring_up(
         self,

@@ -13,6 +13,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import (
     MigrationFailedError,
     OutcomeUnknownError,
+    OverloadedError,
     ServerUnavailableError,
     TenancyError,
 )
@@ -219,6 +220,10 @@ def translated(*, changing: bool) -> Iterator[None]:
     """Let no error of the driver out. `changing` says that something may have been changed."""
     try:
         yield
+    except RETRYABLE as error:
+        raise OverloadedError(
+            "another change of the schema is under way; nothing was done, try again", error.sqlstate
+        ) from error
     except GONE as error:
         raise _lost(changing) from error
     except asyncpg.PostgresError as error:

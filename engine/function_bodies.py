@@ -35,7 +35,7 @@ _KINDS: Final = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt
 #: higher ones are assignments.
 _STATEMENT, _EXPRESSION = 0, 2
 _BROKEN_DATUM: Final = re.compile(r"\{\}\},")
-_ASSIGNMENT: Final = re.compile(r"[^:=]*:?=")
+_ASSIGNMENT: Final = re.compile(r":?=")
 
 
 def body_queries(function: Node, text: str) -> Iterator[tuple[Node, str | None]]:
@@ -130,4 +130,5 @@ def _plpgsql_tree(text: str) -> Any:
 def _as_statement(text: str, mode: int) -> str:
     if mode == _STATEMENT:
         return text
-    return f"SELECT {text if mode == _EXPRESSION else _ASSIGNMENT.sub('', text, count=1)}"
+    # The target of an assignment is an expression like its value, as far as names go.
+    return f"SELECT {text if mode == _EXPRESSION else _ASSIGNMENT.sub(',', text, count=1)}"

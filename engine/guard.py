@@ -50,6 +50,8 @@ from tenancy.data_isolation.engine.syntax_tree import (
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
 _NOTHING = VisibleSchema()
+#: Text of this length takes a few tens of milliseconds to read.
+_LONG_CHARACTERS = 8_192
 #: What a cached entry takes besides its texts, roughly.
 _ENTRY_BYTES = 2_048
 
@@ -96,6 +98,13 @@ class Guard:
             return found
         raise found.error()
 
+    def is_slow(self, query: str, *, schema: VisibleSchema | None = None) -> bool:
+        """Whether `check` would take many milliseconds: the text is long and not in the cache.
+
+        Then an event loop should leave it to a thread.
+        """
+        return len(query) > _LONG_CHARACTERS and (schema or self._schema, query) not in self._cache
+
     def reset(self, schema: VisibleSchema | None) -> None:
         """Check against another version of the schema from now on, and forget what was cached."""
         self._schema = schema or _NOTHING
@@ -105,8 +114,9 @@ class Guard:
         try:
             return self._checked(query, schema)
         except RecursionError:
-            # The parser's own bound on depth comes first, unless the caller is deep already.
-            return _Failure(StatementSyntaxError, ("the statement nests too deeply; split it",))
+            # The bound on a tree's depth comes first, unless the caller is deep already. So this
+            # says as much about the caller as about the text, and is not kept for the next one.
+            raise StatementSyntaxError("the statement nests too deeply; split it") from None
         except (StatementError, RequestTooLargeError) as error:
             return _Failure(type(error), error.args)
 
@@ -185,6 +195,9 @@ class _Cache:
             self._entries.move_to_end(key)
         return entry[0]
 
+    def __contains__(self, key: tuple[VisibleSchema, str]) -> bool:
+        return key in self._entries
+
     def put(self, key: tuple[VisibleSchema, str], found: Statement | _Failure, size: int) -> None:
         with self._lock:
             if size > self._bytes_max or key in self._entries:
@@ -228,9 +241,12 @@ def _only_statement(sql: str, tree: Tree) -> Node:
 
 def _kind(findings: Findings) -> StatementKind:
     # A function of the schema may write, so it gets a transaction that can.
-    return StatementKind.WRITE if findings.writes or findings.of_schema else StatementKind.READ
+    if findings.writes or findings.schema_functions:
+        return StatementKind.WRITE
+    return StatementKind.READ
 
 
 def _is_plain(findings: Findings, tables: set[str], schema: VisibleSchema) -> bool:
     runs_code = any(schema.relations[name].runs_code for name in tables)
-    return not runs_code and not findings.of_schema
+    # A type of the schema can be a domain, whose checks can call functions.
+    return not (runs_code or findings.schema_functions or findings.schema_types)

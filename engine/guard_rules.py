@@ -92,8 +92,9 @@ class Findings:
     """What the nodes of one statement say about it."""
 
     functions: set[str] = field(default_factory=set)
-    #: Functions and types of the schema that it uses.
-    of_schema: set[str] = field(default_factory=set)
+    #: Functions and types of the schema that it uses, or may use.
+    schema_functions: set[str] = field(default_factory=set)
+    schema_types: set[str] = field(default_factory=set)
     parameters: set[int] = field(default_factory=set)
     writes: bool = False
 
@@ -151,7 +152,7 @@ class _Inspection:
                 node, f'the function "{_cut(".".join(parts))}" names a schema; name it alone'
             )
         if parts[:-1] == () and name in self._schema.functions:
-            self.findings.of_schema.add(name)
+            self.findings.schema_functions.add(name)
         elif name not in ALLOW.functions:
             raise self._refusal(
                 node,
@@ -170,7 +171,7 @@ class _Inspection:
                 node, f'the type "{_cut(".".join(parts))}" names a schema; name it alone'
             )
         if parts[:-1] == () and name in self._schema.types:
-            self.findings.of_schema.add(name)
+            self.findings.schema_types.add(name)
         elif name in self._schema.relations:
             raise self._refusal(
                 node, f'the row type of "{_cut(name)}" cannot be used: it has columns that tenants '
@@ -222,7 +223,7 @@ class _Inspection:
     def attribute(self, name: str) -> None:
         """`x.f` can be the call `f(x)` (manual, 8.16.5 "Using Composite Types in Queries")."""
         if name in self._schema.functions:
-            self.findings.of_schema.add(name)
+            self.findings.schema_functions.add(name)
 
     def target(self, node: Node) -> None:
         self.names(node, (node.name, *words(node.indirection)))

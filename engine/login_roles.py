@@ -92,11 +92,13 @@ async def _ensure_owner(
 ) -> None:
     comment = f"tenancy.data_isolation {key_fingerprint(master_key, server)}"
     if not await connection.fetchval(_SQL.statement("role_exists"), OWNER_ROLE):
-        async with connection.transaction():
-            for name, *values in (("create_owner_text",), ("comment_role_text", comment)):
-                text = await connection.fetchval(_SQL.statement(name), OWNER_ROLE, *values)
-                await connection.execute(text)
-        return
+        try:
+            async with connection.transaction():
+                for name, *values in (("create_owner_text",), ("comment_role_text", comment)):
+                    text = await connection.fetchval(_SQL.statement(name), OWNER_ROLE, *values)
+                    await connection.execute(text)
+        except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+            pass  # Somebody made it meanwhile, in another maintenance database: look at theirs.
     found = await connection.fetchval(_SQL.statement("role_comment"), OWNER_ROLE)
     if found == comment:
         return

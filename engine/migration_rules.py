@@ -98,6 +98,7 @@ _KINDS: Final = {
 }
 _ADVICE: Final = {
     "SelectStmt": "a SELECT changes nothing; use INSERT, UPDATE, DELETE or MERGE",
+    "CREATE MATERIALIZED VIEW": "it would hold the rows of all tenants; use a view",
     "CreateTableAsStmt": "make the table, then fill it with INSERT ... SELECT",
     "TransactionStmt": "each migration is one transaction already",
     "GrantStmt": "the runtime alone grants rights",
@@ -107,6 +108,8 @@ _ADVICE: Final = {
     "DoStmt": "write plain statements, or a function",
     "VariableSetStmt": "settings would reach beyond the migration",
 }
+
+_NO_PLACE: Final = "a tenant-neutral schema cannot hold this"
 
 
 def is_data(node: Node) -> bool:
@@ -128,9 +131,14 @@ def object_name(node: Node) -> str:
     for field in ("relation", "view", "sequence", "typevar"):
         if hasattr(node, field) and node.HasField(field):
             return str(unwrap(getattr(node, field)).relname)
-    for field in ("funcname", "type_name", "domainname", "defnames"):
-        if hasattr(node, field) and field not in node.DESCRIPTOR.oneofs_by_name:
-            return ".".join(words(getattr(node, field)))
+    if type_name(node) == "CreateTableAsStmt":
+        return str(node.into.rel.relname)
+    if type_name(node) == "CreateForeignTableStmt":
+        return str(node.base_stmt.relation.relname)
+    for field in ("funcname", "domainname", "type_name", "defnames"):
+        names = getattr(node, field, None)
+        if names is not None and not hasattr(names, "DESCRIPTOR"):
+            return ".".join(words(names))
     if type_name(node) == "DropStmt":
         return ", ".join(".".join(_object_words(item)) for item in node.objects)
     if type_name(node) == "AlterFunctionStmt":
@@ -144,10 +152,11 @@ def reasons(node: Node, text: str) -> Iterator[str]:
     """Why a statement may not be part of a migration; nothing when it may. `text` is its text."""
     kind = type_name(node)
     if kind not in _RULES:
-        advice = _ADVICE.get(kind, "a tenant-neutral schema cannot hold this")
-        yield advice
+        yield _ADVICE.get(_kind(node)) or _ADVICE.get(kind) or _NO_PLACE
         return
     found = [*_RULES[kind](node), *_name_reasons(node)]
+    if kind in _MAKING and object_name(node).startswith("pg_"):
+        found.append(f"the name {object_name(node)} is reserved for PostgreSQL")
     if kind == "CreateFunctionStmt":
         for query, reason in body_queries(node, text):
             found += [reason] if reason else _name_reasons(query)
@@ -312,7 +321,7 @@ def _rename(node: Node) -> Iterator[str]:
         yield f"the name {node.newname} is reserved"
 
 
-def _alter_enum(node: Node) -> Iterator[str]:
+def _nothing(node: Node) -> Iterator[str]:
     yield from ()
 
 
@@ -330,12 +339,17 @@ _RULES: Final[dict[str, Callable[[Node], Iterator[str]]]] = {
     "DropStmt": _drop,
     "CommentStmt": _comment,
     "RenameStmt": _rename,
-    "CreateEnumStmt": _alter_enum,
-    "AlterEnumStmt": _alter_enum,
-    "CompositeTypeStmt": _alter_enum,
-    "CreateDomainStmt": _alter_enum,
-    "AlterDomainStmt": _alter_enum,
+    "CreateEnumStmt": _nothing,
+    "AlterEnumStmt": _nothing,
+    "CompositeTypeStmt": _nothing,
+    "CreateDomainStmt": _nothing,
+    "AlterDomainStmt": _nothing,
 }
+
+
+_MAKING: Final = frozenset(
+    {"IndexStmt", "CreateFunctionStmt", "CreateEnumStmt", "CreateDomainStmt", "CompositeTypeStmt"}
+)
 
 
 def _persistence(relation: Node) -> Iterator[str]:
@@ -443,7 +457,8 @@ def _kind(node: Node) -> str:
         verb = "DROP" if kind == "DropStmt" else "ALTER"
         return f"{verb} {_object_type(getattr(node, field)).replace('_', ' ')}"
     if kind == "CreateTableAsStmt":
-        return f"CREATE {_object_type(node.objtype).replace('MATVIEW', 'MATERIALIZED VIEW')} AS"
+        view = node.objtype == pb.OBJECT_MATVIEW
+        return "CREATE MATERIALIZED VIEW" if view else "CREATE TABLE AS"
     return _KINDS.get(kind) or _spaced(kind.removesuffix("Stmt"))
 
 

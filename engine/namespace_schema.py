@@ -116,15 +116,21 @@ class NamespaceSchema:
         async with self._changing(lock="lock_exclusive", create=True):
             if await self._exists():
                 return False
-            await self._connection.execute(
-                _SQL.statement("runtime_tables")
-                + "".join(item.script.definitions() for item in registered)
-            )
+            await self._connection.execute(_SQL.statement("runtime_tables"))
+            definitions = "".join(item.script.definitions() for item in registered)
+            if definitions:
+                await self._run(definitions)
             await self._record([item.migration for item in registered])
             snapshot = await self._scope()
             if like is not None:
                 check_like(self._namespace, snapshot, like)
         return True
+
+    async def equip(self) -> None:
+        """Give the database what runs migrations. Repeated, it changes nothing."""
+        async with self._changing(lock="lock_exclusive"):
+            if not await self._connection.fetchval(_SQL.statement("has_runner")):
+                await self._connection.execute(_SQL.statement("runner"))
 
     async def protect(self, *, like: SchemaSnapshot | None = None) -> None:
         """Give the namespace's role, and nobody else, its rights; force row security.
@@ -155,7 +161,7 @@ class NamespaceSchema:
                 else:
                     for step in steps:
                         with _blamed(migration, step.line):
-                            await self._connection.execute(step.text)
+                            await self._run(step.text)
             await self._scope()
             await self._record([migration])
         return True
@@ -207,11 +213,15 @@ class NamespaceSchema:
                 str(self._settings.migration_lock_timeout_ms),
                 str(self._settings.migration_statement_timeout_ms),
             )
-            await connection.execute(_SQL.statement(lock), schema)
             await enter_schema(connection, schema)
+            await connection.execute(_SQL.statement(lock), schema)
             if create:
                 await connection.execute(_SQL.statement("create_schema", schema=schema))
             yield
+
+    async def _run(self, text: str) -> None:
+        """Run SQL of a migration."""
+        await self._connection.execute(_SQL.statement("run"), text)
 
     async def _exists(self) -> bool:
         found: bool = await self._connection.fetchval(
@@ -263,11 +273,11 @@ class NamespaceSchema:
     # Working a migration out
 
     async def _define(self, migration: Migration, steps: Sequence[Step]) -> None:
-        """Run statements one by one: the server must not see more in one of them than we do."""
+        """Run statements, each of which must be one statement for the server too."""
         for step in steps:
             with _blamed(migration, step.line):
-                statement = await self._connection.prepare(step.text)
-                await statement.fetch()
+                await self._connection.prepare(step.text)
+                await self._run(step.text)
 
     async def _follow(self, migration: Migration, line: int) -> list[Step]:
         """Scope what a statement made. What is refused may be mended by the next statement."""

@@ -71,8 +71,9 @@ def number_placeholders(sql: str) -> NumberedText:
         name = source[word.start : word.end].decode()
         if name not in names:
             names.append(name)
-        # A name can touch a word that follows it, as in `:a--`, but never a digit.
-        parts += [source[done : colon.start], f"${names.index(name) + 1}".encode()]
+        # Padded, so that positions in errors are those of the text as it came.
+        number = f"${names.index(name) + 1}".encode().ljust(word.end - colon.start)
+        parts += [source[done : colon.start], number]
         done = word.end
     parts.append(source[done:])
     return NumberedText(text=b"".join(parts).decode(), names=tuple(names))

@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 #: short statements. Further ones come only when waiting shows that these are held up.
 _EAGER_SESSIONS: Final = 4
 #: How long a line waits before it asks for a session beyond those.
-_GROWTH_WAIT_S: Final = 0.005
+_GROWTH_WAIT_S: Final = 0.02
 _TICK_S: Final = 0.01
 #: Every so many ticks all that wait are looked at for deadlines, not only the next in turn.
 _TICKS_PER_INSPECTION: Final = 10
@@ -115,6 +115,7 @@ class _Line:
 
     __slots__ = (
         "busy",
+        "called",
         "idle",
         "key",
         "limit",
@@ -139,6 +140,8 @@ class _Line:
         self.since = now
         #: No session of this kind is opened before.
         self.paused_until = 0.0
+        #: It will be served in this turn of the event loop.
+        self.called = False
 
     @property
     def sessions(self) -> int:
@@ -222,7 +225,10 @@ class ServerPool:
         line.waiting += 1
         self._waiting += 1
         self._waiting_per_tenant[tenant_no] += 1
-        self._serve(line)
+        if not line.called:
+            # What comes in the same turn of the event loop can travel together.
+            line.called = True
+            self._loop.call_soon(self._call, line)
 
     async def retire(self, key: SessionKey) -> None:
         """Close the free sessions of a kind, and those at work when they are done."""
@@ -265,9 +271,13 @@ class ServerPool:
             line = self._lines[key] = _Line(key, limit, now)
         return line
 
+    def _call(self, line: _Line) -> None:
+        line.called = False
+        self._serve(line)
+
     def _serve(self, line: _Line) -> None:
         """Give the line's free sessions to those who wait in it, and open one where that helps."""
-        while line.waiting and line.idle:
+        while line.waiting and line.idle and self._may_depart(line):
             session = self._choose(line)
             before = line.waiting
             batch = self._collect(line)
@@ -279,6 +289,16 @@ class ServerPool:
         if line.waiting:
             self._grow(line)
             self._arm()
+
+    def _may_depart(self, line: _Line) -> bool:
+        """Whether another session shall go to work beside those that are at work.
+
+        More of them do not make short statements quicker, but each takes fewer along.
+        """
+        if line.busy < _EAGER_SESSIONS or self._loop.time() - line.since >= _GROWTH_WAIT_S:
+            return True
+        first: Request = next(iter(line.tenants.values()))[0]
+        return first.alone
 
     def _choose(self, line: _Line) -> Any:
         """The free session that is bound to the tenant in turn, else the one used last."""
@@ -526,8 +546,7 @@ class ServerPool:
         everyone = self._ticks % _TICKS_PER_INSPECTION == 0
         for line in list(self._hungry.values()):
             self._expire(line, now, everyone)
-            if line.waiting:
-                self._grow(line)
+            self._serve(line)
             self._tidy(line)
         if self._hungry:
             self._arm()

@@ -84,8 +84,8 @@ class NamespaceMaker(Protocol):
 
     async def seed_tenant(
         self, connection: asyncpg.Connection, namespace: Namespace, tenant_no: TenantNo
-    ) -> None:
-        """Give the tenant the rows that every new tenant starts with, once."""
+    ) -> int:
+        """Give the tenant the rows that every new tenant starts with, once; how many."""
         ...
 
 

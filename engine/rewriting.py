@@ -51,7 +51,8 @@ from tenancy.data_isolation.engine.visible_schema import VisibleRelation, Visibl
 #: The WITH queries in sight and how many columns each has, None when not known.
 Queries: TypeAlias = Mapping[str, int | None]
 
-_DATA_CHANGES: Final = (pb.InsertStmt, pb.UpdateStmt, pb.DeleteStmt, pb.MergeStmt)
+#: Expressions that hold no other; most nodes of a long statement are.
+_LEAVES: Final = (pb.A_Const, pb.ParamRef)
 
 
 class Rewriter:
@@ -407,6 +408,8 @@ class Rewriter:
 
     def _visit(self, node: Node, holder: Node, scope: Scope, queries: Queries) -> None:
         """Rewrite an expression; `holder` is the wrapper in which another could take its place."""
+        if isinstance(node, _LEAVES):
+            return
         if isinstance(node, pb.ColumnRef):
             self._reference(node, holder, scope)
         elif isinstance(node, pb.SelectStmt):

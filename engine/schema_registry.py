@@ -13,7 +13,7 @@ from typing import LiteralString
 
 import asyncpg
 
-from tenancy.data_isolation.core.errors import ConflictError, OverloadedError
+from tenancy.data_isolation.core.errors import ConflictError, OverloadedError, SchemaError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -54,13 +54,7 @@ class SchemaRegistry:
         """All registered migrations, in order."""
         last = self._known[-1].migration.number if self._known else 0
         rows = await control.fetch(_SQL.statement("registered"), last)
-        fresh = [
-            RegisteredMigration(
-                migration=Migration(number=row["number"], name=row["name"], sql=row["sql"]),
-                script=Script.from_json(row["script"]),
-            )
-            for row in rows
-        ]
+        fresh = [_registered(row) for row in rows]
         known = self._known
         if fresh and (not known or known[-1].migration.number == last):
             self._known = (*known, *fresh)
@@ -130,6 +124,16 @@ class SchemaRegistry:
             yield
         finally:
             await _release(control, _SQL.statement(f"unlock_{name}"))
+
+
+def _registered(row: asyncpg.Record) -> RegisteredMigration:
+    migration = Migration(number=row["number"], name=row["name"], sql=row["sql"])
+    if row["script"] is None:
+        raise SchemaError(
+            f"{migration.title} is in the catalog but no reference has taken it; remove its row "
+            "and register it"
+        )
+    return RegisteredMigration(migration=migration, script=Script.from_json(row["script"]))
 
 
 async def _release(control: asyncpg.Connection, unlock: LiteralString) -> None:

@@ -103,7 +103,11 @@ def force_statement(table: str) -> str:
 
 def _changes(snapshot: SchemaSnapshot) -> Iterator[str]:
     tables = [table for table in snapshot.tables if table.name != VERSION_TABLE]
-    keys = [item for item in snapshot.constraints if item.type == "f" and not _leads(item)]
+    keys = [
+        item
+        for item in snapshot.constraints
+        if item.type == "f" and item.target is not None and not _leads(item)
+    ]
     for key in keys:
         yield f"ALTER TABLE {quote_identifier(key.table)} DROP CONSTRAINT {_name(key)}"
     for table in tables:
@@ -189,7 +193,7 @@ def _isolates(policy: Policy) -> bool:
 
 
 def _foreign_key_changes(keys: list[Constraint], snapshot: SchemaSnapshot) -> Iterator[str]:
-    touched = {key.table for key in keys} | {key.target or key.table for key in keys}
+    touched = {name for key in keys for name in (key.table, key.target)}
     for table in snapshot.tables:
         if table.forced and table.name in touched:
             yield lift_statement(table.name)

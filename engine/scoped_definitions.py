@@ -107,8 +107,9 @@ class _Scoping:
         self._tree: Tree = pb.ParseResult()
         self._tree.CopyFrom(statement.tree)
         self._node = statement_nodes(self._tree)[0]
-        #: Names that this statement has taken.
+        #: Names that this statement has taken, and those that it sets free.
         self._chosen: set[str] = set()
+        self._dropped: set[str] = set()
         self._changed = False
 
     def steps(self) -> tuple[Step, ...]:
@@ -203,6 +204,9 @@ class _Scoping:
         keys: list[Node] = []
         added: list[Node] = []
         checking = False
+        self._dropped = {
+            item.name for item in map(unwrap, node.cmds) if item.subtype == pb.AT_DropConstraint
+        }
         for command in map(unwrap, node.cmds):
             definition = unwrap(getattr(command, "def"))
             checking = checking or command.subtype in _CHECKING
@@ -317,16 +321,14 @@ class _Scoping:
     # Names in use
 
     def _is_relation(self, name: str) -> bool:
-        return (
-            name in self._chosen
-            or self._snapshot.relation(name) is not None
-            or any(index.name == name for index in self._snapshot.indexes)
+        index = any(index.name == name for index in self._snapshot.indexes)
+        return name in self._chosen or (
+            name not in self._dropped and (index or self._snapshot.relation(name) is not None)
         )
 
     def _is_constraint(self, name: str) -> bool:
-        return name in self._chosen or any(
-            constraint.name == name for constraint in self._snapshot.constraints
-        )
+        known = any(constraint.name == name for constraint in self._snapshot.constraints)
+        return name in self._chosen or (known and name not in self._dropped)
 
     def _is_taken(self, name: str) -> bool:
         return self._is_relation(name) or self._is_constraint(name)
@@ -334,7 +336,7 @@ class _Scoping:
 
 def _tenant_column() -> Node:
     """The definition of the column that every table has."""
-    return unwrap(parse(_TENANT_COLUMN_SOURCE).stmts[0].stmt).table_elts[0].column_def
+    return unwrap(unwrap(parse(_TENANT_COLUMN_SOURCE).stmts[0].stmt).table_elts[0])
 
 
 def _append_constraint(alter: Node, key: Node) -> None:

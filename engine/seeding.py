@@ -38,8 +38,8 @@ async def seed(
     *,
     settings: Settings,
     keys: BindingKeys,
-) -> int:
-    """Give a tenant its first rows; how many. Does nothing when it has had them.
+) -> bool:
+    """Give a tenant its first rows; False when there are none, or when it has had them.
 
     `connection` is the admin's, to the namespace's database; the tenant's fence there must be open.
     Raises `UnavailableError` when the namespace is behind the reference.
@@ -58,18 +58,18 @@ async def seed(
         here, there = (await connection.fetch(versions))[0]
         await rows.bind(tenant_no)
         if await connection.fetchval(_SQL.statement("set_mark"), SEED_MARK, here) is None:
-            return 0
+            return False
         filled = await _filled_tables(connection)
         if not filled:
-            return 0
+            return False
         if here != there:
             raise UnavailableError(
                 f"{namespace} is at version {here}, but new tenants start with rows of version "
                 f"{there}; finish the migration first"
             )
-        copied = await _copy(connection, namespace, filled)
+        await _copy(connection, namespace, filled)
         await _move_sequences(connection, namespace)
-        return copied
+        return True
 
 
 async def check_copy_order(
@@ -95,7 +95,7 @@ async def _filled_tables(connection: asyncpg.Connection) -> list[str]:
     return [row[0] for row in await connection.fetch(query)] if query else []
 
 
-async def _copy(connection: asyncpg.Connection, namespace: Namespace, filled: list[str]) -> int:
+async def _copy(connection: asyncpg.Connection, namespace: Namespace, filled: list[str]) -> None:
     """Copy the rows of some tables; the session is bound to the tenant and works in its schema."""
     snapshot = await read_snapshot(connection, namespace.schema)
     tables = _in_copy_order(snapshot, filled)
@@ -104,18 +104,16 @@ async def _copy(connection: asyncpg.Connection, namespace: Namespace, filled: li
     for table in silenced:
         await connection.execute(f"alter table {table} disable trigger user")
     await connection.execute("set constraints all deferred")
-    copied = 0
     for table in tables:
         text = await connection.fetchval(
             _SQL.statement("copy_text"), namespace.schema, REFERENCE_SCHEMA, table
         )
         if text is None:
             raise SchemaError(f"{namespace} has no table {table}, which the reference has")
-        copied += int((await connection.execute(text)).rsplit(" ", 1)[1])
-    await connection.execute("set constraints all immediate")
+        await connection.execute(_SQL.statement("run"), text)
+    await connection.execute(_SQL.statement("run"), "set constraints all immediate")
     for table in silenced:
         await connection.execute(f"alter table {table} enable trigger user")
-    return copied
 
 
 def _in_copy_order(snapshot: SchemaSnapshot, tables: Sequence[str]) -> list[str]:

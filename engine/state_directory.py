@@ -48,6 +48,10 @@ class ServerRecord:
     port: int
     socket_directory: Path | None
 
+    def is_kept(self) -> bool:
+        """Whether the server is to live on: its owner still does, or it has none."""
+        return self.owner is None or self.owner.is_alive()
+
     def to_json(self) -> str:
         """The record as the text of the file."""
         return json.dumps(dataclasses.asdict(self), default=str, indent=2) + "\n"

@@ -164,21 +164,21 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the server if it belongs to this object; else leave it alone."""
-        owned, self._owned = self._owned, None
-        if owned is None:
+        if self._owned is None:
             return
         async with self._transition():
-            if await in_thread(self._state.read_record) == owned:
-                await self._end(owned)
+            if await in_thread(self._state.read_record) == self._owned:
+                await self._end(self._owned)
+        self._owned = None
         await self._reap_launcher()
 
     async def shut_down(self) -> bool:
         """End the server, whoever started it; whether there was one."""
         if not await in_thread(self._state.is_in_use):
             return False
-        self._owned = None
         async with self._transition():
             await self._end(await in_thread(self._state.running_record))
+        self._owned = None
         await self._reap_launcher()
         return True
 
@@ -196,7 +196,7 @@ class Supervisor:
         if not await in_thread(self._state.is_in_use):
             return None
         record = await in_thread(self._state.running_record)
-        if record is None or (record.owner is not None and not record.owner.is_alive()):
+        if record is None or not await in_thread(record.is_kept):
             _log.warning("%s: ending what is left of it in %s", self._title, self._state.path)
             await self._end(record)
             return None
@@ -358,15 +358,18 @@ class Supervisor:
         if await self._is_unused_within(_LINGER_S):
             return
         for number in (program.immediate, SIGKILL):
-            for process in await in_thread(processes_locking, self._state.server.path):
-                if process.pid != os.getpid():
-                    process.signal(number)
+            await in_thread(self._signal_all, number)
             if await self._is_unused_within(_LINGER_S):
                 return
         raise EmbeddedServerError(
             f"{self._state.path} is in use by processes that this one may not end or cannot see "
             "(in another container?): end the server there first"
         )
+
+    def _signal_all(self, number: Signals) -> None:
+        for process in processes_locking(self._state.server.path):
+            if process.pid != os.getpid():
+                process.signal(number)
 
     async def _is_ended_by(
         self, number: Signals, process: ProcessIdentity, timeout_s: float

@@ -4,7 +4,7 @@ Rules this module keeps:
 
 * Parsing goes through `parse`, which turns every way in which text can fail to be SQL into a
   `StatementSyntaxError` that says where. The parser is C code that recurses without looking at its
-  stack, so text that could nest deeper than `_PATH_TOKENS_MAX` is refused before it gets there.
+  stack, so text that could nest too deeply for it is refused before it gets there.
 * Walking never recurses, so no tree is too deep for it.
 * A tree is written back only through `write`, which parses the text again and refuses it unless
   exactly the same tree comes out.
@@ -38,10 +38,19 @@ Tree: TypeAlias = Any
 #: A `pb.ScanToken`: kind, keyword kind, start and end.
 Token: TypeAlias = Any
 
-#: Tokens on one path from the root of a tree to a leaf. The C code takes some 300 bytes of stack
-#: per level and a level takes at least one token, so this stays within 2 MB.
+#: Tokens on one path from the root of a tree to a leaf, and brackets around one token. The parser's
+#: C code takes up to a kilobyte of stack for a level; with these bounds it stays within 2 MB.
 _PATH_TOKENS_MAX: Final = 5_000
+_BRACKETS_MAX: Final = 500
+#: Shorter text cannot nest so deeply that it matters.
+_SHALLOW_CHARACTERS: Final = 2_000
 _TOO_DEEP: Final = "the statement nests too deeply; split it, or use lists in place of long chains"
+
+_WRAPPER: Final = pb.Node
+_CONSTANT: Final = pb.A_Const
+#: What a repeated field of messages is.
+_LIST: Final = type(pb.List().items)
+_SCALARS: Final = frozenset({str, int, bool, float, bytes})
 
 _OPENING: Final = frozenset({pb.ASCII_40, pb.ASCII_91})
 _CLOSING: Final = frozenset({pb.ASCII_41, pb.ASCII_93})
@@ -67,7 +76,7 @@ def parse(sql: str) -> Tree:
     Raises `StatementSyntaxError` with the line and column.
     """
     check_text(sql)
-    if len(sql) > _PATH_TOKENS_MAX:  # Shorter text cannot hold that many tokens.
+    if len(sql) > _SHALLOW_CHARACTERS:
         check_depth(sql, scan(sql))
     try:
         return postgast.parse(sql)
@@ -137,7 +146,7 @@ def check_depth(sql: str, tokens: Iterable[Token]) -> None:
         else:
             total += 1
             since_comma += 1
-        if total > _PATH_TOKENS_MAX:
+        if total > _PATH_TOKENS_MAX or len(outer) > _BRACKETS_MAX:
             raise StatementSyntaxError(f"{_TOO_DEEP} ({position(sql, token.start)})", "54001")
 
 
@@ -186,31 +195,38 @@ def statement_nodes(tree: Tree) -> list[Node]:
 
 
 def nodes(*roots: Node) -> Iterator[Node]:
-    """Every message below and including `roots`, in the order of the text as far as lists go."""
+    """Every message below and including `roots`, in the order of the text as far as lists go.
+
+    A constant is a leaf: what it holds is a value and not a name.
+    """
     pending = [unwrap(root) for root in reversed(roots)]
     while pending:
         node = pending.pop()
         yield node
-        pending.extend(reversed(list(children(node))))
+        if type(node) is not _CONSTANT:
+            found = [unwrap(holder) for holder in held(node)]
+            found.reverse()
+            pending += [inner for inner in found if type(inner) is not _WRAPPER]
 
 
 def children(node: Node) -> Iterator[Node]:
     """The messages that `node` holds directly, unwrapped; empty `Node` wrappers are left out."""
     for holder in held(node):
         inner = unwrap(holder)
-        if not isinstance(inner, pb.Node):
+        if type(inner) is not _WRAPPER:
             yield inner
 
 
-def held(node: Node) -> Iterator[Node]:
+def held(node: Node) -> list[Node]:
     """The messages that `node` holds directly, each still in its wrapper if it has one."""
-    for field, value in node.ListFields():
-        if field.message_type is None:
-            continue
-        if is_message(value):
-            yield value
-        else:
-            yield from value
+    found: list[Node] = []
+    for _, value in node.ListFields():
+        kind = type(value)
+        if kind is _LIST:
+            found += value
+        elif kind not in _SCALARS and is_message(value):
+            found.append(value)
+    return found
 
 
 def is_message(value: object) -> bool:
@@ -220,7 +236,7 @@ def is_message(value: object) -> bool:
 
 def unwrap(node: Node) -> Node:
     """What a `Node` wrapper holds; any other message is returned as it is."""
-    if isinstance(node, pb.Node):
+    if type(node) is _WRAPPER:
         kind = node.WhichOneof("node")
         if kind is not None:
             return getattr(node, kind)

@@ -17,7 +17,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,16 +62,13 @@ class TenantRows:
         self._settings = settings
         self._keys = keys
 
-    async def run_for_reference(self, statements: Iterable[str]) -> None:
+    async def run_for_reference(self, statements: Sequence[str]) -> None:
         """Run statements for tenant 0, in a reference whose row security is not forced."""
         await self._bind_unsigned(REFERENCE_TENANT)
-        prepared = [await self._connection.prepare(text) for text in statements]
-        for statement in prepared:
-            await statement.fetch()
-        await self._connection.execute("set constraints all immediate")
+        await self._run(statements)
         await self._unbind()
 
-    async def run(self, statements: Iterable[str], tenants: Sequence[PlacedTenant]) -> None:
+    async def run(self, statements: Sequence[str], tenants: Sequence[PlacedTenant]) -> None:
         """Run statements for each of `tenants`.
 
         Raises `ConflictError` when one of them is being moved; errors of a statement pass through
@@ -80,7 +77,6 @@ class TenantRows:
         if not tenants:
             return
         fences = await self._fences(tenants)
-        prepared = [await self._connection.prepare(text) for text in statements]
         deferred = await self._connection.fetch(_SQL.statement("deferred_constraints"))
         signed = len(tenants) <= self._settings.migration_bound_tenants_max
         if not signed:
@@ -90,7 +86,7 @@ class TenantRows:
             if fence is None:
                 continue
             try:
-                await self._turn(tenant, fence, prepared, signed=signed)
+                await self._turn(tenant, fence, statements, signed=signed)
             except asyncpg.PostgresError as error:
                 error.add_note(f"tenant number {tenant.tenant_no}")
                 raise
@@ -114,7 +110,7 @@ class TenantRows:
         self,
         tenant: PlacedTenant,
         fence: asyncpg.Record,
-        prepared: Sequence[asyncpg.prepared_stmt.PreparedStatement],
+        statements: Sequence[str],
         *,
         signed: bool,
     ) -> None:
@@ -127,11 +123,14 @@ class TenantRows:
             await self._bind_unsigned(tenant.tenant_no)
         new = tenant.status is TenantStatus.CREATING
         if not new or await self._connection.fetchval(_SQL.statement("has_mark"), SEED_MARK):
-            for statement in prepared:
-                await statement.fetch()
-            await self._connection.execute("set constraints all immediate")
+            await self._run(statements)
         if closed:
             await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
+
+    async def _run(self, statements: Sequence[str]) -> None:
+        """Run statements, and what was put off to the end of the transaction."""
+        for text in (*statements, "set constraints all immediate"):
+            await self._connection.fetchval(_SQL.statement("run"), text)
 
     async def _fences(self, tenants: Sequence[PlacedTenant]) -> dict[TenantNo, asyncpg.Record]:
         """The fences of `tenants`; a tenant that is being created may have none yet."""

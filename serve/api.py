@@ -6,6 +6,8 @@ service.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +37,8 @@ from tenancy.data_isolation.serve.schema_routes import SchemaRoutes
 from tenancy.data_isolation.serve.services import Services
 from tenancy.data_isolation.serve.tenant_routes import TenantRoutes
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
 _DISTRIBUTION = "tenancy-data-isolation"
 _DESCRIPTION = """\
 Keeps the data of many tenants apart on PostgreSQL. Every answer that is not a success is problem
@@ -42,8 +46,8 @@ details (RFC 9457). A tenant's credential reaches that tenant alone: another ten
 answered as one that does not exist."""
 
 
-def create_api(services: Services) -> FastAPI:
-    """The application, for one event loop."""
+def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application, for one event loop. `lifespan` is entered before it serves and left last."""
     app = _Api(
         title="Tenant data isolation",
         version=version(_DISTRIBUTION),
@@ -51,6 +55,7 @@ def create_api(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     admission = Admission(services.settings)
     metrics = HttpMetrics(admission)

@@ -38,7 +38,7 @@ from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve import ray_runtime
-from tenancy.data_isolation.serve.data_plane import DataPlane
+from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
 from tenancy.data_isolation.serve.ray_runtime import RayPaths
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 
@@ -197,7 +197,7 @@ class Daemon:
         while True:
             try:
                 self._look()
-            except _RayLostError as lost:
+            except (_RayLostError, ServersMovedError) as lost:
                 now = time.monotonic()
                 restarts = [at for at in restarts if now - at < _RESTART_WINDOW_S] + [now]
                 if len(restarts) > _RESTARTS_MAX:
@@ -206,6 +206,7 @@ class Daemon:
                     ) from None
                 _log.error("%s; it is started again", lost)
                 self._tell(Phase.DEGRADED, f"{lost}; it is started again")
+                self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
                 self._end_ray()
                 self._start_ray()
             # A signal ends the wait at once.

@@ -138,7 +138,7 @@ class Demonstration:
                     f"{airline.tenant_id} by Python: {question.words}", expected, result.rows
                 )
         self._console.print(
-            f"asked       {len(QUESTIONS)} questions of {len(airlines)} tenants by HTTP and Python, "
+            f"asked       {len(QUESTIONS)} questions of {len(airlines)} tenants by HTTP and Python "
             f"and compared the answers with the source files: "
             f"{len(self.findings.differences)} differ"
         )
@@ -244,7 +244,17 @@ def run_demonstration(home: Path, *, console: Console) -> int:
     runtime = _Runtime(home / "demo")
     with runtime.up(console) as state:
         key = Path(state["admin_key_file"]).read_text().strip()
-        findings = asyncio.run(_demonstrate(state["url"], key, airlines, console))
+        # Imported here because Ray takes its settings from the environment when it is imported.
+        from tenancy.data_isolation.actors import connect
+
+        with console.status("joining the cluster as a Python client"):
+            python_client = connect(home=runtime.home)
+        try:
+            findings = asyncio.run(
+                _demonstrate(state["url"], key, airlines, python_client, console)
+            )
+        finally:
+            python_client.close()
     for difference in findings.differences[:20]:
         console.print(f"[red]differs[/red]     {difference}")
     took = time.perf_counter() - started
@@ -261,17 +271,10 @@ def run_demonstration(home: Path, *, console: Console) -> int:
 
 
 async def _demonstrate(
-    url: str, key: str, airlines: Sequence[Airline], console: Console
+    url: str, key: str, airlines: Sequence[Airline], python_client: Any, console: Console
 ) -> Findings:
-    # Imported here because Ray takes its settings from the environment when it is imported.
-    from tenancy.data_isolation.actors import connect
-
-    async with (
-        httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=120
-        ) as client,
-        connect() as python_client,
-    ):
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as client:
         demonstration = Demonstration(client, console)
         await demonstration.run(airlines, python_client)
     return demonstration.findings
@@ -281,6 +284,7 @@ class _Runtime:
     """A runtime in a directory of its own, by the same commands that a user types."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         os.environ["TENANCY_HOME"] = str(home)
         os.environ["TENANCY_HTTP_PORT"] = str(_free_port())
 

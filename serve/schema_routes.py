@@ -101,6 +101,8 @@ class SchemaRoutes:
             report = await self._fleet.apply()
             if not report.complete:
                 raise MigrationFailedError(_told(migration, report))
+            # From now on this process knows the new tables.
+            await self._tables()
             return MigrationAppliedAnswer(
                 **_migration(migration).model_dump(),
                 version=report.version,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest_plugins = ["support.postgres", "support.server_home", "support.small_disk"]
-if find_spec("support.install") is not None:
-    pytest_plugins.append("support.install")
+# A plugin comes after those it imports, so that pytest can rewrite the assertions of all of them.
+pytest_plugins = [
+    "support.postgres",
+    "support.install",
+    "support.server_home",
+    "support.small_disk",
+    "support.http_api",
+]
 
 _UNIT = Path(__file__).parent / "unit"
 

@@ -230,6 +230,11 @@ select name, sql from catalog.named_operation where name > $1 order by name limi
 insert into catalog.named_operation (name, sql) values ($1, $2)
 on conflict (name) do nothing returning name;
 
+-- name: add_named_operation
+insert into catalog.named_operation (name, sql) values ($1, $2)
+on conflict (name) do nothing
+returning name;
+
 -- name: set_named_operation
 insert into catalog.named_operation (name, sql) values ($1, $2)
 on conflict (name) do update set sql = excluded.sql;

@@ -26,6 +26,25 @@ create policy tenancy_isolation on tenancy_idempotency
     using (tenant_id = (select tenancy.tenant()))
     with check (tenant_id = (select tenancy.tenant()));
 
+-- name: has_runner
+select to_regprocedure('tenancy.run(text)') is not null;
+
+-- name: runner
+-- Runs SQL of the users' migrations. A statement can call functions of theirs, in triggers, checks
+-- and defaults, and inside a SECURITY DEFINER function none of them can change the role: `reset
+-- role` would make it the admin. The search_path is the caller's on purpose: it is the schema.
+create function tenancy.run(statement text) returns void
+language plpgsql volatile security definer
+as $$
+begin
+    execute statement;
+end;
+$$;
+revoke all on function tenancy.run(text) from public;
+
+-- name: run
+select tenancy.run($1);
+
 -- name: create_schema
 create schema if not exists {schema} authorization tenancy_owner;
 

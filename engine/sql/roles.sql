@@ -81,11 +81,16 @@ alter database {database} with allow_connections true;
 -- name: grant_connect
 grant connect on database {database} to {role};
 
+-- name: locale
+-- What decides the order of text. Tenants move between servers, and indexes and answers with them.
+select concat_ws(' ', datlocprovider, datcollate, datctype) from pg_database where datname = $1;
+
 -- name: databases_of_ours
--- $1 = the database and its template, $2 = the owner role: tenants' databases have opaque names.
+-- $1 = the database and its template, $2 = the owner role: tenants' databases have opaque names
+-- behind a prefix of the user's choice.
 select datname::text from pg_database
 where datname = any ($1::text[])
-   or (datname ~ '^t_[0-9a-f]{20}$' and pg_get_userbyid(datdba) = $2)
+   or (datname ~ '^[a-z][a-z0-9_]*[0-9a-f]{20}$' and pg_get_userbyid(datdba) = $2)
 order by datname;
 
 -- name: trusting_lines

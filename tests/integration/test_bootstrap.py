@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 from support.install import SERVER, Install, make_install
-from support.postgres import PostgresServer, _make_cluster, _start, _stop
+from support.postgres import PostgresServer, postgres_server
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
@@ -31,7 +30,6 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap, BootstrapReport, 
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
 from tenancy.data_isolation.engine.layout import template_database
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
-from tenancy.data_isolation.engine.service_user import service_user
 
 _MANAGED_ADMIN, _MANAGED_PASSWORD = "managed_admin", "managed"
 
@@ -61,19 +59,8 @@ async def fresh(installed_model: Install, tmp_path: Path) -> AsyncIterator[Insta
 
 @pytest.fixture(scope="module")
 def second_server(postgres_bin: Path) -> Iterator[PostgresServer]:
-    """A server on which nothing was ever set up."""
-    user = service_user()
-    directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
-    try:
-        directory.chmod(0o711)
-        server = _make_cluster(postgres_bin, directory, user)
-        process = _start(server, user)
-        try:
-            yield server
-        finally:
-            _stop(process)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """A server on which nothing was ever set up: the same fixture once more."""
+    yield from inspect.unwrap(postgres_server)(postgres_bin)
 
 
 async def wipe(server: PostgresServer) -> None:
@@ -129,15 +116,34 @@ async def test_two_runs_at_once_end_well(fresh: Install):
     await works(fresh)
 
 
+async def test_two_runs_at_once_from_different_maintenance_databases_end_well(
+    bare: PostgresServer, tmp_path: Path
+):
+    """Advisory locks know one database only, so here nothing keeps the two apart."""
+    install = make_install(bare, "twice", tmp_path)
+    servers = [ServerConfig(dsn=bare.dsn(name)) for name in ("postgres", "template1")]
+
+    results = await asyncio.gather(
+        *(bootstrap_of(install, servers=(server,)).run() for server in servers),
+        return_exceptions=True,
+    )
+    report = await bootstrap_of(install).run()
+
+    assert all(isinstance(result, BootstrapReport | SetupError) for result in results), results
+    assert any(isinstance(result, BootstrapReport) for result in results), results
+    assert report.changes == ()
+    await works(install)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
 async def test_a_run_killed_at_any_step_is_finished_by_the_next(
-    bare: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ):
     """The connection is cut before the n-th statement, for every n until a run gets through."""
     fresh = make_install(bare, "interrupted", tmp_path)
-    execute, killed_at = asyncpg.Connection.execute, 0
+    execute, killed_at = asyncpg.Connection.execute, first
     report: BootstrapReport | None = None
     while report is None:
-        killed_at += 1
         left = killed_at
 
         async def cut(self: asyncpg.Connection, *arguments: Any, **options: Any) -> str:
@@ -154,7 +160,8 @@ async def test_a_run_killed_at_any_step_is_finished_by_the_next(
             except ServerUnavailableError:
                 # Somebody else gets in between only where nothing is open to the public.
                 await nothing_is_open(fresh)
-        if killed_at % 7 == 0:
+        killed_at += 3
+        if report is None and killed_at % 10 == 0:
             # From the beginning again with this cut alone; otherwise cuts add up.
             await bootstrap_of(fresh).run()
             await works(fresh)

@@ -230,6 +230,8 @@ async def test_an_epoch_never_falls_whoever_writes(install: Install, catalog: Ca
 async def test_a_placement_needs_a_known_tenant_and_a_known_server(catalog: Catalog):
     with pytest.raises(TenantNotFoundError):
         await catalog.set_placement(TenantNo(99), placement(1), expected_epoch=None)
+    with pytest.raises(InvalidInputError, match="the catalog refuses the change"):
+        await catalog.set_placement(TenantNo(99), placement(0), expected_epoch=None)
     number = (await add(catalog)).tenant_no
     elsewhere = dataclasses.replace(placement(1), server=ServerName("moon"))
     with pytest.raises(ServerNotFoundError, match="'moon' is not in the catalog"):
@@ -327,7 +329,8 @@ async def test_a_migration_is_registered_once_under_its_number(catalog: Catalog)
 
 
 async def test_named_operations_are_kept_replaced_and_removed(catalog: Catalog):
-    await catalog.set_named_operation(NamedOperation(name="list", sql="select 1"))
+    assert await catalog.add_named_operation(NamedOperation(name="list", sql="select 1"))
+    assert not await catalog.add_named_operation(NamedOperation(name="list", sql="select 3"))
     await catalog.set_named_operation(NamedOperation(name="list", sql="select 2"))
 
     assert (await catalog.named_operation("list")).sql == "select 2"

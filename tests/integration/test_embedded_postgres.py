@@ -18,6 +18,7 @@ from signal import SIGKILL
 import asyncpg
 import psutil
 import pytest
+from blockbuster import BlockBuster, BlockingError
 from support.owner_process import owner_process
 from support.small_disk import SmallDisk
 
@@ -137,6 +138,23 @@ async def test_what_was_written_is_there_after_a_restart(server, state):
 async def test_starting_twice_is_starting_once(server):
     postgres = server()
     assert await postgres.start() == await postgres.start()
+
+
+async def test_nothing_holds_up_the_event_loop(new_server):
+    server = new_server()
+    guard = BlockBuster()
+    guard.activate()
+    try:
+        with pytest.raises(BlockingError):
+            server.status()  # Control: this one reads files where it is called.
+        await server.start()
+        await server.start()
+        assert await server.health()
+        await server.stop()
+        await server.start()
+        assert await server.shut_down()
+    finally:
+        guard.deactivate()
 
 
 async def test_the_status_tells_what_is_there(new_server, home):

@@ -15,6 +15,7 @@ from signal import SIGKILL
 
 import psutil
 import pytest
+from blockbuster import BlockBuster, BlockingError
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 from support.owner_process import owner_process
@@ -84,6 +85,23 @@ async def test_what_was_written_is_there_after_a_restart(server, state):
     assert await ask(second, "GET", "kept") == b"42"
     assert second.url == first.url
     assert second.pid != first.pid
+
+
+async def test_nothing_holds_up_the_event_loop(server):
+    server = server()
+    guard = BlockBuster()
+    guard.activate()
+    try:
+        with pytest.raises(BlockingError):
+            server.status()  # Control: this one reads files where it is called.
+        await server.start()
+        await server.start()
+        assert await server.health()
+        await server.stop()
+        await server.start()
+        assert await server.shut_down()
+    finally:
+        guard.deactivate()
 
 
 async def test_the_status_tells_what_is_there(server, home):

@@ -178,6 +178,25 @@ async def test_the_superuser_can_do_what_tenants_cannot(install: Install):
         assert set((await _sqlstates(admin, chosen)).values()) == {""}
 
 
+async def test_statistics_tell_nothing_of_rows(install: Install):
+    async with install.connected() as admin:
+        await admin.execute(
+            "set role tenancy_owner;"
+            "create table app.note (tenant_id bigint, body text);"
+            "create table app.plain (body text);"
+            "grant select on app.note, app.plain to tenancy_rows;"
+            "alter table app.note enable row level security, force row level security;"
+            "create policy tenant on app.note using (tenant_id = (select tenancy.tenant()));"
+            "reset role;"
+            "insert into app.note select 2, 'secret of two' from generate_series(1, 100);"
+            "insert into app.plain select 'open' from generate_series(1, 100);"
+            "analyze app.note, app.plain"
+        )
+    async with install.connected("tenancy_rows") as rows:
+        seen = await rows.fetch("select tablename::text from pg_stats where schemaname = 'app'")
+    assert [row[0] for row in seen] == ["plain"]
+
+
 async def test_logins_enter_their_own_database_only(
     install: Install, own_database: tuple[str, str]
 ):

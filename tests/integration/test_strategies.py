@@ -27,9 +27,9 @@ from tenancy.data_isolation.core.errors import (
     StatementForbiddenError,
     TenantNotFoundError,
     TenantSuspendedError,
+    UnsafeRoleError,
 )
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.strategies import (
     DatabaseConfig,
     DatabaseLevelStrategy,
@@ -65,8 +65,7 @@ async def engine(install: Install) -> AsyncIterator[Engine]:
     """An engine whose tenants have these tables."""
     opened = await Engine.open(install.config)
     try:
-        await opened.fleet.register([Migration(number=1, name="tables", sql=TABLES)])
-        await opened.fleet.apply()
+        await opened.apply_migration("0001_tables", TABLES)
         yield opened
     finally:
         await opened.close()
@@ -235,7 +234,7 @@ async def test_quoted_names_work_like_any_other(orchestrator):
 
 
 async def test_a_registered_operation_runs_for_every_tenant(engine, orchestrator):
-    await engine.operations.register(
+    await engine.named_operations.register(
         "user_by_mail", "select id, name from users where email = :email"
     )
     for level in IsolationLevel:
@@ -251,13 +250,13 @@ async def test_a_registered_operation_runs_for_every_tenant(engine, orchestrator
 
 
 async def test_a_registration_survives_the_engine_and_is_seen_by_another(install, engine):
-    await engine.operations.register("answer", "select 42 as answer")
+    await engine.named_operations.register("answer", "select 42 as answer")
     other = await Engine.open(install.config)
     try:
         operation = await other.resolve_operation("answer", {})
-        assert [item.name for item in await other.operations.list()] == ["answer"]
+        assert [item.name for item in await other.named_operations.list()] == ["answer"]
         with pytest.raises(ConflictError, match="replace=True"):
-            await other.operations.register("answer", "select 43")
+            await other.named_operations.register("answer", "select 43")
     finally:
         await other.close()
     assert operation == Operation(query="select 42 as answer")
@@ -272,8 +271,7 @@ async def test_a_new_table_can_be_named_as_soon_as_the_fleet_has_it(engine, orch
     with pytest.raises(OperationNotFoundError):
         await orchestrator.isolate_data(at(SCHEMA), "create_note", {"id": 1})
     sql = "create table notes (id int primary key)"
-    await engine.fleet.register([Migration(number=2, name="notes", sql=sql)])
-    await engine.fleet.apply()
+    await engine.apply_migration("0002_notes", sql)
 
     result = await orchestrator.isolate_data(at(SCHEMA), "create_note", {"id": 1})
 
@@ -383,17 +381,15 @@ async def test_a_database_is_called_by_its_prefix_and_guarded_like_any_other(ins
 
     database = (await placements(install))["acme"]["database"]
     assert database.startswith("customer_")
-    connection = await asyncpg.connect(install.admin_dsn())
+    await (await Engine.open(install.config)).close()
+    admin = await asyncpg.connect(install.admin_dsn())
     try:
-        public = await connection.fetchval(
-            "select has_database_privilege('tenancy_rows', $1, 'connect')", database
-        )
+        await admin.execute(f'grant connect on database "{database}" to public')
+        with pytest.raises(UnsafeRoleError, match=database):
+            await Engine.open(install.config)
     finally:
-        await connection.close()
-    assert public is False
-    # A second start audits every database of ours; it must find this one and find it safe.
-    again = await Engine.open(install.config)
-    await again.close()
+        await admin.execute(f'revoke connect on database "{database}" from public')
+        await admin.close()
 
 
 async def test_without_automatic_creation_there_is_no_database(install, config):

@@ -138,9 +138,7 @@ class Stage:
         rows = await connection.fetch(_DUMP)
         return [tuple(str(value) for value in row) for row in rows]
 
-    async def _place(
-        self, number: TenantNo, level: IsolationLevel
-    ) -> tuple[Namespace, RoleName]:
+    async def _place(self, number: TenantNo, level: IsolationLevel) -> tuple[Namespace, RoleName]:
         shared = Namespace(
             server=SERVER,
             database=self.install.database,
@@ -160,9 +158,7 @@ class Stage:
             return replace(own, schema=SchemaName(opaque_name())), role
         database = DatabaseName(opaque_name())
         async with self.fleet.template_idle():
-            await ensure_database(
-                self.root, database, template=template_database(self.settings)
-            )
+            await ensure_database(self.root, database, template=template_database(self.settings))
         self._databases.append(database)
         await grant_connect(self.root, database, role)
         async with self.admin.session(SERVER, database) as connection:

@@ -8,12 +8,11 @@ when that is killed.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib.util
-import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -23,16 +22,19 @@ from pathlib import Path
 
 import pytest
 
+from tenancy.data_isolation.engine.postgres_binaries import PostgresBinaries
+from tenancy.data_isolation.engine.server_tool import server_environment
 from tenancy.data_isolation.engine.service_user import ServiceUser, service_user
+from tenancy.data_isolation.engine.supervision import LOOPBACK, free_port
 
 _START_TIMEOUT_S = 45.0
 _STOP_TIMEOUT_S = 20.0
+_PORT_ATTEMPTS = 5
 _PR_SET_PDEATHSIG = 1
 _SUPERUSER = "test_admin"
 
 _CONFIGURATION = """
 listen_addresses = '127.0.0.1'
-port = {port}
 unix_socket_directories = '{socket_directory}'
 unix_socket_permissions = 0777
 max_connections = 100
@@ -42,8 +44,6 @@ synchronous_commit = off
 full_page_writes = off
 shared_buffers = 32MB
 max_wal_size = 256MB
-wal_level = logical
-max_wal_senders = 4
 autovacuum_naptime = 60s
 jit = off
 log_min_messages = warning
@@ -110,8 +110,7 @@ def postgres_server(postgres_bin: Path) -> Iterator[PostgresServer]:
     directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
     try:
         directory.chmod(0o711)
-        server = _make_cluster(postgres_bin, directory, user)
-        process = _start(server, user)
+        server, process = _started(_make_cluster(postgres_bin, directory, user), user)
         try:
             yield server
         finally:
@@ -121,7 +120,8 @@ def postgres_server(postgres_bin: Path) -> Iterator[PostgresServer]:
 
 
 def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None) -> PostgresServer:
-    """Run initdb and write the configuration."""
+    """Run initdb and write the configuration; the server that will be, but for its port."""
+    binaries = PostgresBinaries.find(postgres_bin, user)
     data, sockets = directory / "data", directory / "socket"
     password_file = directory / "password"
     password = secrets.token_hex(16)
@@ -133,29 +133,33 @@ def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None)
     if user is not None:
         for path in (data, sockets, password_file):
             user.own(path)
-    _run(
+    done = subprocess.run(
         [
-            postgres_bin / "initdb",
+            binaries.initdb,
             f"--pgdata={data}",
             f"--username={_SUPERUSER}",
             f"--pwfile={password_file}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
-            "--no-locale",
+            *binaries.locale_arguments(),
             "--no-sync",
         ],
-        user,
-        directory,
+        cwd=directory,
+        env=server_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        **(user.spawn_arguments() if user else {}),
     )
+    assert done.returncode == 0, f"{binaries.initdb}: {done.stderr}"
     password_file.unlink()
-    port = _free_port()
     with (data / "postgresql.conf").open("a") as file:
-        file.write(_CONFIGURATION.format(port=port, socket_directory=sockets))
+        file.write(_CONFIGURATION.format(socket_directory=sockets))
     return PostgresServer(
         bin=postgres_bin,
-        major_version=int((data / "PG_VERSION").read_text()),
-        host="127.0.0.1",
-        port=port,
+        major_version=binaries.major,
+        host=LOOPBACK,
+        port=0,
         user=_SUPERUSER,
         password=password,
         directory=directory,
@@ -163,40 +167,31 @@ def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None)
     )
 
 
-def _run(command: list[str | Path], user: ServiceUser | None, directory: Path) -> None:
-    done = subprocess.run(
-        command,
-        cwd=directory,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        **(user.spawn_arguments() if user else {}),
-    )
-    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment without what would steer PostgreSQL's programs."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return kept | {"LC_ALL": "C", "TZ": "UTC"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _start(server: PostgresServer, user: ServiceUser | None) -> subprocess.Popen[bytes]:
+def _started(
+    made: PostgresServer, user: ServiceUser | None
+) -> tuple[PostgresServer, subprocess.Popen[bytes]]:
     """Start the postmaster and wait until it says that it is ready."""
-    data, log = server.directory / "data", server.directory / "log"
+    log = made.directory / "log"
+    for _ in range(_PORT_ATTEMPTS):
+        server = dataclasses.replace(made, port=free_port())
+        process = _spawned(server, user)
+        heard = threading.Event()
+        threading.Thread(target=_listen, args=(process, log, heard), daemon=True).start()
+        if heard.wait(_START_TIMEOUT_S) and process.poll() is None:
+            return server, process
+        _stop(process)
+        if "Address already in use" not in log.read_text(errors="replace"):
+            break
+    pytest.fail(f"PostgreSQL did not start: {log.read_text(errors='replace')}")
+
+
+def _spawned(server: PostgresServer, user: ServiceUser | None) -> subprocess.Popen[bytes]:
+    data = server.directory / "data"
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    process = subprocess.Popen(
-        [server.bin / "postgres", "-D", data],
+    return subprocess.Popen(
+        [server.bin / "postgres", "-D", data, "-p", str(server.port)],
         cwd=data,
-        env=_environment(),
+        env=server_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -204,12 +199,6 @@ def _start(server: PostgresServer, user: ServiceUser | None) -> subprocess.Popen
         preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT),
         **(user.spawn_arguments() if user else {}),
     )
-    heard = threading.Event()
-    threading.Thread(target=_listen, args=(process, log, heard), daemon=True).start()
-    if not heard.wait(_START_TIMEOUT_S) or process.poll() is not None:
-        _stop(process)
-        pytest.fail(f"PostgreSQL did not start: {log.read_text(errors='replace')}")
-    return process
 
 
 def _listen(process: subprocess.Popen[bytes], log: Path, heard: threading.Event) -> None:

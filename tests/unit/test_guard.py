@@ -116,7 +116,10 @@ def test_plain_is_what_runs_no_code_of_the_schema(query: str, plain: bool):
 
 
 def test_a_function_of_the_schema_may_write(guard: Guard):
-    assert Guard(settings=Settings(), schema=SCHEMA).check("select tax(1)").kind == "write"
+    with_functions = Guard(settings=Settings(), schema=SCHEMA)
+
+    assert with_functions.check("select tax(1)").kind == StatementKind.WRITE
+    assert with_functions.check("select 'x'::mood").kind == StatementKind.READ
     with pytest.raises(StatementForbiddenError, match='"tax" is not available'):
         guard.check("select tax(1)")
 
@@ -199,13 +202,13 @@ def test_a_statement_has_a_limit_in_bytes():
 @pytest.mark.parametrize(
     "query",
     [
-        "select " + "+".join(["1"] * 100_000),
+        "select " + "+".join(["1"] * 60_000),
         "select 1" + "::int" * 40_000,
         " union ".join(["select 1, 2"] * 12_000),
         "select 1 from users" + " join users on true" * 10_000,
-        "select " + "(" * 100_000 + "1" + ")" * 100_000,
+        "select " + "(" * 30_000 + "1" + ")" * 30_000,
         "select " + "not " * 50_000 + "true",
-        "select " + "- " * 100_000 + "1",
+        "select " + "- " * 30_000 + "1",
         "select " + "(select " * 20_000 + "1" + ")" * 20_000,
         "select " + "array[" * 30_000 + "1" + "]" * 30_000,
         "select " + "case when true then " * 8_000 + "1" + " end" * 8_000,
@@ -227,10 +230,10 @@ def test_deep_nesting_is_an_error_and_no_crash(guard: Guard, query: str):
     "query",
     [
         "select " + "+".join(["1"] * 40),
-        "select " + ", ".join(["1 + 2 * 3"] * 5_000),
+        "select " + ", ".join(["1 + 2 * 3"] * 2_000),
         "select id from users where " + " or ".join(["id = 1"] * 1_000),
-        "insert into users (id) values " + ", ".join(["(1 + 1)"] * 10_000),
-        "select id from users where id in (" + ", ".join(["1"] * 50_000) + ")",
+        "insert into users (id) values " + ", ".join(["(1 + 1)"] * 2_500),
+        "select id from users where id in (" + ", ".join(["1"] * 10_000) + ")",
     ],
     ids=range(5),
 )
@@ -432,12 +435,21 @@ def test_the_cache_is_bounded_in_bytes():
     assert guard.check(small) is guard.check(small)
 
 
+def test_a_long_text_is_slow_until_it_is_known(guard: Guard):
+    query = "select id from users where id in (" + ", ".join(["1"] * 10_000) + ")"
+
+    assert guard.is_slow(query)
+    guard.check(query)
+    assert not guard.is_slow(query)
+    assert not guard.is_slow("select 1")
+
+
 def test_threads_may_share_a_guard():
     guard = Guard(settings=Settings(guard_cache_entries=8), schema=TABLES_ONLY)
     failures: list[str] = []
 
     def work(offset: int) -> None:
-        for number in range(300):
+        for number in range(150):
             query = f"select * from users where id = {(number * 7 + offset) % 20}"
             if not guard.check(query).text.endswith(query[query.index("where") + 6 :]):
                 failures.append(query)

@@ -27,7 +27,7 @@ def check(query: str) -> Statement:
         ("select :a::int", "select $1::int", ("a",)),
         ("select 'ü', :käse", None, None),
         ("select 'ü', :a", "select 'ü', $1", ("a",)),
-        ("select :user, :order, :limit", "select $1, $2, $3", ("user", "order", "limit")),
+        ("select :user, :order, :on", "select $1   , $2    , $3 ", ("user", "order", "on")),
         ("select 1 where 1=:a and 2>=:b", "select 1 where 1=$1 and 2>=$2", ("a", "b")),
         ("select 1 where 1 in (:a,:b)", "select 1 where 1 in ($1,$2)", ("a", "b")),
         ("select ':a', \":b\", $$ :c $$", None, None),
@@ -58,6 +58,11 @@ def test_names_become_numbers(query: str, text: str | None, names: tuple[str, ..
 
     assert numbered.names == names
     assert numbered.text == (text or query)
+
+
+def test_positions_are_those_of_the_text_as_it_came():
+    with pytest.raises(StatementSyntaxError, match=r'at or near "x" \(line 1, column 25\)'):
+        check("select :customer, 'a' a x")
 
 
 def test_the_two_kinds_do_not_mix():

@@ -26,11 +26,24 @@ def _parse(text: str | bytes, depth_max: int = 64):
     return parse_json(text.encode() if isinstance(text, str) else text, depth_max=depth_max)
 
 
+def _in_digits(value):
+    """The value with every fraction as its decimal digits, so that nothing is rounded away."""
+    match value:
+        case list():
+            return [_in_digits(item) for item in value]
+        case dict():
+            return {name: _in_digits(item) for name, item in value.items()}
+        case float():
+            return Decimal(repr(value))
+        case _:
+            return value
+
+
 @given(_VALUES)
 def test_what_was_written_is_read_again_as_the_same_value(value):
     again = _parse(dump_json(value), depth_max=1_000)
 
-    assert again == value
+    assert _in_digits(again) == _in_digits(value)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +99,7 @@ def test_nesting_is_allowed_up_to_the_limit_and_no_further(shape):
     opening, closing = shape[:-1], shape[-1]
 
     def nested(depth: int) -> str:
-        return opening * depth + ("1" if shape == "[]" else "1") + closing * depth
+        return opening * depth + "1" + closing * depth
 
     assert _parse(nested(5), depth_max=5)
     with pytest.raises(InvalidJsonError, match="5 levels"):

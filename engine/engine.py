@@ -1,0 +1,359 @@
+"""The engine: everything that PostgreSQL does for tenants, behind one object.
+
+`Engine.open` sets an installation up (servers, roles, catalog, schema) and connects to it;
+`Engine.attach` connects to one that is set up. What is opened is closed in the reverse order, also
+when opening fails half-way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final
+
+from tenancy.data_isolation.core.crypto import MasterKey
+from tenancy.data_isolation.core.errors import InvalidInputError, SetupError, TenancyError
+from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
+from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
+from tenancy.data_isolation.core.types import (
+    IsolationLevel,
+    Operation,
+    Placement,
+    QueryResult,
+    Tenant,
+    TenantContext,
+)
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.bootstrap import Bootstrap
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.credentials import Credentials
+from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
+from tenancy.data_isolation.engine.executor import Executor
+from tenancy.data_isolation.engine.fleet import Fleet
+from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport
+from tenancy.data_isolation.engine.guard import Guard
+from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
+from tenancy.data_isolation.engine.master_key import master_key
+from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.provisioner import Provisioner
+from tenancy.data_isolation.engine.routes import Routes
+from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+
+_MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
+
+
+class Engine:
+    """Tenants, their schema and their operations. Belongs to the event loop that opened it.
+
+    Durability: what a method reports as done is committed. Concurrency: every method may be called
+    from any number of tasks; any number of processes may work on one installation. A method that is
+    cancelled leaves no connection in a strange state; a write that it carried may have happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        servers: Sequence[ServerConfig],
+        key: MasterKey,
+        catalog: Catalog,
+        keys: BindingKeys,
+        closing: AsyncExitStack,
+    ) -> None:
+        """Use `open` or `attach`. `closing` closes what is not the engine's own."""
+        admin = AdminConnections(settings=settings, servers=servers)
+        self.settings = settings
+        self.servers = tuple(servers)
+        self.catalog = catalog
+        self.admin = admin
+        self.keys = keys
+        self.credentials = Credentials(settings=settings, catalog=catalog)
+        self.fleet = Fleet(settings=settings, catalog=catalog, admin=admin, keys=keys)
+        self.guard = Guard(settings=settings)
+        self.shapes = TableShapes(settings=settings, catalog=catalog, admin=admin, keys=keys)
+        self.named_operations = NamedOperations(
+            settings=settings, store=catalog, guard=self.guard, schema=lambda: self.shapes.newest
+        )
+        self._provisioner = Provisioner(
+            settings=settings,
+            master_key=key,
+            catalog=catalog,
+            admin=admin,
+            keys=keys,
+            namespaces=self.fleet,
+        )
+        self._routes = Routes(settings=settings, catalog=catalog, keys=keys)
+        self._executor = Executor(
+            settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
+        )
+        self._closing = closing
+        self._closed = False
+
+    # From open to close
+
+    @classmethod
+    async def open(cls, config: EngineConfig | None = None) -> Engine:
+        """Set everything up that is not there yet, and connect.
+
+        Without servers in the configuration and without `TENANCY_POSTGRES_DSN` an embedded server
+        is started, and stopped by `close`. Raises `SetupError`s and `ServerUnavailableError`.
+        """
+        config = config or EngineConfig()
+        settings = config.resolved_settings()
+        async with AsyncExitStack() as stack:
+            key = await master_key(settings)
+            servers = await _servers(config, settings, stack)
+            await Bootstrap(settings=settings, master_key=key, servers=servers).run()
+            engine = await cls._connected(settings, servers, key, stack)
+            await engine.fleet.prepare()
+            await engine.shapes.refresh()
+            engine._closing = stack.pop_all()
+        return engine
+
+    @classmethod
+    async def attach(cls, config: EngineConfig) -> Engine:
+        """Connect to an installation that another process has set up.
+
+        Raises `SetupError` when the configuration names no server, or when nothing is set up there.
+        """
+        settings = config.resolved_settings()
+        if not config.servers and settings.postgres_dsn is None:
+            raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
+        async with AsyncExitStack() as stack:
+            key = await master_key(settings)
+            servers = await _servers(config, settings, stack)
+            engine = await cls._connected(settings, servers, key, stack)
+            if not await engine._is_prepared():
+                await engine.fleet.prepare()
+            await engine.shapes.refresh()
+            engine._closing = stack.pop_all()
+        return engine
+
+    @classmethod
+    async def _connected(
+        cls,
+        settings: Settings,
+        servers: Sequence[ServerConfig],
+        key: MasterKey,
+        stack: AsyncExitStack,
+    ) -> Engine:
+        catalog = await Catalog.open(settings=settings, master_key=key, server=servers[0])
+        stack.push_async_callback(catalog.close)
+        keys = BindingKeys(key)
+        await keys.refresh(catalog)
+        engine = cls(
+            settings=settings,
+            servers=servers,
+            key=key,
+            catalog=catalog,
+            keys=keys,
+            closing=AsyncExitStack(),
+        )
+        stack.push_async_callback(engine._close_own)
+        return engine
+
+    async def _is_prepared(self) -> bool:
+        """Whether the fixed namespaces are there."""
+        control = ServerName(self.servers[0].name)
+        database = shared_database(self.settings)
+        return await self.catalog.namespace(control, database, REFERENCE_SCHEMA) is not None
+
+    async def close(self) -> None:
+        """Let what is at work end for a while, then close everything. Can be called again."""
+        if not self._closed:
+            self._closed = True
+            await self._closing.aclose()
+
+    async def _close_own(self) -> None:
+        await self.shapes.close()
+        await self._executor.close()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # Tenants
+
+    async def create_tenant(
+        self,
+        context: TenantContext,
+        *,
+        level: IsolationLevel,
+        server: ServerName | None = None,
+        database_prefix: str | None = None,
+    ) -> Tenant:
+        """Make the tenant at that level, or finish making it.
+
+        `server` None leaves the choice among the servers of the tenant's region to the engine.
+        `database_prefix` is what the name of a new database begins with. Raises
+        `TenantExistsError` when there is one of that name with other properties.
+        """
+        return await self._provisioner.create(
+            context, level=level, server=server, database_prefix=database_prefix
+        )
+
+    async def tenant(self, tenant_id: TenantId | str) -> Tenant:
+        """The tenant of that name, or `TenantNotFoundError`."""
+        return await self.catalog.tenant(parse_tenant_id(tenant_id))
+
+    async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
+        """Tenants in the order of their names, from the one behind `after`."""
+        return await self.catalog.tenants(after=after, limit=limit)
+
+    async def level_counts(self) -> Mapping[IsolationLevel, int]:
+        """How many tenants there are at each level."""
+        counts = await self.catalog.count_by_level()
+        return {level: number for level, number in counts.items() if level is not None}
+
+    async def suspend_tenant(self, tenant_id: TenantId | str) -> Tenant:
+        """Refuse the tenant's operations from now on; those at work have ended on return."""
+        tenant = await self.tenant(tenant_id)
+        suspended = await self._provisioner.suspend(tenant)
+        await self._let_go(tenant)
+        return suspended
+
+    async def resume_tenant(self, tenant_id: TenantId | str) -> Tenant:
+        """Take the tenant's operations again."""
+        tenant = await self.tenant(tenant_id)
+        resumed = await self._provisioner.resume(tenant)
+        self._routes.forget(tenant.tenant_id)
+        return resumed
+
+    async def delete_tenant(self, tenant_id: TenantId | str) -> None:
+        """Erase the tenant's data, then its name."""
+        tenant = await self.tenant(tenant_id)
+        await self._let_go(tenant)
+        await self._provisioner.delete(tenant)
+        await self._let_go(tenant)
+
+    async def _let_go(self, tenant: Tenant) -> None:
+        self._routes.forget(tenant.tenant_id)
+        if tenant.placement is not None:
+            await self._executor.retire(tenant.placement)
+
+    # The schema
+
+    async def apply_migration(
+        self, name: str, sql: str, *, progress: Callable[[FleetProgress], None] | None = None
+    ) -> FleetReport:
+        """Register a migration (`0001_name`) and bring it to all tenants.
+
+        Raises `SchemaRefusedError`, `MigrationFailedError` and `MigrationConflictError`; what fails
+        for single tenants is in the report.
+        """
+        found = _MIGRATION_NAME.fullmatch(name)
+        if found is None:
+            raise InvalidInputError(
+                f"migration {name[:80]!r} is not valid: call it <number>_<name>, as in 0001_users"
+            )
+        await self.fleet.register([Migration(number=int(found[1]), name=found[2], sql=sql)])
+        report = await self.fleet.apply(progress=progress)
+        await self.shapes.refresh()
+        return report
+
+    async def tables(self) -> list[str]:
+        """The names of the tenants' tables and views."""
+        await self.shapes.refresh()
+        return sorted(self.shapes.newest.relations)
+
+    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
+        """The statement that a named operation stands for, or `OperationNotFoundError`."""
+        self.shapes.look_later()
+        return await self.named_operations.resolve(name, data)
+
+    # Operations
+
+    async def execute(self, tenant_id: TenantId | str, operation: Operation) -> QueryResult:
+        """Run one operation of a tenant.
+
+        Raises `TenantNotFoundError`, `TenantSuspendedError`, `StatementError`s, `LimitError`s and
+        `UnavailableError`s, after which nothing was done, and `OutcomeUnknownError`.
+        """
+        self.shapes.look_later()
+
+        async def work(tenant: Tenant, placement: Placement) -> QueryResult:
+            return await self._understood(tenant, placement, operation)
+
+        return await self._routes.run(parse_tenant_id(tenant_id), work)
+
+    async def execute_batch(
+        self,
+        tenant_id: TenantId | str,
+        operations: Sequence[Operation],
+        *,
+        atomic: bool = False,
+    ) -> list[QueryResult | TenancyError]:
+        """Run several operations of a tenant, in their order.
+
+        With `atomic` all happen or none, and the error of a failed one is raised and begins with
+        its number; otherwise each has its result or its error in its place.
+        """
+        self.shapes.look_later()
+
+        async def work(tenant: Tenant, placement: Placement) -> list[QueryResult | TenancyError]:
+            schema = self.shapes.at(SessionKey.of(placement))
+            if atomic:
+                return list(
+                    await self._executor.execute_together(tenant, placement, operations, schema)
+                )
+            return await self._executor.execute_apart(tenant, placement, operations, schema)
+
+        outcomes = await self._routes.run(parse_tenant_id(tenant_id), work)
+        if any(
+            isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
+        ):
+            self.shapes.look_later()
+        return outcomes
+
+    async def _understood(
+        self, tenant: Tenant, placement: Placement, operation: Operation
+    ) -> QueryResult:
+        """Run an operation with the version of the schema that its placement has.
+
+        A statement that names what is not there has done nothing, so it can be tried again.
+        """
+        shapes, key = self.shapes, SessionKey.of(placement)
+        schema = shapes.at(key)
+        try:
+            return await self._executor.execute(tenant, placement, operation, schema)
+        except TenancyError as error:
+            if error.sqlstate not in UNKNOWN_NAMES:
+                raise
+            await shapes.refresh()
+            for other in shapes.others(schema):
+                try:
+                    result = await self._executor.execute(tenant, placement, operation, other)
+                except TenancyError as again:
+                    if again.sqlstate not in UNKNOWN_NAMES:
+                        raise
+                else:
+                    shapes.remember(key, other)
+                    return result
+            raise
+
+
+async def _servers(
+    config: EngineConfig, settings: Settings, stack: AsyncExitStack
+) -> tuple[ServerConfig, ...]:
+    """The configured servers, or the embedded one, started."""
+    given = tuple(server for server in config.servers if isinstance(server, ServerConfig))
+    if given:
+        return given
+    if settings.postgres_dsn is not None:
+        return (ServerConfig(dsn=settings.postgres_dsn),)
+    embedded = EmbeddedPostgres(settings)
+    stack.push_async_callback(embedded.stop)
+    handle = await embedded.start()
+    return (handle.server_config(),)

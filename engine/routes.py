@@ -1,0 +1,114 @@
+"""Where tenants are, as far as this process knows, and what to do when they are there no more.
+
+Rules this module keeps:
+
+* What is remembered may be out of date and never does harm: PostgreSQL refuses a session that is
+  bound under an old epoch, before anything runs, and then the catalog is asked again.
+* Only an active tenant takes operations.
+* Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from tenancy.data_isolation.core.errors import (
+    PlacementChangedError,
+    ServerUnavailableError,
+    TenancyError,
+    TenantSuspendedError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import Placement, Tenant, TenantStatus
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
+
+_T = TypeVar("_T")
+
+#: Pauses between looks at the catalog while a tenant is on its way to another place: a move keeps
+#: it closed for some milliseconds.
+_PAUSES_S: Final = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+
+
+class Routes:
+    """Tenants with their placements. Belongs to one event loop."""
+
+    def __init__(self, *, settings: Settings, catalog: Catalog, keys: BindingKeys) -> None:
+        self._entries_max = settings.tenant_cache_entries
+        self._catalog = catalog
+        self._keys = keys
+        self._known: OrderedDict[TenantId, Tenant] = OrderedDict()
+        self._asking: dict[TenantId, asyncio.Task[Tenant]] = {}
+
+    async def run(
+        self, tenant_id: TenantId, work: Callable[[Tenant, Placement], Awaitable[_T]]
+    ) -> _T:
+        """Do `work` where the tenant is, and again where it turns out to be elsewhere.
+
+        Raises what `work` raises, `TenantNotFoundError` and `TenantSuspendedError`.
+        """
+        tenant = self._known.get(tenant_id) or await self._ask(tenant_id)
+        refreshed = False
+        for pause_s in _PAUSES_S:
+            try:
+                return await work(tenant, active_placement(tenant))
+            except PlacementChangedError:
+                before = tenant.placement
+                tenant = await self._ask(tenant_id)
+                if tenant.placement == before:
+                    await asyncio.sleep(pause_s)
+            except TenancyError as error:
+                if error.sqlstate != INVALID_BINDING or refreshed:
+                    raise
+                # The keys have rotated since this process looked.
+                refreshed = True
+                await self._keys.refresh(self._catalog)
+        raise PlacementChangedError(
+            f"tenant {tenant_id} is on its way to another place; nothing was done; try again"
+        )
+
+    def forget(self, tenant_id: TenantId) -> None:
+        """Ask the catalog next time."""
+        self._known.pop(tenant_id, None)
+
+    async def _ask(self, tenant_id: TenantId) -> Tenant:
+        """Ask the catalog, once for all that want to know at the same time."""
+        task = self._asking.get(tenant_id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._catalog.tenant(tenant_id))
+            self._asking[tenant_id] = task
+            task.add_done_callback(lambda done: self._answered(tenant_id, done))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ServerUnavailableError("the runtime is closing") from None
+            raise
+
+    def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
+        del self._asking[tenant_id]
+        if task.cancelled() or task.exception() is not None:
+            self._known.pop(tenant_id, None)
+            return
+        tenant = task.result()
+        if tenant.status is not TenantStatus.ACTIVE:
+            self._known.pop(tenant_id, None)
+            return
+        self._known[tenant_id] = tenant
+        self._known.move_to_end(tenant_id)
+        while len(self._known) > self._entries_max:
+            self._known.popitem(last=False)
+
+
+def active_placement(tenant: Tenant) -> Placement:
+    """Where the tenant takes operations; `TenantSuspendedError` when it takes none."""
+    if tenant.status is not TenantStatus.ACTIVE or tenant.placement is None:
+        raise TenantSuspendedError(
+            f"tenant {tenant.tenant_id} is {tenant.status}; it takes no operations now"
+        )
+    return tenant.placement

@@ -1,0 +1,160 @@
+"""What the tenants' tables look like now, for the guard and for named operations.
+
+It is read from the reference schema, which every migration reaches first. A process hears of a
+migration that another one registered when it looks again: every `Settings.schema_refresh_s` while
+operations come in, and at once when a statement names something that is not known.
+
+A namespace that a migration has not reached yet has the tables of an earlier version; therefore the
+last few versions are remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Final
+
+from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog_records import NamespaceKind
+from tenancy.data_isolation.engine.code_paths import relations_that_run_code
+from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
+from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema
+from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
+from tenancy.data_isolation.engine.scoped_definitions import visible_schema
+from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.visible_schema import VisibleSchema
+
+#: Versions that are remembered.
+_VERSIONS_MAX: Final = 4
+#: Placements of which it is remembered that they are behind, and for how long.
+_BEHIND_MAX: Final = 10_000
+_BEHIND_S: Final = 2.0
+
+#: SQLSTATEs of a statement that names what is not there (manual, appendix A).
+UNKNOWN_NAMES: Final = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
+
+
+class TableShapes:
+    """The shapes of tables, newest version first. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        admin: AdminConnections,
+        keys: BindingKeys,
+        clock: Clock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._admin = admin
+        self._keys = keys
+        self._clock = clock or SystemClock()
+        self._versions: list[tuple[int, VisibleSchema]] = []
+        self._behind: OrderedDict[SessionKey, tuple[VisibleSchema, float]] = OrderedDict()
+        self._looked_at_s: float | None = None
+        self._looking: asyncio.Task[bool] | None = None
+
+    @property
+    def newest(self) -> VisibleSchema:
+        """The newest version that this process knows of."""
+        return self._versions[0][1] if self._versions else VisibleSchema()
+
+    def at(self, key: SessionKey) -> VisibleSchema:
+        """The version that statements at a placement are to be read with."""
+        if not self._behind:
+            return self.newest
+        found = self._behind.get(key)
+        if found is None or found[1] <= self._clock.monotonic_s():
+            return self.newest
+        return found[0]
+
+    def others(self, than: VisibleSchema) -> list[VisibleSchema]:
+        """The other versions that are remembered, newest first."""
+        return [schema for _, schema in self._versions if schema is not than]
+
+    def remember(self, key: SessionKey, schema: VisibleSchema) -> None:
+        """Statements at a placement were understood with that version."""
+        if schema is self.newest:
+            self._behind.pop(key, None)
+            return
+        self._behind[key] = (schema, self._clock.monotonic_s() + _BEHIND_S)
+        self._behind.move_to_end(key)
+        while len(self._behind) > _BEHIND_MAX:
+            self._behind.popitem(last=False)
+
+    def look_later(self) -> None:
+        """Look for a newer version in the background, if the last look was long ago."""
+        now = self._clock.monotonic_s()
+        last = self._looked_at_s
+        if last is not None and now - last < self._settings.schema_refresh_s:
+            return
+        if self._looking is None:
+            self._looked_at_s = now
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+
+    async def refresh(self) -> bool:
+        """Look for a newer version now; whether there is one. Many may ask at the same time."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    async def _look(self) -> bool:
+        self._looked_at_s = self._clock.monotonic_s()
+        number = await self._catalog.newest_migration()
+        if self._versions and self._versions[0][0] == number:
+            return False
+        server = ServerName(self._admin.servers[0].name)
+        reference = Namespace(
+            server=server,
+            database=shared_database(self._settings),
+            schema=REFERENCE_SCHEMA,
+            kind=NamespaceKind.REFERENCE,
+        )
+        async with self._admin.session(server, reference.database) as connection:
+            schema = NamespaceSchema(
+                connection, reference, settings=self._settings, keys=self._keys
+            )
+            version = await schema.version() or 0
+            shape = _shape(await schema.snapshot())
+        self._versions.insert(0, (version, shape))
+        del self._versions[_VERSIONS_MAX:]
+        return True
+
+    def _looked(self, task: asyncio.Task[bool]) -> None:
+        self._looking = None
+        if not task.cancelled() and isinstance(task.exception(), TenancyError):
+            return  # The next look may succeed; who waits for this one has got the error.
+
+
+def _shape(snapshot: SchemaSnapshot) -> VisibleSchema:
+    """What tenants see of a schema, with what the guard has to know of it."""
+    visible = visible_schema(snapshot)
+    running = relations_that_run_code(snapshot)
+    # A row type of a table has the column that tenants do not see.
+    callable_ones = {item.name for item in snapshot.routines if not item.row_types}
+    return replace(
+        visible,
+        relations={
+            name: replace(relation, runs_code=name in running)
+            for name, relation in visible.relations.items()
+        },
+        functions=frozenset(visible.functions & callable_ones),
+    )

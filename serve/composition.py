@@ -1,0 +1,108 @@
+"""Opening what the HTTP interface works with, in the process that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
+from tenancy.data_isolation.actors.gateway import ActorGateway
+from tenancy.data_isolation.core import EngineConfig, Settings
+from tenancy.data_isolation.core.clock import SystemClock
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
+from tenancy.data_isolation.serve.operation_gateway import OperationGateway
+from tenancy.data_isolation.serve.services import Probe, Services
+from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
+from tenancy.data_isolation.strategies.base import TenantGateway
+
+
+class Composition:
+    """Everything that one HTTP process has open. Belongs to the event loop that opened it."""
+
+    def __init__(self, services: Services, closing: AsyncExitStack) -> None:
+        self.services = services
+        self._closing = closing
+
+    @classmethod
+    async def open(cls, configuration_path: Path) -> Composition:
+        """Connect to the installation that the file describes, and to its tenant actors."""
+        configuration = await asyncio.to_thread(read_configuration, configuration_path)
+        config = EngineConfig(servers=configuration.servers, settings=configuration.settings)
+        async with AsyncExitStack() as stack:
+            engine = await Engine.attach(config)
+            stack.push_async_callback(engine.close)
+            gateway = ActorGateway(configuration.directory, configuration.public_settings())
+            stack.push_async_callback(gateway.close)
+            probes = {**database_probes(engine), "actors": _actors_probe(gateway, configuration)}
+            services = await open_services(engine, gateway, stack, probes=probes)
+            return cls(services, stack.pop_all())
+
+    async def close(self) -> None:
+        """Close everything, in the reverse order."""
+        await self._closing.aclose()
+
+
+async def open_services(
+    engine: Engine,
+    gateway: TenantGateway,
+    closing: AsyncExitStack,
+    *,
+    probes: Mapping[str, Probe] | None = None,
+) -> Services:
+    """What the routes need, over an engine that is open and a way to tenants."""
+    settings = engine.settings
+    orchestrator = UltraAdvancedStrategyOrchestrator()
+    await orchestrator.initialize(
+        EngineConfig(settings=settings, gateway=OperationGateway(gateway))
+    )
+    closing.push_async_callback(orchestrator.cleanup)
+    clock = SystemClock()
+    return Services(
+        settings=settings,
+        gateway=gateway,
+        orchestrator=orchestrator,
+        catalog=engine.catalog,
+        credentials=engine.credentials,
+        named_operations=engine.named_operations,
+        fleet=engine.fleet,
+        tables=engine.tables,
+        tokens=TokenVerifier(settings, clock) if _wants_tokens(settings) else None,
+        probes=database_probes(engine) if probes is None else probes,
+        clock=clock,
+    )
+
+
+def database_probes(engine: Engine) -> dict[str, Probe]:
+    """Whether the catalog and every server answer."""
+
+    async def catalog() -> None:
+        await engine.catalog.servers()
+
+    def server(name: ServerName) -> Probe:
+        async def probe() -> None:
+            async with engine.admin.session(name):
+                pass
+
+        return probe
+
+    servers = {f"server {item.name}": server(ServerName(item.name)) for item in engine.servers}
+    return {"catalog": catalog, **servers}
+
+
+def _actors_probe(gateway: ActorGateway, configuration: ActorConfiguration) -> Probe:
+    """Whether the shared actors answer: questions that belong to no tenant go to all in turn."""
+    count = len(configuration.directory.shared_names())
+
+    async def probe() -> None:
+        await asyncio.gather(*(gateway.level_counts() for _ in range(count)))
+
+    return probe
+
+
+def _wants_tokens(settings: Settings) -> bool:
+    """Whether any of the settings is there; with one alone, `TokenVerifier` asks for the others."""
+    return bool(settings.jwt_jwks or settings.jwt_issuer or settings.jwt_audience)

@@ -1,0 +1,109 @@
+"""The configuration of HAProxy, made safe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tenancy.data_isolation.serve.ingress import (
+    UnknownConfigurationError,
+    corrected,
+    write_error_files,
+)
+
+_END_OF_HEAD = "\r\n\r\n"
+_CONFIGURATION = """global
+    # A comment about the log.
+    log 127.0.0.1:514 local0 info
+    stats socket /run/x/s mode 666 level admin expose-fd listeners
+    maxconn 4096
+defaults
+    mode http
+    log global
+    errorfile 503 /run/x/500.http
+    balance leastconn
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+    log global
+    acl is_app path_beg /
+    use_backend app if is_app
+    default_backend default_backend
+backend app
+    server replica 127.0.0.1:30000 check
+backend default_backend
+    http-request return status 404
+listen stats
+  bind *:8404
+  stats enable
+"""
+
+
+def test_nothing_but_the_endpoint_listens(tmp_path):
+    found = corrected(_CONFIGURATION, tmp_path)
+
+    assert [line.split()[1] for line in found.splitlines() if "bind" in line] == ["127.0.0.1:8000"]
+    assert "9101" not in found
+    assert "8404" not in found
+
+
+def test_the_administration_socket_is_for_its_owner(tmp_path):
+    assert "mode 600 level admin" in corrected(_CONFIGURATION, tmp_path)
+
+
+def test_requests_are_reported_to_nobody(tmp_path):
+    lines = [line.strip() for line in corrected(_CONFIGURATION, tmp_path).splitlines()]
+
+    assert not [line for line in lines if line.startswith("log ")]
+
+
+def test_headers_that_steer_serve_are_removed_before_a_backend_is_chosen(tmp_path):
+    lines = [line.strip() for line in corrected(_CONFIGURATION, tmp_path).splitlines()]
+    removals = [i for i, line in enumerate(lines) if line.startswith("http-request del-header")]
+
+    assert len(removals) == 4
+    assert max(removals) < lines.index("use_backend app if is_app")
+    assert lines.index("use_backend app if is_app") < lines.index("default_backend default_backend")
+
+
+def test_errors_of_its_own_are_problem_details(tmp_path):
+    write_error_files(tmp_path)
+    found = corrected(_CONFIGURATION, tmp_path)
+
+    for status in (400, 408, 502, 503, 504):
+        assert f"errorfile {status} {tmp_path}/{status}.http" in found
+        head, _, body = (tmp_path / f"{status}.http").read_bytes().decode().partition(_END_OF_HEAD)
+        assert f"HTTP/1.1 {status} " in head
+        assert f"Content-Length: {len(body)}" in head
+        assert json.loads(body)["status"] == status
+    assert "/run/x/500.http" not in found
+
+
+def test_what_follows_stays_as_it_was(tmp_path):
+    found = corrected(_CONFIGURATION, tmp_path)
+
+    assert "    server replica 127.0.0.1:30000 check\n" in found
+    assert "    maxconn 4096\n" in found
+
+
+def test_correcting_twice_changes_nothing_more_that_matters(tmp_path):
+    once = corrected(_CONFIGURATION, tmp_path)
+
+    assert sorted(set(corrected(once, tmp_path).splitlines())) == sorted(set(once.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("frontend http_frontend", "frontend something_else"),
+        ("listen stats", "listen figures"),
+        ("mode 666", "mode 777"),
+        ("global\n", "    \n"),
+    ],
+)
+def test_a_configuration_of_another_shape_is_not_used(old, new, tmp_path):
+    with pytest.raises(UnknownConfigurationError):
+        corrected(_CONFIGURATION.replace(old, new), tmp_path)
