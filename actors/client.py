@@ -25,6 +25,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    Config,
+)
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from tenancy.data_isolation.actors.directory import Directory
@@ -227,7 +231,16 @@ def _running(home: Path) -> str:
         raise SetupError(
             f"nothing runs under {home}; start it with `tenancy up`, or set TENANCY_HOME"
         ) from None
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    os.environ.pop("RAY_AUTH_TOKEN", None)
+    _use_token(str(token))
     return str(address)
+
+
+def _use_token(path: str) -> None:
+    """Have Ray authenticate with the token in a file, although Ray was imported before."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = path
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    # Ray reads its environment when it is imported; this is how it reads it anew itself
+    # (`_enable_token_auth` in ray/_private/authentication/authentication_token_setup.py, 2.60).
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

@@ -324,12 +324,6 @@ class Catalog:
         return [NamedOperation(**row) for row in rows]
 
     async def add_named_operation(self, operation: NamedOperation) -> bool:
-        """Register an operation of a new name; False when there is one of that name."""
-        name = parse_word(operation.name, "operation name")
-        added = await self.pool.write(_SQL.statement("add_named_operation"), name, operation.sql)
-        return added is not None
-
-    async def add_named_operation(self, operation: NamedOperation) -> bool:
         """Register an operation under a new name; False when there is one of that name."""
         name = parse_word(operation.name, "operation name")
         added = await self.pool.write(_SQL.statement("add_named_operation"), name, operation.sql)

@@ -228,10 +228,6 @@ select name, sql from catalog.named_operation where name > $1 order by name limi
 
 -- name: add_named_operation
 insert into catalog.named_operation (name, sql) values ($1, $2)
-on conflict (name) do nothing returning name;
-
--- name: add_named_operation
-insert into catalog.named_operation (name, sql) values ($1, $2)
 on conflict (name) do nothing
 returning name;
 

@@ -26,7 +26,7 @@ from tenancy.data_isolation.engine.engine import Engine
 
 #: Decided by the driver in the plain database and by the server in ours; both mean the same.
 _PARAMETERS = "parameters"
-_PARAMETER_STATES = {"22P02", "22003", "42804", "08P01", None}
+_PARAMETER_STATES = {"22P02", "22003", "22007", "22008", "42804", "08P01"}
 
 Answer = tuple[str, Any]
 
@@ -72,8 +72,7 @@ class World:
             answers["plain"] = ("refused", error.sqlstate)
         try:
             report = await self.engine.apply_migration(f"{self.migrations:04}_drawn", sql)
-            failed = [item for item in report.namespaces if item.error]
-            answers["levels"] = ("refused", "report") if failed else ("answered", None)
+            answers["levels"] = ("answered", None) if report.complete else ("refused", "report")
         except TenancyError as error:
             answers["levels"] = ("refused", error.sqlstate)
         return answers
@@ -86,7 +85,8 @@ async def _ask_plain(connection: asyncpg.Connection, query: str, params: list[An
             rows = await prepared.fetch(*params)
     except (asyncpg.DataError, asyncpg.InterfaceError) as error:
         state = getattr(error, "sqlstate", None)
-        if isinstance(error, asyncpg.InterfaceError) or state in _PARAMETER_STATES:
+        # The driver's own refusals have no severity.
+        if getattr(error, "severity", None) is None or state in _PARAMETER_STATES:
             return ("refused", _PARAMETERS)
         return ("refused", state)
     except asyncpg.PostgresError as error:

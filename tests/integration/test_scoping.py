@@ -331,8 +331,8 @@ _NAMELESS = [
     'add column "an equally long name of a column that has no room at all" int unique',
     'create index on "Rather long name of a table that leaves no room" (id) include '
     '("an equally long name of a column that has no room at all")',
-    'alter table "Rather long name of a table that leaves no room" add column "ééééééééééééééééééééé"'
-    " int references p",
+    'alter table "Rather long name of a table that leaves no room" '
+    'add column "ééééééééééééééééééééé" int references p',
 ]
 
 
@@ -419,7 +419,8 @@ _STRANGE = {
     "create rule r as on insert to t do instead nothing",
     "exclusion": "create table t (id int primary key, r int4range, exclude using gist (r with &&))",
     "empty after a crash": "create unlogged table t (id int primary key)",
-    "inherits": "create table t (id int primary key); create table u (primary key (id)) inherits (t)",
+    "inherits": "create table t (id int primary key); "
+    "create table u (primary key (id)) inherits (t)",
     "is integer, not bigint": "create table t (id int primary key, tenant_id int)",
     "is generated": "create table t (id int primary key, "
     "tenant_id bigint generated always as identity)",
@@ -495,10 +496,10 @@ async def test_users_code_in_a_migration_cannot_become_the_admin(stage):
 
     with pytest.raises(MigrationFailedError, match='cannot set parameter "role"'):
         await stage.fleet.register(migrations("-", "insert into p values (1)")[1:])
+    late = (
+        "drop trigger climb on p; create constraint trigger climb after insert on p "
+        "deferrable initially deferred for each row execute function climb(); "
+        "insert into p values (1)"
+    )
     with pytest.raises(MigrationFailedError, match='cannot set parameter "role"'):
-        late = (
-            "drop trigger climb on p; create constraint trigger climb after insert on p "
-            "deferrable initially deferred for each row execute function climb(); "
-            "insert into p values (1)"
-        )
         await stage.fleet.register(migrations("-", late)[1:])
