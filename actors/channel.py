@@ -342,6 +342,10 @@ class ActorChannel:
             )
         except TenancyError as error:
             self._fail_queue(error)
+        except Exception as error:
+            # Whatever Ray raises when this process has left the cluster.
+            text = f"the tenant's actor {self._name} cannot be reached: {type(error).__name__}"
+            self._fail_queue(UnavailableError(text))
         finally:
             self._connecting = None
             self._plan_flush()

@@ -25,17 +25,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray._private import ray_constants
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationTokenLoader,
     Config,
 )
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, PendingCallsLimitExceeded, RayError, RayTaskError
 
 from tenancy.data_isolation.actors.directory import Directory
 from tenancy.data_isolation.actors.gateway import ActorGateway
 from tenancy.data_isolation.actors.remote import NAMESPACE, Handle, own_error, read_directory
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
+    OverloadedError,
     SetupError,
     TenancyError,
     UnavailableError,
@@ -43,6 +45,8 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
 from tenancy.data_isolation.core.settings import EngineConfig, Settings
 from tenancy.data_isolation.core.types import Operation, QueryResult
+
+_RETRY_AFTER_S = 1.0
 
 
 def connect(address: str | None = None, *, home: Path | str | None = None) -> TenancyClient:
@@ -165,9 +169,16 @@ class RemoteMethod:
     def remote(self, *args: Any, **kwargs: Any) -> Handle:
         """Start the call; the object reference of its result.
 
-        `ray.get` gives the result or raises the error, which is a `TenancyError`.
+        `ray.get` gives the result or raises the error, which is a `TenancyError`. Raises
+        `OverloadedError` when too many calls of this handle are under way.
         """
-        return self._method(*args, **kwargs)
+        try:
+            return self._method(*args, **kwargs)
+        except PendingCallsLimitExceeded:
+            raise OverloadedError(
+                "too many calls of this handle are under way; nothing was done; wait for some",
+                retry_after_s=_RETRY_AFTER_S,
+            ) from None
 
 
 class TenantHandle:
@@ -207,6 +218,10 @@ def _existing(name: str, otherwise: Handle) -> Handle:
 def _join(address: str | None, home: Path | str | None) -> None:
     if address is None:
         address = _running(Path(home or os.environ.get("TENANCY_HOME", ".tenancy")))
+    if address.startswith("127.0.0.1:"):
+        # Ray would look for the cluster at the machine's outward address. This is its own switch
+        # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0), which it reads when it is imported.
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             address=address,

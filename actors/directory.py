@@ -57,7 +57,7 @@ class Directory:
     def actor_of(self, tenant: Tenant) -> ActorName:
         """The actor that represents `tenant`: its own, or a shared one."""
         if tenant.tenant_type is TenantType.ENTERPRISE or tenant.tenant_id in self.dedicated:
-            return dedicated_name(tenant.tenant_no)
+            return dedicated_name(tenant.tenant_no, self._region(tenant.region))
         return self.shared_actor(tenant.tenant_id, tenant.region)
 
     def shared_names(self) -> tuple[ActorName, ...]:
@@ -65,7 +65,10 @@ class Directory:
         return tuple(name for names in self.shared.values() for name in names)
 
     def region_of(self, name: ActorName) -> Region | None:
-        """The region in which a shared actor of this list runs."""
+        """The region in which an actor runs; None for one that this list knows nothing of."""
+        if is_dedicated(name):
+            region = Region(name.removeprefix(_DEDICATED_PREFIX).rpartition("-")[0])
+            return region if region in self.shared else None
         return next((region for region, names in self.shared.items() if name in names), None)
 
     def _region(self, region: Region | None) -> Region:
@@ -101,9 +104,9 @@ def build_directory(
     return Directory(version=version, shared=shared, dedicated=dedicated)
 
 
-def dedicated_name(tenant_no: TenantNo) -> ActorName:
+def dedicated_name(tenant_no: TenantNo, region: Region = DEFAULT_REGION) -> ActorName:
     """The name of a tenant's own actor; made of its number, which tells outsiders nothing."""
-    return ActorName(f"{_DEDICATED_PREFIX}{tenant_no}")
+    return ActorName(f"{_DEDICATED_PREFIX}{region}-{tenant_no}")
 
 
 def is_shared(name: str) -> bool:

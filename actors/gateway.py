@@ -64,6 +64,7 @@ class ActorGateway:
         #: The actor of a tenant, and whether it has to take what it is sent.
         self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
         self._turn = itertools.count()
+        self._clock = SystemClock()
         self._default_deadline_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000
@@ -235,7 +236,7 @@ class ActorGateway:
                 connect=partial(self._actors.connect, name),
                 changes_nothing=changes_nothing,
                 limits=Limits.of(self._settings),
-                clock=SystemClock(),
+                clock=self._clock,
             )
         return channel
 
@@ -255,22 +256,31 @@ class ActorGateway:
         Every control operation is a list of steps that can be repeated, so repeating one after an
         unknown outcome finishes it.
         """
-        lost = False
+        clock, settings = self._clock, self._settings
+        give_up_at: float | None = None
         try:
-            async with asyncio.timeout(self._settings.actor_restart_timeout_s) as limit:
+            async with asyncio.timeout(settings.control_timeout_s) as limit:
                 while True:
                     try:
                         return await self._actors.call(name, method, *args, **kwargs)
-                    except ActorLostError:
-                        lost = True
+                    except ActorLostError as error:
+                        now = clock.monotonic_s()
+                        give_up_at = give_up_at or now + settings.actor_restart_timeout_s
+                        if now >= give_up_at:
+                            raise self._unreachable(name, str(error)) from None
                         await asyncio.sleep(_CONTROL_RETRY_S)
         except TenantNotFoundError:
-            if lost and method == "delete_tenant":
+            if give_up_at is not None and method == "delete_tenant":
                 return None  # The first attempt had done it.
             raise
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise UnavailableError(
-                f"the tenant's actor {name} does not answer; `tenancy doctor` says more"
-            ) from None
+            raise self._unreachable(name, "it takes too long") from None
+
+    @staticmethod
+    def _unreachable(name: ActorName, reason: str) -> UnavailableError:
+        return UnavailableError(
+            f"the tenant's actor {name} cannot be reached: {reason}; what was asked may have been "
+            "done or not; asking again is safe; `tenancy doctor` says more"
+        )

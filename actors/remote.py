@@ -2,8 +2,8 @@
 
 Rules this module keeps:
 
-* Names are opaque: `tenancy-shared-<region>-<n>` and `tenancy-dedicated-<tenant number>`, in the
-  namespace `tenancy`. Ray writes names into logs and metrics.
+* Names are opaque: `tenancy-shared-<region>-<n>` and `tenancy-dedicated-<region>-<tenant number>`,
+  in the namespace `tenancy`. Ray writes names into logs and metrics.
 * Actors are detached and restart for ever, and Ray repeats none of their calls: whether a call may
   be repeated is for the caller to know (Ray guide, "Actor fault tolerance": calls are at most once
   with `max_task_retries=0`).
@@ -60,12 +60,13 @@ _OPTIONS = {
     "max_task_retries": 0,
     # How many calls may overlap on its event loop. Operations are bounded inside, one by one.
     "max_concurrency": 20_000,
+    # Of one handle; the next call is refused (`PendingCallsLimitExceeded`).
+    "max_pending_calls": 10_000,
     # Scheduling only. Explicit, since the default asks for a whole processor to start on.
     "num_cpus": 0.01,
     "enable_task_events": False,
 }
 _STOP_TIMEOUT_S = 30.0
-_CONTROL_TIMEOUT_S = 600.0
 
 
 def start_shared_actors(configuration: ActorConfiguration, path: Path) -> dict[ActorName, Handle]:

@@ -56,7 +56,6 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
-    TenantStatus,
 )
 from tenancy.data_isolation.engine.engine import Engine
 
@@ -287,8 +286,8 @@ class _Host:
         self.engine = engine
         self.operations = 0
         self.tenants = ActiveTenants(
-            activate=self._activate,
-            passivate=self._passivate,
+            activate=engine.activate,
+            passivate=lambda tenant: engine.passivate(tenant.tenant_id),
             actor_of=lambda tenant: self.configuration.directory.actor_of(tenant),
             tenants_max=settings.actor_tenants_max,
             idle_s=settings.tenant_idle_s,
@@ -397,17 +396,6 @@ class _Host:
         """Forget the tenant when an error says that what is known of it is not true any more."""
         if isinstance(error, NotFoundError | TenantSuspendedError):
             self.tenants.forget(tenant_id)
-
-    async def _activate(self, tenant_id: TenantId) -> Tenant:
-        tenant = await self.engine.tenant(tenant_id)
-        if tenant.status is not TenantStatus.ACTIVE:
-            raise TenantSuspendedError(
-                f"tenant {tenant_id} is {tenant.status}; it takes no operations now"
-            )
-        return tenant
-
-    def _passivate(self, tenant: Tenant) -> None:
-        """Let go of a tenant."""
 
     def _passivate_later(self) -> None:
         """Passivate what is due, and come back when the next one is."""

@@ -131,6 +131,8 @@ class Settings:
     actor_reply_wait_ms: int = 5
     #: How long operations wait for an actor that starts or restarts.
     actor_restart_timeout_s: float = 30.0
+    #: How long a change of a tenant (making, suspending, deleting it) may take.
+    control_timeout_s: float = 600.0
     #: Tenants that may have an actor of their own; further ones live in shared actors.
     dedicated_actors_max: int = 4
 

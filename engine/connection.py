@@ -52,6 +52,8 @@ _PINNED: Final = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "idle_in_transaction_session_timeout": "60s",
+    # The statement of a client that was killed ends, instead of running on for nobody.
+    "client_connection_check_interval": "1s",
     # Compiling takes longer than the short statements of tenants run.
     "jit": "off",
 }

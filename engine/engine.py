@@ -40,7 +40,7 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.provisioner import Provisioner
-from tenancy.data_isolation.engine.routes import Routes
+from tenancy.data_isolation.engine.routes import Routes, active_placement
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 
@@ -238,6 +238,19 @@ class Engine:
         await self._provisioner.delete(tenant)
         await self._let_go(tenant)
 
+    async def activate(self, tenant_id: TenantId | str) -> Tenant:
+        """The tenant, remembered from now on so that its operations do not ask the catalog.
+
+        Raises `TenantNotFoundError` and, when it takes no operations, `TenantSuspendedError`.
+        """
+        tenant = await self._routes.tenant(parse_tenant_id(tenant_id))
+        active_placement(tenant)
+        return tenant
+
+    def passivate(self, tenant_id: TenantId) -> None:
+        """Forget where the tenant is, to save memory or because it may have changed."""
+        self._routes.forget(tenant_id)
+
     async def _let_go(self, tenant: Tenant) -> None:
         self._routes.forget(tenant.tenant_id)
         if tenant.placement is not None:
@@ -266,7 +279,9 @@ class Engine:
     async def tables(self) -> list[str]:
         """The names of the tenants' tables and views."""
         await self.shapes.refresh()
-        return sorted(self.shapes.newest.relations)
+        return sorted(
+            name for name in self.shapes.newest.relations if not name.startswith("tenancy_")
+        )
 
     async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
         """The statement that a named operation stands for, or `OperationNotFoundError`."""

@@ -329,7 +329,10 @@ class Executor:
                 raise _numbered(error, tickets.index(ticket)) from None
         transaction = flights.transaction(connection, lead)
         if write is None:
-            at_once = not any(ticket.returns_rows_of_a_write for ticket in tickets)
+            # A result that is too large must be seen before anything is committed.
+            at_once = not any(ticket.writes for ticket in tickets) or not any(
+                ticket.statement is not None and ticket.statement.returns_rows for ticket in tickets
+            )
             results = await transaction.run(tickets, commit=at_once)
             if not at_once:
                 await transaction.commit()

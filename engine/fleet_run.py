@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from tenancy.data_isolation.core.errors import (
     ServerUnavailableError,
     TenancyError,
 )
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.catalog import Catalog
@@ -139,25 +140,28 @@ class FleetRun:
         )
 
     async def _work(self, pending: Iterator[NamespaceRecord]) -> None:
-        """One worker: namespaces of one database one after the other share a connection."""
-        for record in pending:
-            if self.failed >= self._settings.migration_failures_max:
-                return
-            await self._catalog.record_namespace(replace(record, state=NamespaceState.MIGRATING))
-            outcome = await self._attempts(record)
-            if not await self._note(record, outcome):
-                self._gone += 1
-                continue
-            self._outcomes.append(outcome)
-            self.failed += outcome.state is NamespaceState.FAILED
-            self._progress(
-                FleetProgress(
-                    done=len(self._outcomes) - self.failed,
-                    failed=self.failed,
-                    total=self._total - self._gone,
-                    current=outcome.namespace,
+        """One worker: one namespace after the other."""
+        async with _Lane(self._admin) as lane:
+            for record in pending:
+                if self.failed >= self._settings.migration_failures_max:
+                    return
+                await self._catalog.record_namespace(
+                    replace(record, state=NamespaceState.MIGRATING)
                 )
-            )
+                outcome = await self._attempts(record, lane)
+                if not await self._note(record, outcome):
+                    self._gone += 1
+                    continue
+                self._outcomes.append(outcome)
+                self.failed += outcome.state is NamespaceState.FAILED
+                self._progress(
+                    FleetProgress(
+                        done=len(self._outcomes) - self.failed,
+                        failed=self.failed,
+                        total=self._total - self._gone,
+                        current=outcome.namespace,
+                    )
+                )
 
     async def _note(self, record: NamespaceRecord, outcome: NamespaceOutcome) -> bool:
         """Tell the catalog; False when the namespace was removed meanwhile."""
@@ -170,49 +174,97 @@ class FleetRun:
         )
         return True
 
-    async def _attempts(self, record: NamespaceRecord) -> NamespaceOutcome:
-        """Bring one namespace up; a lock that does not come is tried again."""
-        namespace = Namespace.of_record(record)
-        outcome = NamespaceOutcome(
-            namespace=namespace,
-            from_version=record.version,
-            to_version=record.version,
-            state=NamespaceState.CURRENT,
-        )
+    async def _attempts(self, record: NamespaceRecord, lane: _Lane) -> NamespaceOutcome:
+        """Bring one namespace up; what another attempt may overcome is tried again."""
+        work = _Work(namespace=Namespace.of_record(record), version=record.version)
         pause_s = self._settings.migration_retry_ms / 1_000
         for attempt in range(1, self._settings.migration_attempts_max + 1):
-            try:
-                return await self._bring_up(outcome)
-            except RETRYABLE as error:
-                if attempt == self._settings.migration_attempts_max:
-                    reason = f"{error} (after {attempt} attempts)"
-                    return _failed(outcome, reason)
-            except TenancyError as error:
-                return _failed(outcome, error.detail)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                return _failed(outcome, _told(error).detail)
-            # A pause between attempts, so that whoever holds the lock gets on; nothing waits on it.
-            await asyncio.sleep(pause_s)
-            pause_s *= 2
-        raise AssertionError("migration_attempts_max is at least 1")
+            reason, again = await self._attempt(work, lane)
+            if reason is None:
+                return work.outcome(record.version, NamespaceState.CURRENT)
+            await lane.leave()
+            if not again:
+                return work.outcome(record.version, NamespaceState.FAILED, reason)
+            if attempt < self._settings.migration_attempts_max:
+                # Whoever is in the way gets on meanwhile; nothing else waits for this.
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+        reason = f"{reason} (after {self._settings.migration_attempts_max} attempts)"
+        return work.outcome(record.version, NamespaceState.FAILED, reason)
 
-    async def _bring_up(self, outcome: NamespaceOutcome) -> NamespaceOutcome:
-        namespace = outcome.namespace
-        async with self._admin.session(namespace.server, namespace.database) as connection:
-            schema = self._schema_of(connection, namespace)
-            version = await schema.version()
-            if version is None:
-                raise MigrationFailedError(f"{namespace} has no tables; create the tenant again")
-            for item in self._registered:
-                number = item.migration.number
-                if number <= version:
-                    continue
-                try:
-                    await schema.upgrade(item, self._tenants_of(namespace))
-                except TenancyError as error:
-                    return _failed(replace(outcome, to_version=version), error.detail)
-                version = number
-            return replace(outcome, to_version=version)
+    async def _attempt(self, work: _Work, lane: _Lane) -> tuple[str | None, bool]:
+        """What went wrong, None when nothing did, and whether to try again."""
+        try:
+            await self._bring_up(work, await lane.connection(work.namespace))
+        except RETRYABLE as error:
+            return str(error), True
+        except TenancyError as error:
+            return error.detail, error.retryable
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            return _told(error).detail, False
+        return None, False
+
+    async def _bring_up(self, work: _Work, connection: asyncpg.Connection) -> None:
+        schema = self._schema_of(connection, work.namespace)
+        version = await schema.version()
+        if version is None:
+            raise MigrationFailedError(f"{work.namespace} has no tables; create the tenant again")
+        work.version = version
+        for item in self._registered:
+            if item.migration.number > work.version:
+                await schema.upgrade(item, self._tenants_of(work.namespace))
+                work.version = item.migration.number
+
+
+@dataclass(kw_only=True, slots=True)
+class _Work:
+    """A namespace, and the version that it has reached."""
+
+    namespace: Namespace
+    version: int
+
+    def outcome(
+        self, from_version: int, state: NamespaceState, error: str | None = None
+    ) -> NamespaceOutcome:
+        return NamespaceOutcome(
+            namespace=self.namespace,
+            from_version=from_version,
+            to_version=self.version,
+            state=state,
+            error=None if error is None else error[:_ERROR_CHARS_MAX],
+        )
+
+
+class _Lane:
+    """A worker's connection, kept as long as its namespaces are in one database."""
+
+    def __init__(self, admin: AdminConnections) -> None:
+        self._admin = admin
+        self._stack = AsyncExitStack()
+        self._open: tuple[ServerName, DatabaseName, asyncpg.Connection] | None = None
+
+    async def __aenter__(self) -> _Lane:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.leave()
+
+    async def connection(self, namespace: Namespace) -> asyncpg.Connection:
+        """A connection to the namespace's database."""
+        place = (namespace.server, namespace.database)
+        if self._open is not None:
+            server, database, known = self._open
+            if (server, database) == place and not known.is_closed():
+                return known
+            await self.leave()
+        found = await self._stack.enter_async_context(self._admin.session(*place))
+        self._open = (*place, found)
+        return found
+
+    async def leave(self) -> None:
+        """Close the connection: after a failure nobody knows what state it is in."""
+        self._open = None
+        await self._stack.aclose()
 
 
 @contextmanager
@@ -246,7 +298,3 @@ def _told(error: Exception) -> TenancyError:
         hint = f" {error.hint}" if error.hint else ""
         return MigrationFailedError(f"{error.args[0]}.{hint}", error.sqlstate)
     return ServerUnavailableError("the server went away; run it again")
-
-
-def _failed(outcome: NamespaceOutcome, reason: str) -> NamespaceOutcome:
-    return replace(outcome, state=NamespaceState.FAILED, error=reason[:_ERROR_CHARS_MAX])

@@ -145,7 +145,7 @@ class NamespaceSchema:
     async def upgrade(self, registered: RegisteredMigration, tenants: Tenants) -> bool:
         """Apply one migration; False when it was applied already.
 
-        Raises `MigrationFailedError`, `SchemaRefusedError`, `ConflictError`.
+        Raises `MigrationFailedError`, `SchemaRefusedError`, `UnavailableError`.
         """
         async with self._changing(lock="lock_exclusive"):
             applied = await self._applied()
@@ -207,7 +207,7 @@ class NamespaceSchema:
     async def _changing(self, *, lock: str, create: bool = False) -> AsyncIterator[None]:
         """A transaction in the schema, as the owner, with limits and the namespace's lock."""
         connection, schema = self._connection, self._namespace.schema
-        async with connection.transaction():
+        async with connection.transaction(isolation="read_committed"):
             await connection.execute(
                 _SQL.statement("limits"),
                 str(self._settings.migration_lock_timeout_ms),

@@ -529,8 +529,9 @@ class ServerPool:
                 self._grow(line)
 
     def _tidy(self, line: _Line) -> None:
-        if line.empty:
-            self._lines.pop(line.key, None)
+        # A session that ends late may belong to an earlier line of the same key.
+        if line.empty and self._lines.get(line.key) is line:
+            del self._lines[line.key]
             self._retiring.discard(line.key)
 
     # Time

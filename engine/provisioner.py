@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol, assert_never
 
 import asyncpg
@@ -86,6 +86,10 @@ class NamespaceMaker(Protocol):
         self, connection: asyncpg.Connection, namespace: Namespace, tenant_no: TenantNo
     ) -> int:
         """Give the tenant the rows that every new tenant starts with, once; how many."""
+        ...
+
+    def template_idle(self) -> AbstractAsyncContextManager[None]:
+        """Keep migrations out of template databases: they can be cloned within the block."""
         ...
 
 
@@ -226,9 +230,13 @@ class Provisioner:
         )
 
     async def _clone(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        """CREATE DATABASE from the template, which only one session may copy at a time."""
+        """CREATE DATABASE from the template, in which nobody else may be at work meanwhile.
+
+        With the default strategy (WAL_LOG): FILE_COPY forces two checkpoints and took 1.1 to 1.8
+        times as long for the small template, with fsync as without.
+        """
         template = template_database(self._settings)
-        async with self._cloning:
+        async with self._cloning, self._namespaces.template_idle():
             for _ in range(_CLONE_ATTEMPTS):
                 try:
                     await ensure_database(connection, placement.database, template=template)

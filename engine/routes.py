@@ -72,6 +72,10 @@ class Routes:
             f"tenant {tenant_id} is on its way to another place; nothing was done; try again"
         )
 
+    async def tenant(self, tenant_id: TenantId) -> Tenant:
+        """The tenant as it is remembered, or as the catalog has it."""
+        return self._known.get(tenant_id) or await self._ask(tenant_id)
+
     def forget(self, tenant_id: TenantId) -> None:
         """Ask the catalog next time."""
         self._known.pop(tenant_id, None)

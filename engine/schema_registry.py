@@ -52,13 +52,14 @@ class SchemaRegistry:
 
     async def migrations(self, control: asyncpg.Connection) -> tuple[RegisteredMigration, ...]:
         """All registered migrations, in order."""
-        last = self._known[-1].migration.number if self._known else 0
-        rows = await control.fetch(_SQL.statement("registered"), last)
-        fresh = [_registered(row) for row in rows]
         known = self._known
-        if fresh and (not known or known[-1].migration.number == last):
-            self._known = (*known, *fresh)
-        return (*known, *fresh) if fresh else known
+        last = known[-1].migration.number if known else 0
+        rows = await control.fetch(_SQL.statement("registered"), last)
+        found = (*known, *map(_registered, rows))
+        # Another task may have read on meanwhile.
+        if len(found) > len(self._known):
+            self._known = found
+        return found
 
     def adding(
         self, control: asyncpg.Connection, migration: Migration

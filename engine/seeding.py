@@ -45,7 +45,7 @@ async def seed(
     Raises `UnavailableError` when the namespace is behind the reference.
     """
     rows = TenantRows(connection, namespace, settings=settings, keys=keys)
-    async with connection.transaction():
+    async with connection.transaction(isolation="read_committed"):
         await connection.execute(
             _SQL.statement("limits"),
             str(settings.migration_lock_timeout_ms),

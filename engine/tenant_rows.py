@@ -23,7 +23,7 @@ from typing import Final
 
 import asyncpg
 
-from tenancy.data_isolation.core.errors import ConflictError
+from tenancy.data_isolation.core.errors import ConflictError, UnavailableError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantStatus
@@ -71,8 +71,8 @@ class TenantRows:
     async def run(self, statements: Sequence[str], tenants: Sequence[PlacedTenant]) -> None:
         """Run statements for each of `tenants`.
 
-        Raises `ConflictError` when one of them is being moved; errors of a statement pass through
-        with a note that names the tenant.
+        Raises `UnavailableError` when one of them is being moved; errors of a statement pass
+        through with a note that names the tenant.
         """
         if not tenants:
             return
@@ -141,7 +141,7 @@ class TenantRows:
             fence = found.get(tenant.tenant_no)
             moving = tenant.status is TenantStatus.ACTIVE and not (fence and fence["open"])
             if moving or (fence is None and tenant.status is TenantStatus.SUSPENDED):
-                raise ConflictError(
+                raise UnavailableError(
                     f"tenant number {tenant.tenant_no} is closed in {self._namespace}, so it is "
                     "being moved; run the migration again when the move is over"
                 )

@@ -264,7 +264,11 @@ def encode_interval(value: Any) -> bytes:
     """Type interval."""
     if isinstance(value, datetime.timedelta):
         # Python keeps only the days negative; PostgreSQL reads each part with its own sign.
-        return b"%d days %d seconds %d microseconds" % (value.days, value.seconds, value.microseconds)
+        return b"%d days %d seconds %d microseconds" % (
+            value.days,
+            value.seconds,
+            value.microseconds,
+        )
     return _text_or(value, "a timedelta, or a text of the form 1 day 02:00:00")
 
 

@@ -64,6 +64,8 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
         Authenticator(services.settings, services.credentials, services.clock, services.tokens),
     )
     queries = QueryRoutes(services, requests)
+    # FastAPI keeps an included router as one route; its parts are needed to tell of methods.
+    app.state.routes = list(app.routes)
     for routes in (
         TenantRoutes(services, requests),
         queries,
@@ -72,7 +74,9 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
         KeyRoutes(services, requests),
         HealthRoutes(services, metrics),
     ):
-        app.include_router(routes.router())
+        router = routes.router()
+        app.include_router(router)
+        app.state.routes += router.routes
     app.add_middleware(Edge, admission=admission, metrics=metrics, express=queries.express())
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
@@ -107,7 +111,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> list[str]:
     """Every method that some route takes at this address (RFC 9110, 15.5.6)."""
     found: set[str] = set()
-    for route in request.app.routes:
+    for route in request.app.state.routes:
         match, _ = route.matches(request.scope)
         if match is not Match.NONE:
             found |= getattr(route, "methods", None) or set()

@@ -40,7 +40,8 @@ _ONGOING_BEYOND_LIMIT = 100
 class HttpReplica:
     """One process that answers HTTP."""
 
-    async def __init__(self, configuration_path: str) -> None:
+    # Serve awaits it, and has nothing else that runs before a replica takes requests.
+    async def __init__(self, configuration_path: str) -> None:  # type: ignore[misc]
         self._composition = await Composition.open(Path(configuration_path))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -102,10 +103,10 @@ def start_endpoint(settings: Settings, configuration_path: Path) -> None:
     _wait_until_answering(settings, deadline)
 
 
-def stop_endpoint(settings: Settings) -> None:
+def stop_endpoint() -> None:
     """End the HTTP endpoint: requests in work may end first. Blocks."""
     if ray.is_initialized():
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _wait_until_running(deadline: float) -> None:

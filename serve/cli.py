@@ -15,6 +15,7 @@ import typer
 from tenancy.data_isolation.core import TenancyError
 from tenancy.data_isolation.serve import (
     cli_data,
+    cli_demo,
     cli_doctor,
     cli_key,
     cli_operation,
@@ -44,6 +45,7 @@ app = typer.Typer(
 cli_runtime.add_commands(app)
 cli_doctor.add_commands(app)
 cli_data.add_commands(app)
+cli_demo.add_commands(app)
 app.add_typer(cli_tenant.app, name="tenant", help="Make, list and change tenants.")
 app.add_typer(cli_schema.app, name="schema", help="The schema that all tenants have.")
 app.add_typer(cli_key.app, name="key", help="API keys.")
@@ -116,3 +118,7 @@ def _told(error: Exception) -> int:
     command = context.command_path if context is not None else "tenancy"
     print_error(text(), f"`{command} --help` lists what there is")
     return int(getattr(error, "exit_code", STATUS_USAGE))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,9 @@ from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.serve.demo import run_demonstration
 
 
+_WIDTH_MIN = 100
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command("demo")(demo)
@@ -19,5 +22,7 @@ def demo() -> None:
 
     Works in a directory of its own under TENANCY_HOME, on a free port, next to whatever else runs.
     """
-    status = run_demonstration(Settings.from_env().home, console=Console())
+    # The tables are wider than the 80 columns that a pipe is taken for.
+    console = Console(width=max(_WIDTH_MIN, Console().width))
+    status = run_demonstration(Settings.from_env().home, console=console)
     raise typer.Exit(status)

@@ -11,7 +11,7 @@ Rules this module keeps:
   behind is found by working directory and session.
 * A start that fails leaves nothing running and says why in `state.json`.
 * When Ray is lost, the daemon starts it again; PostgreSQL, which holds all the data, stays up.
-* All of Ray is started from the main thread, because its processes end with the thread that did.
+* This process does not join Ray, which ends who is connected to it when it is lost itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Iterator
 from datetime import UTC, datetime
@@ -32,14 +31,12 @@ from logging.handlers import RotatingFileHandler
 from types import FrameType
 from typing import Any, NoReturn
 
-import psutil
-
 from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
-from tenancy.data_isolation.serve import ray_runtime
+from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
-from tenancy.data_isolation.serve.ray_runtime import RayPaths
+from tenancy.data_isolation.serve.ray_runtime import LOOPBACK, RayPaths
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 
 _log = logging.getLogger(__name__)
@@ -55,8 +52,6 @@ _LEFTOVER_TIMEOUT_S = 5.0
 #: Restarts of Ray within this time after which the daemon gives up.
 _RESTARTS_MAX = 5
 _RESTART_WINDOW_S = 600.0
-#: Processes of Ray without which it is lost. Looked for among this process's own children.
-_RAY_CORE = frozenset({"gcs_server", "raylet"})
 
 
 class _StopError(KeyboardInterrupt):
@@ -68,7 +63,7 @@ class _StopError(KeyboardInterrupt):
 
 
 class _RayLostError(Exception):
-    """A process without which Ray is nothing has ended."""
+    """The process that Ray belongs to has ended, and with it all of Ray."""
 
 
 class Daemon:
@@ -90,7 +85,7 @@ class Daemon:
             daemon=ProcessIdentity.of(os.getpid()),
         )
         self._stopping = False
-        self._core: list[ProcessIdentity] = []
+        self._cluster: ClusterProcess | None = None
 
     def run(self) -> int:
         """Start, watch until a signal comes, end; the exit status."""
@@ -149,25 +144,17 @@ class Daemon:
         self._start_ray()
 
     def _start_ray(self) -> None:
-        paths = RayPaths(
-            directory=self._directory.short_directory(), token=self._directory.ray_token
+        configuration = self._data.write_configuration()
+        plan = ClusterPlan(
+            paths=RayPaths(
+                directory=self._directory.short_directory(), token=self._directory.ray_token
+            ),
+            configuration=configuration,
+            http_port=self._settings.http_port,
         )
-        ray_runtime.prepare(paths)
-        os.environ.update(ray_runtime.environment(self._settings, paths))
-        self._tell(Phase.STARTING, "starting Ray")
-        address = ray_runtime.start(self._settings, paths)
-        # Ray may have put its own handlers in the place of ours.
-        _install(self._asked_to_stop)
-        self._core = _core_processes()
-        self._note(ray_address=address)
-        # Imports Ray.
-        from tenancy.data_isolation.serve import app
-
-        self._tell(Phase.STARTING, "starting the tenant actors")
-        app.start_actors(self._data.actor_configuration(), self._data.configuration_path)
-        self._tell(Phase.STARTING, "starting the HTTP endpoint")
-        app.start_endpoint(self._settings, self._data.configuration_path)
-        self._note(url=_url(self._settings))
+        self._cluster = ClusterProcess(plan, self._settings, self._directory.log / "cluster.log")
+        ready = self._cluster.wait_until_ready(lambda step: self._tell(self._state.state, step))
+        self._note(url=_url(self._settings), ray_address=ready["ray_address"])
         self._tell(Phase.RUNNING, "")
 
     def _check_port(self) -> None:
@@ -213,9 +200,8 @@ class Daemon:
             time.sleep(_WATCH_INTERVAL_S)
 
     def _look(self) -> None:
-        gone = [process for process in self._core if not process.is_alive()]
-        if gone:
-            raise _RayLostError("a core process of Ray has ended")
+        if self._cluster is None or not self._cluster.is_alive():
+            raise _RayLostError("Ray has ended")
         matter = self._await(self._data.mend())
         if matter is None and self._state.state is Phase.DEGRADED:
             self._tell(Phase.RUNNING, "")
@@ -232,16 +218,10 @@ class Daemon:
             self._await(self._data.stop_servers())
 
     def _end_ray(self) -> None:
-        self._core = []
-        if "ray" in sys.modules:
-            from tenancy.data_isolation.serve import app
-
-            with _logged("the HTTP endpoint"):
-                app.stop_endpoint(self._settings)
-            with _logged("the tenant actors"):
-                app.stop_actors()
-        with _logged("Ray"):
-            ray_runtime.stop()
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            with _logged("Ray"):
+                cluster.end()
         with _logged("processes of Ray"):
             left = self._directory.end_leftovers(_LEFTOVER_TIMEOUT_S)
             if left:
@@ -299,7 +279,7 @@ def _log_to(directory: RuntimeDirectory) -> None:
 def _url(settings: Settings) -> str:
     host = settings.http_host
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 - an address to reach it at, not to listen on
-        host = ray_runtime.LOOPBACK
+        host = LOOPBACK
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
@@ -308,16 +288,6 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
     for task in tasks:
         task.cancel()
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-
-
-def _core_processes() -> list[ProcessIdentity]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if os.path.basename(child.exe()) in _RAY_CORE:
-                identity = ProcessIdentity.of(child.pid)
-                found += [identity] if identity is not None else []
-    return found
 
 
 @contextlib.contextmanager

@@ -8,7 +8,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tenancy.data_isolation.actors.configuration import ActorConfiguration, configuration_path
+from tenancy.data_isolation.actors.configuration import (
+    ActorConfiguration,
+    configuration_path,
+    write_configuration,
+)
 from tenancy.data_isolation.actors.directory import build_directory
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
 from tenancy.data_isolation.core.errors import SetupError, UnauthenticatedError
@@ -42,7 +46,6 @@ class DataPlane:
         #: How to reach them, once they are started.
         self.postgres_dsn = settings.postgres_dsn
         self.redis_url = settings.redis_url
-        self.configuration_path: Path = configuration_path(settings)
 
     async def start_servers(self) -> None:
         """Have both running. Raises `EmbeddedServerError`."""
@@ -60,15 +63,19 @@ class DataPlane:
         finally:
             await engine.close()
 
-    def actor_configuration(self) -> ActorConfiguration:
-        """What the tenant actors and the HTTP processes need to know."""
-        return ActorConfiguration(
+    def write_configuration(self) -> Path:
+        """Write what the tenant actors and the HTTP processes need to know; where it is."""
+        path = configuration_path(self._settings)
+        configuration = ActorConfiguration(
             settings=self._settings,
             servers=self._servers(),
             directory=build_directory(
                 version=_DIRECTORY_VERSION, actors_per_region=self._settings.shared_actors
             ),
         )
+        with file_errors(path):
+            write_configuration(configuration, path)
+        return path
 
     async def mend(self) -> str | None:
         """Start again what has ended; what is the matter when that does not help.

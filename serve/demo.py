@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -87,15 +88,15 @@ class Demonstration:
 
     async def create_tenants(self, airlines: Sequence[Airline]) -> None:
         """Every airline as a tenant; what it is decides by the rules where it goes."""
-        table = Table("tenant", "airline", "type", "level", "because", box=None, pad_edge=False)
-        table.columns[4].no_wrap = True
+        table = _table("tenant", "airline", "flights", "type", "level", "because")
         for airline in airlines:
             wish = {"tenant_id": airline.tenant_id, **_profile(airline)}
             created = await self._post("/v1/tenants", wish)
             level = IsolationLevel(created["isolation_level"])
             self._levels[airline.tenant_id] = level
-            reason = (created.get("reasons") or [""])[0]
-            table.add_row(airline.tenant_id, airline.name, wish["tenant_type"], level, reason)
+            flights = f"{len(airline.rows['flights']):,}"
+            kind, because = wish["tenant_type"], _rule(created["reasons"])
+            table.add_row(airline.tenant_id, airline.name, flights, kind, level, because)
         self._console.print(table)
 
     async def load(self, airlines: Sequence[Airline]) -> None:
@@ -160,7 +161,7 @@ class Demonstration:
 
     async def measure(self, airlines: Sequence[Airline], python_client: Any) -> None:
         """Point reads per level, one after the other, by both ways."""
-        table = Table("level", "tenants", "HTTP p50", "p99", "Python p50", "p99", box=None)
+        table = _table("level", "tenants", "HTTP p50", "p99", "Python p50", "p99")
         query = "select dest, dep_delay from flights where id = $1"
         for level in _LEVELS:
             mine = [item for item in airlines if self._levels[item.tenant_id] is level]
@@ -190,7 +191,7 @@ class Demonstration:
         victim, thief = "ua", "oo"
         key = (await self._post("/v1/keys", {"scope": "tenant", "tenant_id": thief}))["key"]
         headers = {"Authorization": f"Bearer {key}"}
-        table = Table(f"{thief} tries", "answer", box=None, pad_edge=False)
+        table = _table(f"{thief} tries", "answer")
         for words, path, query in _attempts(victim, thief):
             answer = await self._http.post(path, json={"query": query}, headers=headers)
             said = answer.json()
@@ -352,6 +353,23 @@ def _insert(table: str, rows: Sequence[Row]) -> str:
         f"insert into {table} ({columns}) "  # noqa: S608 - words of this module only
         f"select {columns} from jsonb_to_recordset($1) as source ({types})"
     )
+
+
+def _table(*headers: str) -> Table:
+    """A table of lines that are never broken: narrow columns, two spaces apart."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in headers:
+        table.add_column(header, no_wrap=True)
+    return table
+
+
+def _rule(reasons: Sequence[str]) -> str:
+    """The rule that decided, and the facts that it applied to."""
+    for reason in reasons:
+        found = re.match(r"Rule '(.+?)' applies \((.+?)\)", reason)
+        if found:
+            return f"{found[1]}: {found[2].split()[-1]}"
+    return reasons[0] if reasons else ""
 
 
 @contextmanager

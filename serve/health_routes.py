@@ -60,7 +60,7 @@ class HealthRoutes:
     async def alive(self, request: Request) -> Response:
         """The process answers."""
         check_parameters(request)
-        return json_answer(HealthAnswer(status=_OK).model_dump())
+        return json_answer(HealthAnswer(status="ok").model_dump())
 
     async def ready(self, request: Request) -> Response:
         """Ask everything that is needed, at the same time."""
@@ -69,7 +69,7 @@ class HealthRoutes:
         found = await asyncio.gather(*(_asked(probe) for probe in probes.values()))
         checks = dict(zip(probes, found, strict=True))
         well = all(text == _OK for text in found)
-        answer = ReadinessAnswer(status=_OK if well else "unavailable", checks=checks)
+        answer = ReadinessAnswer(status="ok" if well else "unavailable", checks=checks)
         return json_answer(
             answer.model_dump(),
             status=200 if well else 503,

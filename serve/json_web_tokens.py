@@ -162,6 +162,7 @@ class TokenVerifier:
                 leeway=self._leeway_s,
                 options={"require": ["exp", "iss", "aud"], "enforce_minimum_key_length": True},
             )
+            expires_at_s = float(claims["exp"]) + self._leeway_s
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError("the token has expired") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
@@ -169,9 +170,7 @@ class TokenVerifier:
         tenant_id = claims.get(self._claim)
         if not isinstance(tenant_id, str) or not tenant_id:
             raise UnauthenticatedError(f"the token names no tenant in the claim {self._claim!r}")
-        return VerifiedToken(
-            tenant_id=tenant_id, expires_at_s=float(claims["exp"]) + self._leeway_s
-        )
+        return VerifiedToken(tenant_id=tenant_id, expires_at_s=expires_at_s)
 
     async def _key(self, header: Mapping[str, Any]) -> jwt.PyJWK:
         # RFC 7515, 4.1.11: what is critical must be understood, and nothing of it is here.

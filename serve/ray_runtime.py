@@ -1,7 +1,7 @@
 """Ray and Ray Serve as this machine runs them: small, on the loopback address, with a token.
 
 Ray reads its settings from the environment when it is imported, and its processes inherit them, so
-`environment` has to be in place before the first `import ray` of the daemon.
+`environment` has to be that of the process that starts Ray.
 
 Measured with Ray 2.60: with `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, what Ray calls its settings for
 machines whose firewall asks about every port, the node's address is 127.0.0.1 and then its parts
@@ -131,7 +131,7 @@ def start(settings: Settings, paths: RayPaths) -> str:
     import ray
 
     try:
-        context = ray.init(
+        context: Any = ray.init(
             num_cpus=os.cpu_count() or 1,
             include_dashboard=False,
             object_store_memory=max(settings.ray_object_store_bytes, _OBJECT_STORE_BYTES_MIN),
@@ -154,6 +154,14 @@ def start(settings: Settings, paths: RayPaths) -> str:
 _OBJECT_STORE_BYTES_MIN = 80 * 1024 * 1024
 
 
+def address() -> str:
+    """The address of the cluster that this process is connected to."""
+    import ray
+
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
 def stop() -> None:
     """End the cluster that this process started. Blocks. Does nothing when there is none."""
     ray: Any = sys.modules.get("ray")
@@ -168,7 +176,9 @@ def _connections_max(settings: Settings) -> int:
     wanted = settings.requests_in_flight_max + _CONNECTIONS_BEYOND_REQUESTS
     if files == resource.RLIM_INFINITY:
         return wanted
-    return max(_CONNECTIONS_BEYOND_REQUESTS, min(wanted, (files - _HAPROXY_FILES) // 2))
+    # Two for each connection, and a pipe, which is two more, for every fourth one (HAProxy
+    # manual, "maxpipes").
+    return max(_CONNECTIONS_BEYOND_REQUESTS, min(wanted, (files - _HAPROXY_FILES) * 2 // 5))
 
 
 def _client_timeout_s(settings: Settings) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-
 from support.http_api import HttpApi
 
 _QUERY = "/v1/tenants/acme/query"
@@ -97,7 +96,6 @@ async def test_a_value_comes_back_as_it_was_given(acme, subtests):
 
 async def test_a_mistake_in_the_sql_is_the_clients_and_has_its_sqlstate(acme, subtests):
     for query, params, status, sqlstate in (
-        ("select", [], 400, None),
         ("selec 1", [], 400, "42601"),
         ("select 1; select 2", [], 400, None),
         ("", [], 400, None),
@@ -269,9 +267,7 @@ async def test_a_registered_operation_runs_its_sql_with_the_values_of_the_body(a
         json={"sql": "insert into users (id, email) values (:id, :email) returning id"},
     )
 
-    answer = await acme.post(
-        "/v1/tenants/acme/operations/add_user", json={"id": 3, "email": "a@b"}
-    )
+    answer = await acme.post("/v1/tenants/acme/operations/add_user", json={"id": 3, "email": "a@b"})
 
     assert answer.status_code == 200, answer.text
     body = answer.json()

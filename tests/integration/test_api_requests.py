@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from support.http_api import HttpApi
 
 _QUERY = "/v1/tenants/acme/query"
@@ -284,9 +283,7 @@ async def test_a_path_that_does_not_exist_makes_no_series_of_its_own(api: HttpAp
     assert "BREW" not in figures
 
 
-async def test_what_does_not_answer_makes_the_process_not_ready_and_is_named(
-    api: HttpApi, install
-):
+async def test_what_does_not_answer_makes_the_process_not_ready_and_is_named(api: HttpApi, install):
     await api.engine.catalog.close()
 
     ready = await api.anonymous.get("/readyz")
@@ -304,9 +301,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
     api: HttpApi,
 ):
     document = (await api.anonymous.get("/openapi.json")).json()
-    routes = {
-        (method, path) for path, item in document["paths"].items() for method in item
-    }
+    routes = {(method, path) for path, item in document["paths"].items() for method in item}
 
     assert routes == {
         ("post", "/v1/tenants"),

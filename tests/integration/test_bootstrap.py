@@ -202,6 +202,33 @@ async def test_a_second_server_gets_no_catalog_and_is_known_to_the_first(
         await far.close()
 
 
+async def test_a_server_that_sorts_text_in_another_way_is_noted(
+    fresh: Install, bare: PostgresServer
+):
+    other = ServerConfig(name="far", dsn=bare.admin_dsn)
+    servers = (fresh.server_config, other)
+    assert (await bootstrap_of(fresh, servers=servers).run()).notes == ()
+    far = await asyncpg.connect(bare.admin_dsn)
+    try:
+        await far.execute(f'drop database "{fresh.database}"')
+        await far.execute(
+            f'create database "{fresh.database}" template template0 encoding "UTF8" '
+            "locale_provider libc lc_collate 'C' lc_ctype 'C.UTF-8' owner tenancy_owner"
+        )
+        same = await far.fetchval(
+            "select count(distinct (datlocprovider, datcollate, datctype)) = 1 from pg_database "
+            "where datname in ('template0', $1)",
+            fresh.database,
+        )
+    finally:
+        await far.close()
+
+    report = await bootstrap_of(fresh, servers=servers).run()
+
+    assert not same
+    assert "far: text is sorted by" in report.notes[0]
+
+
 # What it refuses
 
 

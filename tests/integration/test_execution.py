@@ -64,37 +64,36 @@ async def test_the_same_statements_give_the_same_results_at_every_level(engine, 
     assert (await ask(engine, "other", "select count(*) from users")).rows == [[5]]
 
 
+REFUSED = [
+    ("selec 1", StatementSyntaxError, "42601", "syntax error"),
+    ("drop table users", StatementForbiddenError, None, ""),
+    ("select * from nothing", StatementError, "42P01", 'relation "nothing" does not exist'),
+    ("select nothing from users", StatementError, "42703", '"nothing" does not exist'),
+    ("insert into users values (1, 'new')", ConstraintError, "23505", "users_pkey"),
+    ("insert into users (id) values (9)", ConstraintError, "23502", '"email"'),
+    ("insert into users values (9, 'x', 5)", ConstraintError, "23503", "plan"),
+    ("insert into late values (1, 99)", ConstraintError, "23503", "late"),
+    ("select 1 / 0", StatementError, "22012", "division by zero"),
+    ("select $1::integer", ParameterError, None, "1 placeholder"),
+    ("select 'x'::integer", ParameterError, "22P02", "integer"),
+]
+
+
 @pytest.mark.parametrize("level", [IsolationLevel.ROW, IsolationLevel.SCHEMA])
-@pytest.mark.parametrize(
-    ("query", "kind", "sqlstate", "words"),
-    [
-        ("selec 1", StatementSyntaxError, "42601", "syntax error"),
-        ("drop table users", StatementForbiddenError, None, ""),
-        ("select * from nothing", StatementError, "42P01", 'relation "nothing" does not exist'),
-        ("select nothing from users", StatementError, "42703", '"nothing" does not exist'),
-        ("insert into users values (1, 'new')", ConstraintError, "23505", "users_pkey"),
-        ("insert into users (id) values (9)", ConstraintError, "23502", '"email"'),
-        ("insert into users values (9, 'x', 5)", ConstraintError, "23503", "plan"),
-        ("insert into late values (1, 99)", ConstraintError, "23503", "late"),
-        ("select 1 / 0", StatementError, "22012", "division by zero"),
-        ("select $1::integer", ParameterError, None, "1 placeholder"),
-        ("select 'x'::integer", ParameterError, "22P02", "integer"),
-    ],
-)
-async def test_errors_are_ours_and_speak_of_a_plain_database(
-    engine, level, query, kind, sqlstate, words
-):
+async def test_errors_are_ours_and_speak_of_a_plain_database(engine, level):
     tenant = await make_tenant(engine, "acme", level)
 
-    with pytest.raises(TenancyError) as caught:
-        await ask(engine, "acme", query)
+    for query, kind, sqlstate, words in REFUSED:
+        with pytest.raises(TenancyError) as caught:
+            await ask(engine, "acme", query)
 
-    assert type(caught.value) is kind
-    assert caught.value.sqlstate == sqlstate or sqlstate is None
-    assert words in caught.value.detail
-    assert "tenant_id" not in caught.value.detail
-    assert tenant.placement.schema == "app" or tenant.placement.schema not in caught.value.detail
-    assert (await ask(engine, "acme", "select count(*) from users")).rows == [[3]]
+        assert type(caught.value) is kind, query
+        assert caught.value.sqlstate == sqlstate or sqlstate is None, query
+        assert words in caught.value.detail
+        assert "tenant_id" not in caught.value.detail
+        schema = tenant.placement.schema
+        assert schema == "app" or schema not in caught.value.detail
+        assert (await ask(engine, "acme", "select count(*) from users")).rows == [[3]]
 
 
 async def test_an_unknown_tenant_is_not_found(engine):
@@ -170,11 +169,11 @@ async def test_a_slow_statement_does_not_change_what_others_get(install):
         text = "select count(*) from generate_series(1, $1::bigint) n"
         await ask(engine, "quick", text, 10)
 
-        work = asyncio.create_task(ask(engine, "slow", text, 30_000_000))
+        work = asyncio.create_task(ask(engine, "slow", text, 2_000_000))
         results = await asyncio.gather(*(ask(engine, "quick", text, n) for n in range(100)))
 
         assert [result.rows for result in results] == [[[n]] for n in range(100)]
-        assert (await work).rows == [[30_000_000]]
+        assert (await work).rows == [[2_000_000]]
 
 
 async def test_many_tenants_at_once_each_get_their_own(engine):
@@ -267,7 +266,7 @@ async def test_a_read_survives_the_loss_of_its_session(engine, install, level):
 
 async def test_a_read_is_repeated_when_its_session_is_ended_under_it(engine, install):
     await make_tenant(engine)
-    work = asyncio.create_task(ask(engine, "acme", SLOW, deadline_s=2))
+    work = asyncio.create_task(ask(engine, "acme", SLOW))
 
     async with install.connected() as admin:
         await _until_at_work(admin)
@@ -284,13 +283,11 @@ async def test_a_write_that_the_server_ended_is_known_to_be_undone_or_unknown(en
         "insert into users (id, email) select 100, 'x' "
         "from generate_series(1, 3000000000) n having count(*) > 0"
     )
-    work = asyncio.create_task(ask(engine, "acme", query, deadline_s=3))
+    work = asyncio.create_task(ask(engine, "acme", query))
 
     async with install.connected() as admin:
-        for _ in range(5):
+        while not work.done():
             await _until_at_work(admin, lambda: work.done())
-            if work.done():
-                break
             await _end_sessions(admin)
     with pytest.raises((ServerUnavailableError, OutcomeUnknownError)):
         await work

@@ -32,10 +32,16 @@ from support.install import Install
 from tenancy.data_isolation.actors import TenancyClient, connect
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, configuration_path
 from tenancy.data_isolation.actors.directory import build_directory
-from tenancy.data_isolation.actors.remote import start_shared_actors, stop_actors
+from tenancy.data_isolation.actors.remote import (
+    REGION_LABEL,
+    start_shared_actors,
+    stop_actors,
+)
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.engine.engine import Engine
 
+#: The region of the one node.
+REGION = "here"
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
 
@@ -49,6 +55,7 @@ def cluster() -> Iterator[None]:
         namespace="tests",
         log_to_driver=False,
         logging_level="ERROR",
+        labels={REGION_LABEL: REGION},
     )
     yield
     ray.shutdown()

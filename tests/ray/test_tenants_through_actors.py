@@ -10,7 +10,7 @@ import ray
 from support.orders import SCHEMA, make_tenants
 
 from tenancy.data_isolation.actors import ActorGateway, connect
-from tenancy.data_isolation.actors.directory import dedicated_name
+from tenancy.data_isolation.actors.directory import ActorName, dedicated_name
 from tenancy.data_isolation.actors.remote import Actors, actor_names, stop_actors
 from tenancy.data_isolation.core.errors import (
     ConstraintError,
@@ -24,13 +24,14 @@ from tenancy.data_isolation.core.errors import (
     TenantNotFoundError,
     TenantSuspendedError,
 )
-from tenancy.data_isolation.core.identifiers import Region, TenantId
+from tenancy.data_isolation.core.identifiers import Region, ServerName, TenantId
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
     TenantContext,
     TenantType,
 )
+from tenancy.data_isolation.strategies import OrchestratorConfig, UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
 
 INSERT = "insert into orders (id, note) values ($1, $2)"
@@ -300,6 +301,28 @@ async def test_tenants_are_created_listed_and_deleted_through_actors(start):
             await client.execute("acme", "select 1")
 
 
+async def test_the_orchestrator_works_through_actors(start):
+    running = await start()
+    await make_tenants(running.engine)
+    async with connect() as client:
+        orchestrator = UltraAdvancedStrategyOrchestrator(OrchestratorConfig())
+        await orchestrator.initialize(client.engine_config)
+        context = TenantContext(tenant_id="acme", isolation_level=IsolationLevel.ROW)
+
+        await orchestrator.isolate_data(
+            context, "create_order", {"query": INSERT, "params": [1, "x"]}
+        )
+        result = await orchestrator.isolate_data(
+            context, "get_order", {"query": SELECT, "params": [1]}
+        )
+        await orchestrator.cleanup()
+
+        assert result["rows"] == [[1, "x"]]
+        assert result["orchestrator"]["selected_strategy"] == "row_level"
+        # What belongs to the client is still open.
+        assert (await client.execute("acme", "select 1")).rows == [[1]]
+
+
 async def test_an_enterprise_tenant_has_a_process_of_its_own(start):
     running = await start()
     await make_tenants(running.engine, "acme")
@@ -362,6 +385,24 @@ async def test_clients_in_other_processes_agree_on_the_actor_of_a_tenant(start):
 
     assert ray.get([routes.remote(names) for _ in range(2)]) == [mine, mine]
     assert len(set(mine)) == 2
+
+
+async def test_actors_of_a_region_run_on_its_nodes_and_tenants_of_it_are_sent_there(start):
+    running = await start()
+    await running.engine.catalog.add_server(ServerName("main"), Region("here"))
+    directory = running.configuration.directory
+    local = ActorName("tenancy-shared-here-0")
+    running.reconfigure(shared={**directory.shared, Region("here"): (local,)})
+    await make_tenants(running.engine, "acme")
+    await make_tenants(running.engine, "globex", region=Region("here"))
+    async with connect() as client:
+        for name in ("acme", "globex", "globex"):
+            assert (await client.execute(name, "select 1")).rows == [[1]]
+
+        sent = {name: counts["operations"] for name, counts in client.gateway.statistics().items()}
+        # The first operation went to the computed actor, which named the right one.
+        assert sent == {"tenancy-shared-default-0": 2, local: 2}
+        assert (await _statistics(client, local))["active_tenants"] == 1
 
 
 async def test_a_region_without_a_node_is_an_error_and_does_not_hang(start):

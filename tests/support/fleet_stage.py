@@ -33,7 +33,6 @@ from tenancy.data_isolation.engine.databases import ensure_database, grant_conne
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
-    REFERENCE_SCHEMA,
     ROWS_ROLE,
     template_database,
 )
@@ -148,22 +147,32 @@ class Stage:
         if level is IsolationLevel.ROW:
             return shared, ROWS_ROLE
         role = RoleName(opaque_name())
+        own = replace(shared, kind=NamespaceKind.OWN, tenant_no=number, role=role)
+        async with self.admin.session(SERVER) as server:
+            return await self._place_own(server, own, role, level), role
+
+    async def _place_own(
+        self,
+        server: asyncpg.Connection,
+        own: Namespace,
+        role: RoleName,
+        level: IsolationLevel,
+    ) -> Namespace:
         await ensure_login_role(
-            self.root, master_key=self.install.master_key, server=SERVER, role=role
+            server, master_key=self.install.master_key, server=SERVER, role=role
         )
         self._roles.append(role)
-        own = replace(shared, kind=NamespaceKind.OWN, tenant_no=number, role=role)
         if level is IsolationLevel.SCHEMA:
-            await grant_connect(self.root, own.database, role)
-            return replace(own, schema=SchemaName(opaque_name())), role
+            await grant_connect(server, own.database, role)
+            return replace(own, schema=SchemaName(opaque_name()))
         database = DatabaseName(opaque_name())
         async with self.fleet.template_idle():
-            await ensure_database(self.root, database, template=template_database(self.settings))
+            await ensure_database(server, database, template=template_database(self.settings))
         self._databases.append(database)
-        await grant_connect(self.root, database, role)
+        await grant_connect(server, database, role)
         async with self.admin.session(SERVER, database) as connection:
             await self.keys.install(connection, self.catalog, server=SERVER, database=database)
-        return replace(own, database=database), role
+        return replace(own, database=database)
 
     async def remove(self) -> None:
         """Drop what belongs to the whole server."""
@@ -191,13 +200,6 @@ async def open_stage(install: Install, **changes: Any) -> AsyncIterator[Stage]:
         stack.push_async_callback(stage.remove)
         await fleet.prepare()
         yield stage
-
-
-def reference_of(database: DatabaseName) -> Namespace:
-    """The reference of a database."""
-    return Namespace(
-        server=SERVER, database=database, schema=REFERENCE_SCHEMA, kind=NamespaceKind.REFERENCE
-    )
 
 
 def failures(report: Any) -> Sequence[str]:

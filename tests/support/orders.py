@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tenancy.data_isolation.core.identifiers import Region
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext, TenantType
 from tenancy.data_isolation.engine.migration import Migration
 
@@ -21,11 +22,13 @@ async def make_tenants(
     *names: str,
     kind: TenantType = TenantType.STANDARD,
     level: IsolationLevel = IsolationLevel.ROW,
+    region: Region | None = None,
 ) -> None:
     """Bring the schema everywhere and make tenants of those names."""
     await engine.fleet.register(SCHEMA)
     await engine.fleet.apply()
     for name in names:
-        await engine.create_tenant(
-            TenantContext(tenant_id=name, tenant_type=kind, isolation_level=level), level=level
+        context = TenantContext(
+            tenant_id=name, tenant_type=kind, isolation_level=level, region=region
         )
+        await engine.create_tenant(context, level=level)

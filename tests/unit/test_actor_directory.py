@@ -121,4 +121,17 @@ def test_the_region_of_a_shared_actor_is_known():
     )
 
     assert directory.region_of(ActorName("tenancy-shared-us-0")) == "us"
-    assert directory.region_of(dedicated_name(TenantNo(1))) is None
+    assert directory.region_of(dedicated_name(TenantNo(1), Region("us"))) == "us"
+    assert directory.region_of(dedicated_name(TenantNo(1), Region("moon"))) is None
+    assert directory.region_of(ActorName("tenancy-shared-us-9")) is None
+
+
+def test_a_tenants_own_actor_runs_in_the_tenants_region():
+    directory = build_directory(
+        version=1, actors_per_region=1, regions=(Region("eu"), Region("us-west"))
+    )
+
+    own = directory.actor_of(_tenant(kind=TenantType.ENTERPRISE, region=Region("us-west")))
+
+    assert own == "tenancy-dedicated-us-west-7"
+    assert directory.region_of(own) == "us-west"

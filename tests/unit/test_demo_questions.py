@@ -45,8 +45,15 @@ def test_the_answers_are_those_that_one_finds_by_hand(airline):
 
 @pytest.mark.parametrize(
     ("values", "mean"),
-    [([], None), ([None], None), ([1, 2, None], "1.5000"), ([1, 0, 0], "0.3333"), ([-1, 0, 0], "-0.3333"),
-     ([1] + [0] * 19_999, "0.0001"), ([-1] + [0] * 19_999, "-0.0001")],
-)  # fmt: skip
+    [
+        ([], None),
+        ([None], None),
+        ([1, 2, None], "1.5000"),
+        ([1, 0, 0], "0.3333"),
+        ([-1, 0, 0], "-0.3333"),
+        ([1] + [0] * 19_999, "0.0001"),
+        ([-1] + [0] * 19_999, "-0.0001"),
+    ],
+)
 def test_averages_round_half_away_from_zero(values, mean):
     assert _average(values) == mean

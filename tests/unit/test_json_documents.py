@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from tenancy.data_isolation.core import Column, QueryResult
 from tenancy.data_isolation.serve.json_documents import InvalidJsonError, dump_json, parse_json
 
-_NUMBERS = st.integers() | st.decimals(allow_nan=False, allow_infinity=False) | st.floats(
-    allow_nan=False, allow_infinity=False
+_NUMBERS = (
+    st.integers()
+    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
 )
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.text() | _NUMBERS,
