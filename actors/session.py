@@ -43,11 +43,21 @@ class Session:
         self._ready: deque[tuple[int, Any]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = asyncio.get_running_loop().time()
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way and nobody waits."""
         return not self._running and not self._waiting
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a request waits for its reply."""
+        return bool(self._waiting)
+
+    def abandoned(self, idle_s: float) -> bool:
+        """Whether the client has not been heard of for so long."""
+        return not self._waiting and asyncio.get_running_loop().time() - self._heard_at > idle_s
 
     def start(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
         """Run `work`, which never raises an `Exception`; what it returns is the call's outcome."""
@@ -71,12 +81,14 @@ class Session:
 
     async def reply(self, waiting_max: int) -> bytes:
         """The next reply: a message of `Answer`s, empty when there is nothing to say."""
+        self._heard_at = asyncio.get_running_loop().time()
         if self._running:
             await self._turn(waiting_max)
         packer, results = Packer((len(self._running),), self._reply_bytes_max), ResultPacker()
         while self._ready and not packer.full:
             number, outcome = self._ready.popleft()
             packer.add((number, results.pack(outcome)))  # The fields of `Answer`.
+        self._heard_at = asyncio.get_running_loop().time()
         if self._ready:
             self._wake()
         return packer.message()

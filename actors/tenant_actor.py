@@ -63,6 +63,8 @@ _T = TypeVar("_T")
 
 #: Clients whose connection an actor remembers. One that was forgotten connects anew.
 _SESSIONS_MAX = 1_000
+#: A client that has not asked for so long is gone, and with it who waits for its answers.
+_SESSION_IDLE_S = 60.0
 _RETRY_AFTER_S = 1.0
 _CLOSE_TIMEOUT_S = 20.0
 
@@ -196,13 +198,13 @@ class TenantActor:
     async def describe(self) -> tuple[Directory, Settings]:
         """The directory, and the settings without their secrets."""
         host = self._host
-        configuration = host.configuration if host else read_configuration(self._path)
+        configuration = host.configuration if host else await self._read()
         return configuration.directory, configuration.public_settings()
 
     async def reload(self) -> int:
         """Read the directory again; its version."""
         host = await self._opened()
-        host.configuration = read_configuration(self._path)
+        host.configuration = await self._read()
         host.tenants.reroute()
         return host.configuration.directory.version
 
@@ -255,25 +257,31 @@ class TenantActor:
 
     async def _open(self) -> _Host:
         try:
-            configuration = read_configuration(self._path)
+            configuration = await self._read()
             engine = await _only_our_errors(Engine.attach(configuration.engine_config(self._name)))
             self._host = _Host(self._name, configuration, engine)
             return self._host
         finally:
             self._opening = None
 
+    async def _read(self) -> ActorConfiguration:
+        return await asyncio.to_thread(read_configuration, self._path)
+
     def _session(self, name: str, settings: Settings) -> Session:
+        """The session of that name, new or not; one whose client is gone makes room."""
         session = self._sessions.get(name)
         if session is None:
             session = self._sessions[name] = Session(
                 reply_wait_s=settings.actor_reply_wait_ms / 1000,
                 reply_bytes_max=settings.actor_call_bytes_max,
             )
-            if len(self._sessions) > _SESSIONS_MAX:
-                _, oldest = self._sessions.popitem(last=False)
-                oldest.cancel_all()
-        else:
-            self._sessions.move_to_end(name)
+        self._sessions.move_to_end(name)
+        oldest_name, oldest = next(iter(self._sessions.items()))
+        if oldest.abandoned(_SESSION_IDLE_S) or len(self._sessions) > _SESSIONS_MAX:
+            del self._sessions[oldest_name]
+            oldest.cancel_all()
+        elif oldest.waiting:
+            self._sessions.move_to_end(oldest_name)
         return session
 
 
@@ -295,7 +303,7 @@ class _Host:
         )
         self._name = name
         self._operations_max = settings.waiting_operations_max
-        self._activation_timeout_s = settings.statement_timeout_ms / 1000
+        self._activation_s = settings.statement_timeout_ms / 1000
         self._under_way = 0
         self._passivation: asyncio.TimerHandle | None = None
 
@@ -304,7 +312,9 @@ class _Host:
         number, tenant_id, packed, atomic, deadline_s, final = call
         active: ActiveTenant | None = None
         try:
-            active = await self._pin(tenant_id, deadline_s)
+            active = self._pin(tenant_id)
+            if active is None:
+                active, deadline_s = await self._activate(tenant_id, deadline_s)
             if not final and active.actor != self._name:
                 return Redirect(active.actor, self.configuration.directory.version)
             if atomic is None:
@@ -356,7 +366,9 @@ class _Host:
         """Run `work` with the tenant active and pinned."""
         active: ActiveTenant | None = None
         try:
-            active = await self._pin(tenant_id, deadline_s)
+            active = self._pin(tenant_id)
+            if active is None:
+                active, _ = await self._activate(tenant_id, deadline_s or self._activation_s)
             return await work()
         except TenancyError as error:
             self._learn(tenant_id, error)
@@ -364,8 +376,11 @@ class _Host:
         finally:
             self._unpin(active)
 
-    async def _pin(self, tenant_id: TenantId, deadline_s: float | None) -> ActiveTenant:
-        """Admit an operation and keep its tenant active. Follow with `_unpin`, also on errors."""
+    def _pin(self, tenant_id: TenantId) -> ActiveTenant | None:
+        """Admit an operation, and pin its tenant if that is active.
+
+        Follow with `_unpin`, also after an error.
+        """
         self._under_way += 1
         if self._under_way > self._operations_max:
             raise OverloadedError(
@@ -374,16 +389,20 @@ class _Host:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self.operations += 1
-        active = self.tenants.acquire_active(tenant_id)
-        if active is not None:
-            return active
+        return self.tenants.acquire_active(tenant_id)
+
+    async def _activate(self, tenant_id: TenantId, left_s: float) -> tuple[ActiveTenant, float]:
+        """Activate and pin a tenant; with it the seconds that are left of `left_s`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + left_s
         try:
-            async with asyncio.timeout(deadline_s or self._activation_timeout_s):
-                return await self.tenants.acquire(tenant_id)
+            async with asyncio.timeout_at(until):
+                active = await self.tenants.acquire(tenant_id)
         except TimeoutError:
             raise StatementTimeoutError(
                 "the deadline passed while the tenant was being activated; nothing was done"
             ) from None
+        return active, max(until - loop.time(), 0.001)
 
     def _unpin(self, active: ActiveTenant | None) -> None:
         self._under_way -= 1

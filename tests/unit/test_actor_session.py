@@ -30,7 +30,7 @@ def _numbers(reply):
 
 
 @pytest.fixture
-def session():
+async def session():
     return Session(reply_wait_s=0.001, reply_bytes_max=1 << 20)
 
 
@@ -146,3 +146,17 @@ async def test_work_that_fails_unforeseen_is_answered_with_an_error(session):
 
     ((_, outcome),) = list(unpack(await session.reply(waiting_max=2)))[1:]
     assert type(ResultUnpacker().unpack(outcome)) is TenancyError
+
+
+async def test_a_session_whose_client_is_gone_is_abandoned_and_one_that_waits_is_not(session):
+    gate = asyncio.Event()
+    assert not session.abandoned(60)
+    assert session.abandoned(-1)
+
+    session.start(1, _when(gate, _result()))
+    waiting = asyncio.create_task(session.reply(waiting_max=2))
+    await asyncio.sleep(0)
+
+    assert not session.abandoned(-1)
+    gate.set()
+    await waiting

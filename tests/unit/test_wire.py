@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +72,7 @@ def play(
         exchange = Exchange(sections, bytes_max)
         speaker.send(exchange, lambda: heard.append("overflow"))
         places = sorted({0, len(answer), *(cut for cut in cuts if cut < len(answer))})
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             speaker.data_received(answer[start:end])
         if lose:
             speaker.connection_lost(None)
@@ -171,7 +172,7 @@ def test_a_row_that_cannot_fit_is_not_collected_while_it_arrives(cuts):
         speaker.send(exchange, lambda: heard.append("overflow"))
         answer = row(b"x" * 100_000) + done() + READY
         places = sorted({0, len(answer), *cuts})
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             speaker.data_received(answer[start:end])
             assert sum(map(len, speaker._parts)) < 1_000
         assert heard == ["overflow"]
