@@ -70,28 +70,26 @@ _STOP_TIMEOUT_S = 30.0
 
 
 def start_shared_actors(configuration: ActorConfiguration, path: Path) -> dict[ActorName, Handle]:
-    """Write the configuration, start the actors of its directory, and wait until they live.
+    """Write the configuration, start the actors of its directory, and wait until they can work.
 
-    Actors that run already are told to read the configuration again. Blocks. Raises `SetupError`.
+    Actors that run already read the configuration again. Blocks. Raises `SetupError`, and what
+    opening an engine raises.
     """
     directory = configuration.directory
     for region in directory.shared:
         _check_region(region)
     write_configuration(configuration, path)
-    existing = set(actor_names())
     handles = {name: _create(name, directory, path) for name in directory.shared_names()}
     timeout_s = configuration.settings.actor_restart_timeout_s
     try:
-        ray.get([handle.ping.remote() for handle in handles.values()], timeout=timeout_s)
-        ray.get(
-            [handle.reload.remote() for name, handle in handles.items() if name in existing],
-            timeout=timeout_s,
-        )
+        ray.get([handle.reload.remote() for handle in handles.values()], timeout=timeout_s)
     except GetTimeoutError:
         raise SetupError(
             f"the tenant actors did not start within {timeout_s:g} s; see `ray status` for what "
             "the cluster waits for"
         ) from None
+    except RayTaskError as error:
+        raise own_error(error) from None
     except RayActorError as error:
         raise SetupError(f"a tenant actor did not start: {_reason(error)}") from None
     return handles

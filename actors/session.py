@@ -66,7 +66,7 @@ class Session:
             return  # A request that Ray delivered twice.
         task = asyncio.get_running_loop().create_task(work)
         self._running[number] = task
-        task.add_done_callback(partial(self._ended, number))
+        task.add_done_callback(partial(self._ended, number, asyncio.get_running_loop().time()))
 
     def cancel(self, number: int) -> None:
         """Stop a call that nobody waits for any more; it has no answer."""
@@ -100,7 +100,7 @@ class Session:
         if len(self._waiting) > waiting_max:
             self._wake()
         elif self._ready and self._timer is None:
-            self._set_timer()
+            self._set_timer(0.0)
         try:
             await turn
         except asyncio.CancelledError:
@@ -111,7 +111,7 @@ class Session:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
-    def _ended(self, number: int, task: asyncio.Task[Any]) -> None:
+    def _ended(self, number: int, started_at: float, task: asyncio.Task[Any]) -> None:
         del self._running[number]
         if not task.cancelled():
             failed = task.exception() is not None  # Cannot be, but must not leave anyone waiting.
@@ -119,11 +119,13 @@ class Session:
         if not self._running:
             self._wake_all()
         elif self._ready and self._timer is None and self._waiting:
-            self._set_timer()
+            self._set_timer(asyncio.get_running_loop().time() - started_at)
 
-    def _set_timer(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._reply_wait_s, self._wake)
+    def _set_timer(self, taken_s: float) -> None:
+        """Reply soon, to an operation that has taken so long."""
+        import os
+        wait_s = min(max(self._reply_wait_s, taken_s * float(os.environ.get("AGE","0.5"))), 0.05)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
     def _wake(self) -> None:
         """Give the turn to the request that has waited for longest."""

@@ -185,10 +185,6 @@ class TenantActor:
 
     # The actor itself
 
-    async def ping(self) -> str:
-        """The actor's name: a sign of life that needs nothing else."""
-        return self._name
-
     async def route(self, tenant_id: str) -> ActorName:
         """The actor that represents the tenant; `TenantNotFoundError` when there is none such."""
         host = await self._opened()
@@ -202,8 +198,8 @@ class TenantActor:
         return configuration.directory, configuration.public_settings()
 
     async def reload(self) -> int:
-        """Read the directory again; its version."""
-        host = await self._opened()
+        """Make ready for work, and read the directory again; its version."""
+        host = await _only_our_errors(self._opened())
         host.configuration = await self._read()
         host.tenants.reroute()
         return host.configuration.directory.version

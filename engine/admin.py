@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import asyncpg
 
@@ -37,6 +38,10 @@ _UNREACHABLE = (
 )
 
 
+#: Connections that are kept warm per server.
+_WARM_MAX: Final = 2
+
+
 class AdminConnections:
     """Opens connections of the admin role to any database of any configured server.
 
@@ -44,10 +49,15 @@ class AdminConnections:
     a connection that breaks gives its slot back as well.
     """
 
-    def __init__(self, *, settings: Settings, servers: Sequence[ServerConfig]) -> None:
+    def __init__(
+        self, *, settings: Settings, servers: Sequence[ServerConfig], keep_warm: bool = False
+    ) -> None:
+        """`keep_warm` keeps connections to shared databases until `close`."""
         self._settings = settings
         self._servers = {ServerName(server.name): server for server in servers}
         self._slots = asyncio.Semaphore(settings.admin_connections_max)
+        self._warm_max = _WARM_MAX if keep_warm else 0
+        self._warm: dict[ServerName, list[asyncpg.Connection]] = {}
 
     @property
     def servers(self) -> tuple[ServerConfig, ...]:
@@ -84,12 +94,49 @@ class AdminConnections:
     async def session(
         self, server: ServerName, database: DatabaseName | None = None
     ) -> AsyncIterator[asyncpg.Connection]:
-        """`connect`, closed at the end of the block."""
-        connection = await self.connect(server, database)
+        """A connection for the block: as `connect` gives it, or one that was kept warm."""
+        connection = self._take_warm(server, database) or await self.connect(server, database)
+        keep = False
         try:
             yield connection
+            keep = await self._made_ready(connection, server, database)
         finally:
-            await close(connection, self._settings.connect_timeout_s)
+            if not keep:
+                await close(connection, self._settings.connect_timeout_s)
+
+    async def close(self) -> None:
+        """Close what was kept warm. Can be called again."""
+        self._warm_max = 0
+        for connections in self._warm.values():
+            while connections:
+                await close(connections.pop(), self._settings.connect_timeout_s)
+
+    def _take_warm(
+        self, server: ServerName, database: DatabaseName | None
+    ) -> asyncpg.Connection | None:
+        kept = self._warm.get(server, []) if database == self._settings.database else []
+        while kept:
+            connection = kept.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def _made_ready(
+        self, connection: asyncpg.Connection, server: ServerName, database: DatabaseName | None
+    ) -> bool:
+        """Whether the connection was reset and kept for the next block."""
+        kept = self._warm.setdefault(server, [])
+        if database != self._settings.database or len(kept) >= self._warm_max:
+            return False
+        try:
+            await connection.reset(timeout=self._settings.connect_timeout_s)
+            await connection.execute("reset role")
+        except (*_UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        if len(kept) >= self._warm_max:
+            return False
+        kept.append(connection)
+        return True
 
     async def _take_slot(self) -> None:
         try:

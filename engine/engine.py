@@ -14,22 +14,28 @@ from types import TracebackType
 from typing import Any, Final
 
 from tenancy.data_isolation.core.crypto import MasterKey
-from tenancy.data_isolation.core.errors import InvalidInputError, SetupError, TenancyError
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    PlacementChangedError,
+    SetupError,
+    TenancyError,
+)
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
-    Placement,
     QueryResult,
     Tenant,
     TenantContext,
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.batch import Batches
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
+from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -40,10 +46,12 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.provisioner import Provisioner
-from tenancy.data_isolation.engine.routes import Routes, active_placement
-from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.routes import Route, Routes
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
+#: What can be wrong only with what this process knows: names of the schema, and the signing key.
+_OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
 _MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
 
 
@@ -66,7 +74,7 @@ class Engine:
         closing: AsyncExitStack,
     ) -> None:
         """Use `open` or `attach`. `closing` closes what is not the engine's own."""
-        admin = AdminConnections(settings=settings, servers=servers)
+        admin = AdminConnections(settings=settings, servers=servers, keep_warm=True)
         self.settings = settings
         self.servers = tuple(servers)
         self.catalog = catalog
@@ -91,6 +99,7 @@ class Engine:
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
         )
+        self._batches = Batches(settings=settings, executor=self._executor)
         self._closing = closing
         self._closed = False
 
@@ -172,6 +181,7 @@ class Engine:
     async def _close_own(self) -> None:
         await self.shapes.close()
         await self._executor.close()
+        await self.admin.close()
 
     async def __aenter__(self) -> Engine:
         return self
@@ -244,8 +254,7 @@ class Engine:
         Raises `TenantNotFoundError` and, when it takes no operations, `TenantSuspendedError`.
         """
         tenant = await self._routes.tenant(parse_tenant_id(tenant_id))
-        active_placement(tenant)
-        return tenant
+        return Route.to(tenant).tenant
 
     def passivate(self, tenant_id: TenantId) -> None:
         """Forget where the tenant is, to save memory or because it may have changed."""
@@ -296,10 +305,20 @@ class Engine:
         Raises `TenantNotFoundError`, `TenantSuspendedError`, `StatementError`s, `LimitError`s and
         `UnavailableError`s, after which nothing was done, and `OutcomeUnknownError`.
         """
-        self.shapes.look_later()
+        shapes = self.shapes
+        shapes.look_later()
+        route = self._routes.known(tenant_id)
+        if route is not None and operation.idempotency_key is None:
+            # The usual case, without what is there for all the others.
+            self._executor.use(shapes.newest)
+            try:
+                return await self._executor.execute(route, operation, shapes.at(route.key))
+            except TenancyError as error:
+                if not _is_worth_another_look(error):
+                    raise
 
-        async def work(tenant: Tenant, placement: Placement) -> QueryResult:
-            return await self._understood(tenant, placement, operation)
+        async def work(route: Route) -> QueryResult:
+            return await self._understood(route, operation)
 
         return await self._routes.run(parse_tenant_id(tenant_id), work)
 
@@ -317,13 +336,11 @@ class Engine:
         """
         self.shapes.look_later()
 
-        async def work(tenant: Tenant, placement: Placement) -> list[QueryResult | TenancyError]:
-            schema = self.shapes.at(SessionKey.of(placement))
+        async def work(route: Route) -> list[QueryResult | TenancyError]:
+            schema = self.shapes.at(route.key)
             if atomic:
-                return list(
-                    await self._executor.execute_together(tenant, placement, operations, schema)
-                )
-            return await self._executor.execute_apart(tenant, placement, operations, schema)
+                return list(await self._batches.together(route, operations, schema))
+            return await self._batches.apart(route, operations, schema)
 
         outcomes = await self._routes.run(parse_tenant_id(tenant_id), work)
         if any(
@@ -332,31 +349,39 @@ class Engine:
             self.shapes.look_later()
         return outcomes
 
-    async def _understood(
-        self, tenant: Tenant, placement: Placement, operation: Operation
-    ) -> QueryResult:
+    async def _understood(self, route: Route, operation: Operation) -> QueryResult:
         """Run an operation with the version of the schema that its placement has.
 
         A statement that names what is not there has done nothing, so it can be tried again.
         """
-        shapes, key = self.shapes, SessionKey.of(placement)
-        schema = shapes.at(key)
+        shapes = self.shapes
+        schema = shapes.at(route.key)
         try:
-            return await self._executor.execute(tenant, placement, operation, schema)
+            return await self._run(route, operation, schema)
         except TenancyError as error:
             if error.sqlstate not in UNKNOWN_NAMES:
                 raise
             await shapes.refresh()
             for other in shapes.others(schema):
                 try:
-                    result = await self._executor.execute(tenant, placement, operation, other)
+                    result = await self._run(route, operation, other)
                 except TenancyError as again:
                     if again.sqlstate not in UNKNOWN_NAMES:
                         raise
                 else:
-                    shapes.remember(key, other)
+                    shapes.remember(route.key, other)
                     return result
             raise
+
+    async def _run(self, route: Route, operation: Operation, schema: VisibleSchema) -> QueryResult:
+        if operation.idempotency_key is not None:
+            return await self._batches.once(route, operation, schema)
+        return await self._executor.execute(route, operation, schema)
+
+
+def _is_worth_another_look(error: TenancyError) -> bool:
+    """Whether nothing was done, and what this process knows may be out of date."""
+    return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
 
 
 async def _servers(

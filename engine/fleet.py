@@ -81,15 +81,16 @@ class Fleet:
 
         Run it after the bootstrap and before anything else. Repeated, it changes nothing.
         """
-        async with self._registry.session() as control, self._registry.making(control):
-            registered = await self._registry.migrations(control)
-            for config in self._admin.servers:
-                server = ServerName(config.name)
-                for database in (
-                    shared_database(self._settings),
-                    template_database(self._settings),
-                ):
-                    await self._prepare(server, database, registered)
+        with translated(changing=True):
+            async with self._registry.session() as control, self._registry.registering(control):
+                registered = await self._registry.migrations(control)
+                for config in self._admin.servers:
+                    server = ServerName(config.name)
+                    for database in (
+                        shared_database(self._settings),
+                        template_database(self._settings),
+                    ):
+                        await self._prepare(server, database, registered)
 
     async def register(self, migrations: Iterable[Migration]) -> tuple[Migration, ...]:
         """Try migrations on the reference and register them; those that were not yet registered.
@@ -142,7 +143,10 @@ class Fleet:
                     total=len(behind),
                     progress=progress or (lambda _: None),
                 )
-                firsts = [record for record in behind if _comes_first(record)]
+                firsts = sorted(
+                    (record for record in behind if _comes_first(record)),
+                    key=lambda record: record.kind is not NamespaceKind.REFERENCE,
+                )
                 async with self._registry.template_busy(control):
                     await run.bring(firsts, at_once=1)
                 if not run.failed:

@@ -64,7 +64,7 @@ class Flights:
         return (
             statement is not None
             and statement.plain
-            and not ticket.returns_rows_of_a_write
+            and not _must_be_seen(ticket)
             and statement.text in self._quick
         )
 
@@ -100,7 +100,7 @@ class Flights:
             ready = await self._prepare(connection, waiting)
             waiting = []
             for group in _groups(ready):
-                if group[0].returns_rows_of_a_write:
+                if _must_be_seen(group[0]):
                     waiting += await self._run_seen(connection, group[0])
                 else:
                     waiting += await self._run_apart(connection, group, shared=shared)
@@ -117,7 +117,7 @@ class Flights:
 
     async def prepare(self, connection: Connection, ticket: Ticket) -> None:
         """Make a ticket's parameters ready. Raises the statement's error, or `ParameterError`."""
-        description = self._descriptions.get(connection.key, ticket.text)
+        description = self._descriptions.of(connection.key).get(ticket.text)
         if description is None:
             description = await self._describe(connection, ticket)
         ticket.encode(description)
@@ -152,11 +152,15 @@ class Flights:
     async def _prepare(self, connection: Connection, waiting: list[Ticket]) -> list[Ticket]:
         """Those whose statement is known and whose parameters fit; the others get their error."""
         ready = []
+        known = self._descriptions.of(connection.key)
         for ticket in waiting:
             if ticket.abandoned:
                 continue
             try:
-                await self.prepare(connection, ticket)
+                description = known.get(ticket.text)
+                if description is None:
+                    description = await self._describe(connection, ticket)
+                ticket.encode(description)
             except ServerUnavailableError as error:
                 self._again(ticket, error)
             except TenancyError as error:
@@ -196,15 +200,26 @@ class Flights:
             limit.stop()
         if not exchange.lost and all(section.error is None for section in plan.sections):
             connection.bound = plan.bound
-        again = []
-        for seat in plan.seats:
-            if await self._settle(connection, exchange, seat, plan, cancelled=limit.cancelled):
-                again.append(seat.ticket)
+        if plan.describes:
+            await self._read_anew(connection, plan)
+        again = [
+            seat.ticket
+            for seat in plan.seats
+            if self._settle(connection, exchange, seat, plan, cancelled=limit.cancelled)
+        ]
         if not several and not again and self._loop.time() - started < _QUICK_S:
             self._remember_quick(tickets[0].text)
         return again
 
-    async def _settle(
+    async def _read_anew(self, connection: Connection, plan: Plan) -> None:
+        try:
+            await self._planner.read_anew(connection, plan)
+        except TenancyError as error:
+            for seat in plan.seats:
+                if seat.execution.decoders is None:
+                    seat.execution.problem = error
+
+    def _settle(
         self, connection: Connection, exchange: Exchange, seat: Seat, plan: Plan, *, cancelled: bool
     ) -> bool:
         """Answer an operation; True when it has to be run again in this session."""
@@ -215,7 +230,10 @@ class Flights:
         if seat.execution.done and (whole or not ticket.writes):
             if not ticket.writes and _is_cut(exchange, plan, seat):
                 return self._cut(seat, exchange, plan)
-            await self._succeed(connection, seat)
+            try:
+                ticket.answer(self._planner.result(seat))
+            except TenancyError as error:
+                ticket.refuse(error)
             return False
         if seat.execution is exchange.overflow:
             return self._cut(seat, exchange, plan)
@@ -226,12 +244,6 @@ class Flights:
             )
         self._lost(seat, plan)
         return False
-
-    async def _succeed(self, connection: Connection, seat: Seat) -> None:
-        try:
-            seat.ticket.answer(await self._planner.result(connection, seat))
-        except TenancyError as error:
-            seat.ticket.refuse(error)
 
     def _cut(self, seat: Seat, exchange: Exchange, plan: Plan) -> bool:
         """Its rows did not fit: alone they never will, with others they may still."""
@@ -329,12 +341,16 @@ class Flights:
             self._quick.popitem(last=False)
 
 
+def _must_be_seen(ticket: Ticket) -> bool:
+    """Whether its result can be too large after it has changed something."""
+    return ticket.writes and ticket.returns_rows
+
+
 def _groups(tickets: Sequence[Ticket]) -> list[list[Ticket]]:
     """Tickets in their order: writes whose result must be seen each alone, the others together."""
     groups: list[list[Ticket]] = []
     for ticket in tickets:
-        alone = ticket.returns_rows_of_a_write
-        if groups and not alone and not groups[-1][-1].returns_rows_of_a_write:
+        if groups and not _must_be_seen(ticket) and not _must_be_seen(groups[-1][-1]):
             groups[-1].append(ticket)
         else:
             groups.append([ticket])

@@ -15,18 +15,26 @@ from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
 
-@dataclass(slots=True, eq=False)
 class Seat:
     """An operation in a flight: its section, and its steps in it."""
 
-    ticket: Ticket
-    section: Section
-    first_step: int
-    execution: Step
-    describing: Step | None
     #: It was cancelled because its own time was over, or because it held up others.
     out_of_time: bool = False
     too_slow: bool = False
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        section: Section,
+        first_step: int,
+        execution: Step,
+        describing: Step | None,
+    ) -> None:
+        self.ticket = ticket
+        self.section = section
+        self.first_step = first_step
+        self.execution = execution
+        self.describing = describing
 
     @property
     def end_step(self) -> int:
@@ -49,6 +57,8 @@ class Plan:
     sections: list[Section] = field(default_factory=list)
     seats: list[Seat] = field(default_factory=list)
     bound: Binding | None = None
+    #: Some statement is prepared on the way, so that it may turn out to have changed.
+    describes: bool = False
 
     def current(self, exchange: Exchange) -> Seat | None:
         """The operation that the server works on."""
@@ -67,46 +77,76 @@ class Planner:
     def __init__(self, settings: Settings, keys: BindingKeys) -> None:
         self._settings = settings
         self._keys = keys
+        self._all_rows = wire.execute()
+        self._some_rows = wire.execute(settings.result_rows_max + 1)
 
     def apart(self, connection: Connection, tickets: Sequence[Ticket]) -> Plan:
         """Each write in a section of its own, and reads that follow each other per tenant."""
         plan = Plan(bound=connection.bound)
+        key_id = self._keys.signing_id
         section: Section | None = None
+        after_write = sent = False
         for ticket in tickets:
-            follows = section is not None and not ticket.writes and not plan.seats[-1].ticket.writes
-            if section is None or not follows or self._binding(ticket) != plan.bound:
+            bound = plan.bound
+            is_bound = (
+                bound is not None
+                and bound.tenant_no == ticket.tenant_no
+                and bound.epoch == ticket.epoch
+                and bound.key_id == key_id
+            )
+            if section is None or not is_bound or ticket.writes or after_write:
                 section = _new_section(plan)
+                # A binding is undone with the section that sent it, and then the one before it is
+                # in force again: another tenant's, and valid. So once a flight has sent a binding,
+                # no section may rely on that of an earlier one.
+                if sent or not is_bound:
+                    self._bind(connection, plan, section, ticket)
+                    sent = True
             self._take_in(connection, plan, section, ticket)
+            after_write = ticket.writes
         return plan
 
     def together(
         self, connection: Connection, tickets: Sequence[Ticket], *, bound: bool, sync: bool
     ) -> Plan:
         """All in one section; without `sync` the transaction stays open."""
-        plan = Plan(bound=self._binding(tickets[0]) if bound else connection.bound)
+        plan = Plan(bound=connection.bound)
         section = _new_section(plan)
         section.sync = sync
+        if bound:
+            plan.bound = self._binding(tickets[0])
+        elif plan.bound != self._binding(tickets[0]):
+            self._bind(connection, plan, section, tickets[0])
         for ticket in tickets:
             self._take_in(connection, plan, section, ticket)
         return plan
 
-    async def result(self, connection: Connection, seat: Seat) -> QueryResult:
+    def result(self, seat: Seat) -> QueryResult:
         """What an execution gave. Raises `ResultTooLargeError`."""
         step, description = seat.execution, seat.ticket.description
+        rows = step.rows
         if step.problem is not None:
             raise step.problem
-        if not step.complete or len(step.rows) > self._settings.result_rows_max:
+        if not step.complete or len(rows) > self._settings.result_rows_max:
             raise self.too_large()
-        rows = step.rows
-        if step.decoders is None and seat.describing is not None:
-            # The schema changed since the statement was described: read the rows as they are now.
-            described = seat.describing
-            description = await connection.describe_shape(described.parameters, described.row_shape)
-            rows = wire.decode_rows(rows, description.decoders)
         columns = description.columns if description is not None else None
         if columns is None:
             return QueryResult(columns=(), rows=[], row_count=_changed(step.tag))
         return QueryResult(columns=columns, rows=rows, row_count=len(rows))
+
+    async def read_anew(self, connection: Connection, plan: Plan) -> None:
+        """Read rows whose statement turned out to give others than it was known to give.
+
+        The schema has changed since; the server has said what the rows look like now.
+        """
+        for seat in plan.seats:
+            step, described = seat.execution, seat.describing
+            if step.decoders is None and described is not None and step.done:
+                description = await connection.describe_shape(
+                    described.parameters, described.row_shape
+                )
+                seat.ticket.description = description
+                step.rows = wire.decode_rows(step.rows, description.decoders)
 
     def too_large(self) -> ResultTooLargeError:
         """The error for a result that does not fit."""
@@ -119,41 +159,39 @@ class Planner:
     def _binding(self, ticket: Ticket) -> Binding:
         return Binding(ticket.tenant_no, ticket.epoch, self._keys.signing_id)
 
+    def _bind(self, connection: Connection, plan: Plan, section: Section, ticket: Ticket) -> None:
+        """Let a section go on with the session bound to the ticket's tenant."""
+        plan.bound = self._binding(ticket)
+        section.messages += connection.binding_messages(plan.bound, self._keys)
+        section.steps.append(Step())
+
     def _take_in(
         self, connection: Connection, plan: Plan, section: Section, ticket: Ticket
     ) -> None:
-        """Add an operation to a section, after binding the session to its tenant."""
-        binding = self._binding(ticket)
-        if binding != plan.bound:
-            key = connection.key
-            text = self._keys.sign(
-                key.server, key.database, ticket.tenant_no, ticket.epoch, connection.backend_pid
-            )
-            section.messages += connection.binding_messages(text)
-            section.steps.append(Step())
-            plan.bound = binding
-        if ticket.statement is None or not ticket.statement.plain:
-            connection.dirty = True
-        plan.seats.append(self._seat(connection, section, ticket))
-
-    def _seat(self, connection: Connection, section: Section, ticket: Ticket) -> Seat:
-        description = ticket.description
-        if description is None:
+        """Add an operation to a section."""
+        statement, description = ticket.statement, ticket.description
+        if statement is None or description is None:
             raise RuntimeError("a statement was planned before it was described")
-        first = len(section.steps)
+        if not statement.plain:
+            connection.dirty = True
+        steps, messages = section.steps, section.messages
+        first = len(steps)
         execution = Step(description.decoders)
         describing: Step | None = None
-        name = connection.prepared(ticket.text)
+        name = connection.prepared(statement.text)
         if name is None:
-            name, messages = connection.preparation(ticket.text)
-            section.messages += messages
-            section.messages.append(wire.describe(name))
-            describing = Step(expected_shape=description.raw_columns, relying=execution)
-            section.steps.append(describing)
-        rows_max = 0 if description.columns is None else self._settings.result_rows_max + 1
-        section.messages += (wire.bind(name, ticket.encoded), wire.execute(rows_max))
-        section.steps.append(execution)
-        return Seat(ticket, section, first, execution, describing)
+            name, preparation = connection.preparation(statement.text)
+            messages += preparation
+            messages.append(wire.describe(name))
+            describing = Step()
+            describing.expected_shape = description.raw_columns
+            describing.relying = execution
+            steps.append(describing)
+            plan.describes = True
+        messages.append(wire.bind(name, ticket.encoded))
+        messages.append(self._all_rows if description.columns is None else self._some_rows)
+        steps.append(execution)
+        plan.seats.append(Seat(ticket, section, first, execution, describing))
 
 
 def _new_section(plan: Plan) -> Section:

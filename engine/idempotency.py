@@ -15,6 +15,7 @@ from typing import Any, Final
 from tenancy.data_isolation.core.errors import (
     IdempotencyConflictError,
     InvalidInputError,
+    SerializationError,
     TenancyError,
 )
 from tenancy.data_isolation.core.types import Column, QueryResult, StatementKind
@@ -75,9 +76,9 @@ class IdempotentWrite:
         self._keep = statement_ticket(lead, "keep_answer", key, "")
 
     @property
-    def tickets(self) -> list[Ticket]:
-        """All statements of the request, which have to be prepared before `run`."""
-        return [*self._take, self._answer, self._keep, *self._tickets]
+    def own_tickets(self) -> list[Ticket]:
+        """Statements beside the request's own, which have to be prepared before `run`."""
+        return [*self._take, self._answer, self._keep]
 
     async def run(self, transaction: Transaction) -> list[QueryResult]:
         """The results, of now or of the first time. Raises `UndoneError`, and
@@ -98,7 +99,7 @@ class IdempotentWrite:
     def _first_answer(self, found: QueryResult) -> list[QueryResult]:
         if not found.rows:
             # The transaction that this one waited for has taken the key and was undone since.
-            raise TenancyError("the first request with this idempotency key ended; send it again")
+            raise SerializationError("the first request with this idempotency key was undone")
         digest, packed = found.rows[0]
         if digest != "\\x" + self._digest.hex():
             raise IdempotencyConflictError

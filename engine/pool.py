@@ -89,7 +89,9 @@ class Request(ABC):
 
     __slots__ = ("alone", "give_up_at", "key", "limit_per_tenant", "size", "tenant_no")
 
-    def __init__(self, key: SessionKey, tenant_no: TenantNo) -> None:
+    def __init__(
+        self, key: SessionKey, tenant_no: TenantNo, *, give_up_at: float = float("inf")
+    ) -> None:
         self.key = key
         self.tenant_no = tenant_no
         #: Whether it cannot travel together with others.
@@ -98,7 +100,7 @@ class Request(ABC):
         self.size = 0
         #: When (event loop's time) it stops waiting for a session. The pool sets a time that is
         #: not later than this one.
-        self.give_up_at = float("inf")
+        self.give_up_at = give_up_at
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tenancy.data_isolation.core.errors import (
@@ -27,6 +28,7 @@ from tenancy.data_isolation.core.types import Placement, Tenant, TenantStatus
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
+from tenancy.data_isolation.engine.session_key import SessionKey
 
 _T = TypeVar("_T")
 
@@ -35,32 +37,54 @@ _T = TypeVar("_T")
 _PAUSES_S: Final = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """The way to an active tenant: where it is, and which sessions work there."""
+
+    tenant: Tenant
+    placement: Placement
+    key: SessionKey
+
+    @classmethod
+    def to(cls, tenant: Tenant) -> Route:
+        """The way to a tenant; `TenantSuspendedError` when it takes no operations."""
+        placement = tenant.placement
+        if tenant.status is not TenantStatus.ACTIVE or placement is None:
+            raise TenantSuspendedError(
+                f"tenant {tenant.tenant_id} is {tenant.status}; it takes no operations now"
+            )
+        return cls(tenant, placement, SessionKey.of(placement))
+
+
 class Routes:
-    """Tenants with their placements. Belongs to one event loop."""
+    """The ways to tenants. Belongs to one event loop."""
 
     def __init__(self, *, settings: Settings, catalog: Catalog, keys: BindingKeys) -> None:
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
-        self._known: OrderedDict[TenantId, Tenant] = OrderedDict()
+        #: In the order in which they were learned.
+        self._known: OrderedDict[str, Route] = OrderedDict()
         self._asking: dict[TenantId, asyncio.Task[Tenant]] = {}
 
-    async def run(
-        self, tenant_id: TenantId, work: Callable[[Tenant, Placement], Awaitable[_T]]
-    ) -> _T:
+    def known(self, tenant_id: str) -> Route | None:
+        """The way to a tenant, if this process has asked before."""
+        return self._known.get(tenant_id)
+
+    async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
         """Do `work` where the tenant is, and again where it turns out to be elsewhere.
 
         Raises what `work` raises, `TenantNotFoundError` and `TenantSuspendedError`.
         """
-        tenant = self._known.get(tenant_id) or await self._ask(tenant_id)
+        route = self._known.get(tenant_id) or Route.to(await self._ask(tenant_id))
         refreshed = False
         for pause_s in _PAUSES_S:
             try:
-                return await work(tenant, active_placement(tenant))
+                return await work(route)
             except PlacementChangedError:
-                before = tenant.placement
-                tenant = await self._ask(tenant_id)
-                if tenant.placement == before:
+                before = route.placement
+                route = Route.to(await self._ask(tenant_id))
+                if route.placement == before:
                     await asyncio.sleep(pause_s)
             except TenancyError as error:
                 if error.sqlstate != INVALID_BINDING or refreshed:
@@ -74,7 +98,8 @@ class Routes:
 
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant as it is remembered, or as the catalog has it."""
-        return self._known.get(tenant_id) or await self._ask(tenant_id)
+        route = self._known.get(tenant_id)
+        return await self._ask(tenant_id) if route is None else route.tenant
 
     def forget(self, tenant_id: TenantId) -> None:
         """Ask the catalog next time."""
@@ -100,19 +125,10 @@ class Routes:
             self._known.pop(tenant_id, None)
             return
         tenant = task.result()
-        if tenant.status is not TenantStatus.ACTIVE:
+        if tenant.status is not TenantStatus.ACTIVE or tenant.placement is None:
             self._known.pop(tenant_id, None)
             return
-        self._known[tenant_id] = tenant
+        self._known[tenant_id] = Route.to(tenant)
         self._known.move_to_end(tenant_id)
         while len(self._known) > self._entries_max:
             self._known.popitem(last=False)
-
-
-def active_placement(tenant: Tenant) -> Placement:
-    """Where the tenant takes operations; `TenantSuspendedError` when it takes none."""
-    if tenant.status is not TenantStatus.ACTIVE or tenant.placement is None:
-        raise TenantSuspendedError(
-            f"tenant {tenant.tenant_id} is {tenant.status}; it takes no operations now"
-        )
-    return tenant.placement

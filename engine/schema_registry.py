@@ -46,8 +46,6 @@ class SchemaRegistry:
         """An admin connection to the control server's shared database."""
         database = shared_database(self._settings)
         async with self._admin.session(self.control_server, database) as connection:
-            timeout_ms = str(self._settings.migration_lock_timeout_ms)
-            await connection.execute(_SQL.statement("set_lock_timeout"), timeout_ms)
             yield connection
 
     async def migrations(self, control: asyncpg.Connection) -> tuple[RegisteredMigration, ...]:
@@ -114,8 +112,11 @@ class SchemaRegistry:
 
     @asynccontextmanager
     async def _locked(self, control: asyncpg.Connection, name: str) -> AsyncIterator[None]:
+        limit = _SQL.statement("set_lock_timeout")
+        await control.execute(limit, str(self._settings.migration_lock_timeout_ms))
         try:
             await control.execute(_SQL.statement(f"lock_{name}"))
+            await control.execute(limit, "0")
         except asyncpg.LockNotAvailableError:
             raise OverloadedError(
                 "another change of the schema takes too long; nothing was done, try again",

@@ -36,6 +36,7 @@ _SQL = SqlFile("namespace.sql")
 #: The idempotency key under which a tenant's data says that it has its first rows. It moves along
 #: with the tenant, and is gone with it.
 SEED_MARK: Final = "tenancy:seed"
+_SETTLE: Final = "set constraints all immediate"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ class TenantRows:
     async def run_for_reference(self, statements: Sequence[str]) -> None:
         """Run statements for tenant 0, in a reference whose row security is not forced."""
         await self._bind_unsigned(REFERENCE_TENANT)
-        await self._run(statements)
+        await self._run([*statements, _SETTLE])
         await self._unbind()
 
     async def run(self, statements: Sequence[str], tenants: Sequence[PlacedTenant]) -> None:
@@ -77,7 +78,7 @@ class TenantRows:
         if not tenants:
             return
         fences = await self._fences(tenants)
-        deferred = await self._connection.fetch(_SQL.statement("deferred_constraints"))
+        texts = [*statements, *await self._ends()]
         signed = len(tenants) <= self._settings.migration_bound_tenants_max
         if not signed:
             await self._run_texts("open_policies")
@@ -86,13 +87,10 @@ class TenantRows:
             if fence is None:
                 continue
             try:
-                await self._turn(tenant, fence, statements, signed=signed)
+                await self._turn(tenant, fence, texts, signed=signed)
             except asyncpg.PostgresError as error:
                 error.add_note(f"tenant number {tenant.tenant_no}")
                 raise
-            if deferred:
-                names = ", ".join(row[0] for row in deferred)
-                await self._connection.execute(f"set constraints {names} deferred")
         if not signed:
             await self._run_texts("close_policies")
         await self._unbind()
@@ -127,9 +125,15 @@ class TenantRows:
         if closed:
             await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
 
+    async def _ends(self) -> list[str]:
+        """What ends a tenant's turn: settle what waits, and let it wait again for the next."""
+        rows = await self._connection.fetch(_SQL.statement("deferrable_constraints"))
+        deferred = ", ".join(row["name"] for row in rows if row["deferred"])
+        again = [f"set constraints {deferred} deferred"] if deferred else []
+        return [_SETTLE, *again] if rows else []
+
     async def _run(self, statements: Sequence[str]) -> None:
-        """Run statements, and what was put off to the end of the transaction."""
-        for text in (*statements, "set constraints all immediate"):
+        for text in statements:
             await self._connection.fetchval(_SQL.statement("run"), text)
 
     async def _fences(self, tenants: Sequence[PlacedTenant]) -> dict[TenantNo, asyncpg.Record]:

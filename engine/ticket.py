@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
@@ -16,6 +16,9 @@ from tenancy.data_isolation.engine.values import WrongFormError
 
 if TYPE_CHECKING:
     from tenancy.data_isolation.engine.connection import Connection, Description
+
+#: What needs a session for several steps: gets it and its own ticket, and gives the result.
+Program: TypeAlias = "Callable[[Connection, Ticket], Awaitable[Any]]"
 
 #: What a parameter takes beside its value, roughly.
 _PARAMETER_BYTES: Final = 16
@@ -39,7 +42,9 @@ class Ticket(Request):
         "future",
         "left",
         "program",
+        "returns_rows",
         "statement",
+        "writes",
     )
 
     def __init__(
@@ -50,18 +55,18 @@ class Ticket(Request):
         *,
         statement: Statement | None = None,
         arguments: Sequence[Any] = (),
-        program: Callable[[Connection, Ticket], Awaitable[Any]] | None = None,
         deadline_at: float = float("inf"),
     ) -> None:
-        super().__init__(key, tenant_no)
+        super().__init__(key, tenant_no, give_up_at=deadline_at)
         #: When (event loop's time) the answer is of no use any more.
         self.deadline_at = deadline_at
         self.epoch = epoch
         self.statement = statement
         self.arguments = arguments
-        self.program = program
-        self.give_up_at = deadline_at
-        self.size = size_of(arguments)
+        self.program: Program | None = None
+        #: Whether it may change something, and whether it gives rows.
+        self.writes = statement is None or statement.kind is not StatementKind.READ
+        self.returns_rows = statement is not None and statement.returns_rows
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         #: Times that it was tried again after nothing had been done.
         self.attempts = 0
@@ -70,7 +75,9 @@ class Ticket(Request):
         #: The session that works for it alone.
         self.flying: Connection | None = None
         self.description: Description | None = None
-        self.encoded: list[bytes | None] = []
+        self.encoded: Sequence[bytes | None] = ()
+        if arguments:
+            self.size = size_of(arguments)
 
     @property
     def abandoned(self) -> bool:
@@ -82,17 +89,6 @@ class Ticket(Request):
         """The statement's text."""
         assert self.statement is not None  # noqa: S101 - programs have no text and are not asked.
         return self.statement.text
-
-    @property
-    def writes(self) -> bool:
-        """Whether the statement may change something."""
-        return self.statement is None or self.statement.kind is not StatementKind.READ
-
-    @property
-    def returns_rows_of_a_write(self) -> bool:
-        """Whether its result can be too large after it has changed something."""
-        statement = self.statement
-        return statement is not None and self.writes and statement.returns_rows
 
     def abandon(self) -> None:
         """Nobody waits any more: what runs for it alone is cancelled."""
@@ -115,7 +111,8 @@ class Ticket(Request):
     def encode(self, description: Description) -> None:
         """Make the parameters ready to be sent. Raises `ParameterError`."""
         self.description = description
-        self.encoded = encode_parameters(description, self.arguments)
+        if description.encoders or self.arguments:
+            self.encoded = encode_parameters(description, self.arguments)
 
 
 def size_of(arguments: Sequence[Any]) -> int:
@@ -132,22 +129,29 @@ def encode_parameters(description: Description, arguments: Sequence[Any]) -> lis
         raise ParameterError(
             f"the statement takes {len(description.encoders)} parameters, not {len(arguments)}"
         )
-    encoded: list[bytes | None] = []
-    for position, (encode, value) in enumerate(
-        zip(description.encoders, arguments, strict=True), start=1
+    try:
+        return [
+            None if value is None else encode(value)
+            for encode, value in zip(description.encoders, arguments, strict=True)
+        ]
+    except (ValueError, RecursionError):
+        raise _refusal(description, arguments) from None
+
+
+def _refusal(description: Description, arguments: Sequence[Any]) -> ParameterError:
+    """The error for the first parameter that cannot be sent."""
+    for position, (encode, name, value) in enumerate(
+        zip(description.encoders, description.parameter_names, arguments, strict=True), start=1
     ):
         try:
-            encoded.append(None if value is None else encode(value))
+            if value is not None:
+                encode(value)
         except WrongFormError as error:
-            kind = description.parameter_names[position - 1]
-            raise ParameterError(
-                f"parameter ${position} is of type {kind}, which takes {error}, "
+            return ParameterError(
+                f"parameter ${position} is of type {name}, which takes {error}, "
                 f"not {type(value).__name__}"
-            ) from None
+            )
         except (ValueError, RecursionError):
             # A lone surrogate, which no UTF-8 text can hold, or a list inside itself.
-            kind = description.parameter_names[position - 1]
-            raise ParameterError(
-                f"parameter ${position} cannot be sent as a value of type {kind}"
-            ) from None
-    return encoded
+            return ParameterError(f"parameter ${position} cannot be sent as a value of type {name}")
+    return ParameterError("a parameter changed while it was sent")

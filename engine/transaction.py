@@ -86,6 +86,8 @@ class Transaction:
             self._open = False
             raise UndoneError(self._lost(plan, commit), None)
         connection.bound = plan.bound
+        if plan.describes:
+            await self._planner.read_anew(connection, plan)
         return await self._results(plan, whole=exchange.overflow is None)
 
     async def commit(self) -> None:
@@ -116,7 +118,7 @@ class Transaction:
             try:
                 if not whole:
                     raise self._planner.too_large()
-                results.append(await self._planner.result(self._connection, seat))
+                results.append(self._planner.result(seat))
             except TenancyError as error:
                 await self.undo()
                 raise UndoneError(error, index) from None

@@ -191,7 +191,7 @@ def encode_bool(value: Any) -> bytes:
 
 def encode_integer(value: Any) -> bytes:
     """Integer types."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int or (isinstance(value, int) and not isinstance(value, bool)):
         try:
             return b"%d" % value
         except ValueError:

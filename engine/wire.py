@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from tenancy.data_isolation.core.errors import TenancyError
@@ -39,81 +38,88 @@ _FIELD = struct.Struct("!IhIhih")
 _MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 
 
-@dataclass(slots=True, eq=False)
 class Step:
-    """One message that the server answers: the description of a statement, or one execution.
+    """One message that the server answers: the description of a statement, or one execution."""
 
-    `decoders` None leaves the rows as they came, as lists of bytes. `complete` is False when the
-    limit of rows ended the execution. `parameters` and `row_shape` are the raw descriptions.
-    """
+    # Plain classes with defaults on the class: there is one of these for every operation.
 
-    decoders: Sequence[Decode] | None = ()
     #: For a description: what the rows should look like, and the execution that relies on it.
     expected_shape: bytes | None = None
     relying: Step | None = None
-
-    rows: list[list[Any]] = field(default_factory=list)
+    #: The tag of the command (manual, 55.7), such as `UPDATE 3`.
     tag: bytes = b""
     done: bool = False
+    #: False when the limit of rows ended the execution.
     complete: bool = True
+    #: A value could not be read.
     problem: TenancyError | None = None
+    #: The raw descriptions.
     parameters: bytes = b""
     row_shape: bytes | None = None
 
+    def __init__(self, decoders: Sequence[Decode] | None = ()) -> None:
+        #: None leaves the rows as they come, as lists of bytes.
+        self.decoders = decoders
+        self.rows: list[list[Any]] = []
 
-@dataclass(slots=True, eq=False)
+
 class Section:
     """Messages that succeed or fail together, and what came of them.
 
     Without `sync` the transaction stays open, and the next section of the connection goes on in it.
-    `error` has the fields of an ErrorResponse by their letters (manual, 55.8). `failed_step` is the
-    number of the step that it belongs to; all steps done = the end of the transaction failed.
     """
 
-    messages: list[bytes]
-    steps: list[Step]
-    sync: bool = True
-
-    at: int = 0
-    ended: bool = False
+    #: The fields of an ErrorResponse by their letters (manual, 55.8).
     error: dict[str, str] | None = None
+    #: All of it is done; with `sync`, so is the end of the transaction.
+    ended: bool = False
+    #: The step that is being answered, or that failed; beyond the last one, the transaction's end.
+    at: int = 0
 
-    @property
-    def failed_step(self) -> int:
-        """The number of the step at which the section stopped."""
-        return self.at
+    def __init__(self, messages: list[bytes], steps: list[Step], sync: bool = True) -> None:
+        self.messages = messages
+        self.steps = steps
+        self.sync = sync
 
 
 class Exchange:
     """Sections on their way, and how far they are."""
 
-    __slots__ = ("at", "bytes_left", "finished", "lost", "moved_at", "overflow", "sections")
+    #: The connection broke before the end.
+    lost: bool = False
+    #: The rows did not fit into the budget: the step that was being answered then.
+    overflow: Step | None = None
 
     def __init__(self, sections: list[Section], bytes_max: int) -> None:
         self.sections = sections
         self.bytes_left = bytes_max
-        #: The section that is being answered.
-        self.at = 0
         #: When (event loop's time) the server last said something.
         self.moved_at = 0.0
-        #: The connection broke before the end.
-        self.lost = False
-        #: The rows did not fit into the budget: the step that was being answered then.
-        self.overflow: Step | None = None
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._at = -1
+        #: The section and the step that are being answered.
+        self.section: Section | None = None
+        self.step: Step | None = None
+        self.next_section()
 
-    @property
-    def section(self) -> Section | None:
-        """The section that is being answered."""
-        return self.sections[self.at] if self.at < len(self.sections) else None
+    def next_section(self) -> bool:
+        """Go on with the next section; whether there is one."""
+        self._at += 1
+        if self._at < len(self.sections):
+            section = self.section = self.sections[self._at]
+            self.step = section.steps[0] if section.steps else None
+            return True
+        self.section = self.step = None
+        return False
 
-    @property
-    def step(self) -> Step | None:
-        """The step that is being answered."""
-        section = self.section
-        if section is None or section.at >= len(section.steps):
-            return None
-        return section.steps[section.at]
+    def next_step(self, section: Section) -> bool:
+        """Go on with the next step of the section; whether there is one."""
+        section.at += 1
+        if section.at < len(section.steps):
+            self.step = section.steps[section.at]
+            return True
+        self.step = None
+        return False
 
 
 class Wire(asyncio.Protocol):
@@ -226,7 +232,7 @@ class Wire(asyncio.Protocol):
                 break
             if code == _DATA_ROW:
                 self._row(data, position + 7, end)
-            else:
+            elif code not in _UNREMARKABLE:
                 self._message(code, data, position + 5, end)
             position = end
         return position
@@ -263,8 +269,6 @@ class Wire(asyncio.Protocol):
         return None
 
     def _message(self, code: int, data: bytes, position: int, end: int) -> None:
-        if code in _UNREMARKABLE:
-            return
         exchange = self._exchange
         section = exchange.section if exchange is not None else None
         if exchange is None or section is None:
@@ -275,8 +279,7 @@ class Wire(asyncio.Protocol):
             self._step_done(exchange, section, code, data[position : end - 1])
         elif code == _READY:
             section.ended = True
-            exchange.at += 1
-            if exchange.at == len(exchange.sections):
+            if not exchange.next_section():
                 self._finish(exchange)
         elif code == _ERROR:
             section.error = _error_fields(data[position:end])
@@ -293,10 +296,8 @@ class Wire(asyncio.Protocol):
         step.complete = code != _SUSPENDED
         if code == _COMPLETE:
             step.tag = body
-        section.at += 1
-        if not section.sync and section.at == len(section.steps):
+        if not exchange.next_step(section) and not section.sync:
             section.ended = True
-            exchange.at += 1
             self._finish(exchange)
         return None
 
@@ -311,7 +312,7 @@ class Wire(asyncio.Protocol):
             return self._abort()  # COPY, which the guard refuses, or not PostgreSQL at all.
         step.row_shape = body if code == _ROW_SHAPE else None
         step.done = True
-        section.at += 1
+        exchange.next_step(section)
         if step.relying is not None and step.row_shape != step.expected_shape:
             step.relying.decoders = None
         return None
@@ -355,15 +356,15 @@ def close_statement(name: bytes) -> bytes:
 
 def bind(name: bytes, parameters: Sequence[bytes | None]) -> bytes:
     """Bind a prepared statement to the unnamed portal; every value is text."""
-    pieces = [b"\x00", name, b"\x00\x00\x00", _SHORT.pack(len(parameters))]
+    pieces = [b"\x00", name, b"\x00\x00\x00", len(parameters).to_bytes(2, "big")]
     for value in parameters:
         if value is None:
             pieces.append(b"\xff\xff\xff\xff")
         else:
-            pieces.append(_INT.pack(len(value)))
-            pieces.append(value)
+            pieces += (len(value).to_bytes(4, "big"), value)
     pieces.append(b"\x00\x00")
-    return _message_of(b"B", b"".join(pieces))
+    body = b"".join(pieces)
+    return b"B" + (len(body) + 4).to_bytes(4, "big") + body
 
 
 def execute(rows_max: int = 0) -> bytes:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from tenancy.data_isolation.core import TenancyError
 from tenancy.data_isolation.serve.admission import Admission
 from tenancy.data_isolation.serve.authentication import Authenticator
 from tenancy.data_isolation.serve.edge import Edge
@@ -30,6 +31,7 @@ from tenancy.data_isolation.serve.problems import (
     InvalidFieldsError,
     framework_response,
     problem_response,
+    unexpected_response,
 )
 from tenancy.data_isolation.serve.query_routes import QueryRoutes
 from tenancy.data_isolation.serve.requests import Requests
@@ -46,8 +48,11 @@ details (RFC 9457). A tenant's credential reaches that tenant alone: another ten
 answered as one that does not exist."""
 
 
-def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
-    """The application, for one event loop. `lifespan` is entered before it serves and left last."""
+def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
+    """The ASGI application, for one event loop: FastAPI behind our `Edge`.
+
+    `lifespan` is entered before it serves and left last.
+    """
     app = _Api(
         title="Tenant data isolation",
         version=version(_DISTRIBUTION),
@@ -77,10 +82,11 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> FastAPI:
         router = routes.router()
         app.include_router(router)
         app.state.routes += router.routes
-    app.add_middleware(Edge, admission=admission, metrics=metrics, express=queries.express())
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
-    return app
+    app.add_exception_handler(TenancyError, _known)
+    app.add_exception_handler(Exception, _unforeseen)
+    return Edge(app, admission=admission, metrics=metrics, express=queries.express())
 
 
 class _Api(FastAPI):
@@ -98,6 +104,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class.
     found = [(str(item["loc"][-1]), str(item["msg"])) for item in error.errors()]
     return problem_response(InvalidFieldsError(found))
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    """An error of ours."""
+    assert isinstance(error, TenancyError)  # noqa: S101 - registered for this class.
+    return problem_response(error)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """An error that no one of ours has thought of."""
+    return unexpected_response(error)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -26,6 +26,7 @@ from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import Composition
+from tenancy.data_isolation.serve.edge import Edge
 
 _APPLICATION = "tenancy"
 _POLL_INTERVAL_S = 0.1
@@ -44,7 +45,7 @@ class HttpReplica:
     async def __init__(self, configuration_path: str) -> None:  # type: ignore[misc]
         self._composition = await Composition.open(Path(configuration_path))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Edge:
         """The application, made once the rest is open."""
         return create_api(self._composition.services, lifespan=self._lifespan)
 

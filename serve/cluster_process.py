@@ -1,7 +1,7 @@
 """The process that Ray belongs to: it starts Ray, the tenant actors and the HTTP endpoint.
 
-It is the daemon's child and not the daemon itself, because Ray ends a process that is connected to
-it when Ray's own processes are lost. The daemon then starts another one. Told by lines of JSON on
+It is the daemon's child and not the daemon itself, because a process that has lost Ray's own
+processes cannot go on with new ones. The daemon then starts another one. Told by lines of JSON on
 standard output: `{"step": ...}`, `{"ready": {...}}`, `{"error": ...}`.
 
 Rules this module keeps: it ends with the daemon, whose death the kernel tells it of; asked to end
@@ -11,6 +11,7 @@ because its processes end with the thread that did.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -24,8 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve import ray_runtime
 from tenancy.data_isolation.serve.ray_runtime import RayPaths
 
@@ -34,6 +38,9 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 #: Beyond the drain: Ray's own processes end one after the other.
 _STOP_MARGIN_S = 60.0
+_WATCH_INTERVAL_S = 1.0
+_STATUS_LOST = 3
+_CORE = frozenset({"gcs_server", "raylet"})
 _LOG_BYTES_MAX = 8 * 1024 * 1024
 _MODULE = "tenancy.data_isolation.serve.cluster_process"
 
@@ -143,7 +150,7 @@ def main() -> None:
         # Ray may have put a handler of its own in the place of ours.
         signal.signal(signal.SIGTERM, lambda *_: asked.set())
         _say(ready={"ray_address": ray_runtime.address()})
-        asked.wait()
+        _watch(asked)
     except _InterruptedError:
         _log.info("asked to end while starting")
     except TenancyError as error:
@@ -181,6 +188,29 @@ def _start(plan: ClusterPlan, settings: Settings) -> None:
     app.start_actors(read_configuration(plan.configuration), plan.configuration)
     _say(step="starting the HTTP endpoint")
     app.start_endpoint(settings, plan.configuration)
+
+
+def _watch(asked: threading.Event) -> None:
+    """Wait until asked to end. When Ray has lost a part that it is nothing without, end at once.
+
+    Ray itself would try to reach that part for minutes. The kernel ends the rest with this process.
+    """
+    core = _core_processes()
+    while not asked.wait(_WATCH_INTERVAL_S):
+        if not all(process.is_alive() for process in core):
+            _log.error("a core process of Ray has ended")
+            os._exit(_STATUS_LOST)
+
+
+def _core_processes() -> list[ProcessIdentity]:
+    """The parts of Ray that started as children of this process and must not end."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if os.path.basename(child.exe()) in _CORE:
+                identity = ProcessIdentity.of(child.pid)
+                found += [identity] if identity is not None else []
+    return found
 
 
 def _stop() -> None:

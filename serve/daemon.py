@@ -11,7 +11,7 @@ Rules this module keeps:
   behind is found by working directory and session.
 * A start that fails leaves nothing running and says why in `state.json`.
 * When Ray is lost, the daemon starts it again; PostgreSQL, which holds all the data, stays up.
-* This process does not join Ray, which ends who is connected to it when it is lost itself.
+* This process does not join Ray: who has lost its Ray cannot go on with another one.
 """
 
 from __future__ import annotations

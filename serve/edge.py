@@ -36,7 +36,7 @@ _STATUS_CANCELLED = 499
 
 
 class Edge:
-    """ASGI middleware. Belongs to one event loop."""
+    """The ASGI application around another one. Belongs to one event loop."""
 
     def __init__(
         self, app: ASGIApp, *, admission: Admission, metrics: HttpMetrics, express: Express
@@ -77,13 +77,13 @@ class Edge:
         except TenancyError as error:
             response = problem_response(error)
         except Exception as error:
+            if answer.status:
+                # FastAPI has answered, logged the error and lets it go on to the server.
+                return
             response = unexpected_response(error)
         finally:
             if admitted is not None:
                 admitted.leave()
-        if answer.status:
-            # Half an answer is out, and the server closes the connection: the client sees it break.
-            return
         await response(scope, receive, answer)
 
     def _straight(

@@ -82,10 +82,12 @@ update tenancy.fence set open = $2 where tenant_no = $1;
 -- name: bind
 select set_config('tenancy.binding', $1, true);
 
--- name: deferred_constraints
-select quote_ident(con.conname)
+-- name: deferrable_constraints
+-- Constraints and constraint triggers that can wait for the end of a transaction, and whether they do
+-- so from the start.
+select quote_ident(con.conname) as name, con.condeferred as deferred
 from pg_constraint as con
-where con.connamespace = current_schema()::regnamespace and con.condeferred
+where con.connamespace = current_schema()::regnamespace and con.condeferrable
 order by 1;
 
 -- name: has_mark

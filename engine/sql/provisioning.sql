@@ -54,9 +54,6 @@ alter role {role} nologin;
 select pg_catalog.pg_terminate_backend(pid) from pg_catalog.pg_stat_activity
 where usename = $1 and pid <> pg_catalog.pg_backend_pid();
 
--- name: work_as_owner
-set local role tenancy_owner;
-
 -- name: bind
 select pg_catalog.set_config('tenancy.binding', $1, true);
 
@@ -70,6 +67,7 @@ where n.nspname = $1 and c.relkind = 'r' and not a.attisdropped
 order by (select count(*) from pg_catalog.pg_constraint f
           where f.contype = 'f' and f.confrelid = c.oid and f.conrelid <> c.oid), c.relname;
 
--- name: delete_rows
--- Row security limits this to the bound tenant. $1 = rows at most.
-delete from {schema}.{table} where ctid = any (array(select ctid from {schema}.{table} limit $1));
+-- name: silence_triggers
+-- To the end of the transaction, where the admin may: no trigger fires then, foreign keys' included.
+select pg_catalog.set_config('session_replication_role', 'replica', true)
+where pg_catalog.has_parameter_privilege(current_user, 'session_replication_role', 'SET');

@@ -15,9 +15,8 @@ from tenancy.data_isolation.core import EngineConfig
 from tenancy.data_isolation.engine.catalog_records import CredentialScope
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from tenancy.data_isolation.engine.engine import Engine
+    from tenancy.data_isolation.serve.edge import Edge
 
 _URL = "http://api.test"
 USERS = (
@@ -30,7 +29,7 @@ USERS = (
 class HttpApi:
     """The application, its engine, and clients for it."""
 
-    app: FastAPI
+    app: Edge
     engine: Engine
     admin: httpx.AsyncClient
     anonymous: httpx.AsyncClient
@@ -98,7 +97,7 @@ async def api(make_api: MakeApi) -> HttpApi:
     return await make_api()
 
 
-def _client(app: FastAPI, credential: str | None, **options: Any) -> httpx.AsyncClient:
+def _client(app: Edge, credential: str | None, **options: Any) -> httpx.AsyncClient:
     headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),

@@ -197,7 +197,8 @@ def test_a_description_that_is_not_what_was_expected_leaves_the_rows_as_they_cam
     shape = struct.pack("!h", 1) + b"n\0" + struct.pack("!IhIhih", 0, 0, 25, -1, -1, 0)
     for expected, rows in ((shape, [["7"]]), (b"other", [[b"7"]])):
         execution = Step((bytes.decode,))
-        describing = Step(expected_shape=expected, relying=execution)
+        describing = Step()
+        describing.expected_shape, describing.relying = expected, execution
         section = Section([], [describing, execution])
         play(
             [section],

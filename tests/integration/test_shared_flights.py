@@ -1,0 +1,111 @@
+"""Tenants share sessions and flights; what fails for one never works for another."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tenancy.data_isolation.core import (
+    IsolationLevel,
+    Operation,
+    QueryResult,
+    TenancyError,
+    TenantContext,
+)
+from tenancy.data_isolation.engine.engine import Engine
+
+_TENANTS = ("a", "b", "c")
+
+
+@pytest.fixture
+async def engine(install):
+    """One session for all tenants of level ROW, so that they have to share it."""
+    config = dataclasses.replace(
+        install.config, settings=dataclasses.replace(install.settings, server_connections_max=1)
+    )
+    async with await Engine.open(config) as opened:
+        await opened.apply_migration(
+            "0001_notes", "create table notes (id integer primary key, owner text not null)"
+        )
+        for name in _TENANTS:
+            await opened.create_tenant(TenantContext(tenant_id=name), level=IsolationLevel.ROW)
+            await opened.execute(
+                name, Operation(query="insert into notes values (1, $1)", params=[name])
+            )
+        yield opened
+
+
+_DUPLICATE = "insert into notes values (1, $1)"
+_WRITE = "update notes set owner = $1 where id = 1"
+_READ = "select owner from notes"
+
+
+async def test_after_a_failed_statement_a_batch_still_works_for_its_own_tenant(engine):
+    for _ in range(3):
+        await engine.execute("b", Operation(query=_READ))  # The session is bound to b now.
+        outcomes = await engine.execute_batch(
+            "a",
+            [
+                Operation(query=_DUPLICATE, params=["a"]),
+                Operation(query=_WRITE, params=["a"]),
+                Operation(query=_READ),
+            ],
+        )
+        assert isinstance(outcomes[0], TenancyError)
+        assert isinstance(outcomes[1], QueryResult)
+        assert outcomes[2].rows == [["a"]]
+
+    assert (await engine.execute("b", Operation(query=_READ))).rows == [["b"]]
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(_TENANTS),
+            st.sampled_from([_DUPLICATE, _WRITE, _READ, "select 1 / (id - id), $1 from notes"]),
+        ),
+        min_size=4,
+        max_size=40,
+    )
+)
+def _drawn(calls):
+    _drawn.calls.append(calls)
+
+
+async def test_concurrent_operations_of_tenants_that_fail_and_succeed_stay_apart(engine):
+    _drawn.calls = []
+    _drawn()
+    failed = succeeded = 0
+    for calls in _drawn.calls:
+        outcomes = await asyncio.gather(
+            *(
+                engine.execute(
+                    tenant, Operation(query=query, params=[tenant] if "$1" in query else [])
+                )
+                for tenant, query in calls
+            ),
+            return_exceptions=True,
+        )
+        for (tenant, query), outcome in zip(calls, outcomes, strict=True):
+            failed += isinstance(outcome, TenancyError)
+            if query == _READ:
+                assert outcome.rows == [[tenant]]
+                succeeded += 1
+        for tenant in _TENANTS:
+            rows = (await engine.execute(tenant, Operation(query="select * from notes"))).rows
+            assert rows == [[1, tenant]]
+    # Both happened, often, so the check had something to find.
+    assert failed > 50
+    assert succeeded > 50
