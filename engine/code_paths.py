@@ -20,7 +20,7 @@ _HARMLESS: Final = frozenset("ar")
 def relations_that_run_code(snapshot: SchemaSnapshot) -> frozenset[str]:
     """The names of these tables and views."""
     marks = (*(routine.name for routine in snapshot.routines), *_TRACES)
-    types = tuple(item.name for item in snapshot.types if _mentions(item.definition, marks))
+    types = _types_that_run_code(snapshot, marks)
     found = {trigger.table for trigger in snapshot.triggers}
     for relation in snapshot.relations:
         if relation.rules or any(_mentions(text, marks) for text in _texts(snapshot, relation)):
@@ -32,6 +32,40 @@ def relations_that_run_code(snapshot: SchemaSnapshot) -> frozenset[str]:
         if reached == found:
             return frozenset(found)
         found = reached
+
+
+def relations_with_checks_that_run_code(snapshot: SchemaSnapshot) -> frozenset[str]:
+    """The names of tables whose own checks, generated columns or types run functions."""
+    marks = (*(routine.name for routine in snapshot.routines), *_TRACES)
+    types = _types_that_run_code(snapshot, marks)
+    found = {
+        constraint.table
+        for constraint in snapshot.constraints
+        if constraint.type == "c" and _mentions(constraint.definition, marks)
+    }
+    for relation in snapshot.relations:
+        for column in relation.columns:
+            generated = column.generated and _mentions(column.default, marks)
+            if generated or _mentions(column.type, types):
+                found.add(relation.name)
+    return frozenset(found)
+
+
+def _types_that_run_code(snapshot: SchemaSnapshot, marks: tuple[str, ...]) -> tuple[str, ...]:
+    """Types that run functions, and types that are made of such."""
+    found: set[str] = set()
+    while True:
+        words = (*marks, *found)
+        reached = {item.name for item in snapshot.types if _mentions(item.definition, words)}
+        reached |= {
+            relation.name
+            for relation in snapshot.relations
+            if relation.kind == "c"
+            and any(_mentions(column.type, tuple(found)) for column in relation.columns)
+        }
+        if reached <= found:
+            return tuple(sorted(found))
+        found |= reached
 
 
 def _texts(snapshot: SchemaSnapshot, relation: Relation) -> Iterator[str | None]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from tenancy.data_isolation.engine.code_paths import relations_with_checks_that_run_code
 from tenancy.data_isolation.engine.schema_snapshot import (
     RELATION_KINDS,
     ColumnShape,
@@ -99,7 +100,7 @@ def refusals(snapshot: SchemaSnapshot) -> Iterator[Refusal]:
     for relation in snapshot.relations:
         yield from _relation_refusals(relation, snapshot)
     for constraint in snapshot.constraints:
-        reason = _constraint_reason(constraint)
+        reason = _constraint_reason(constraint) or _action_reason(constraint, snapshot)
         if reason:
             name = f"{constraint.name} of table {constraint.table}"
             yield Refusal(kind="constraint", name=name, reason=reason)
@@ -206,6 +207,28 @@ def _foreign_key_reason(key: Constraint) -> str | None:
         return "MATCH FULL over several columns cannot be kept; use MATCH SIMPLE and a check"
     if key.on_update in "nd":
         return "ON UPDATE SET NULL or SET DEFAULT would change the tenant; use another action"
+    return None
+
+
+def _action_reason(key: Constraint, snapshot: SchemaSnapshot) -> str | None:
+    """Why the actions of a foreign key would let code of the schema see other tenants' rows.
+
+    PostgreSQL carries such an action out as the tables' owner and with row security not forced on
+    it (`ri_triggers.c`), and what runs inside, BEFORE triggers above all, inherits that.
+    """
+    if key.type != "f" or not {key.on_delete, key.on_update} - {"a", "r"}:
+        return None
+    for trigger in snapshot.triggers:
+        if trigger.table == key.table and " BEFORE " in trigger.definition:
+            return (
+                f"its action would run trigger {trigger.name} of table {key.table} without row "
+                "security; use an AFTER trigger, or a foreign key without an action"
+            )
+    if key.table in relations_with_checks_that_run_code(snapshot):
+        return (
+            f"its action would run functions in checks, generated columns or domains of table "
+            f"{key.table} without row security; use a foreign key without an action"
+        )
     return None
 
 

@@ -27,7 +27,8 @@ from tenancy.data_isolation.serve.openapi import answers, takes
 from tenancy.data_isolation.serve.requests import Requests, json_answer
 from tenancy.data_isolation.serve.services import Services
 
-_NAME = re.compile(r"(?:([0-9]{1,9})_)?([A-Za-z0-9][A-Za-z0-9_-]{0,99}?)(?:\.sql)?")
+# Digits and an underscore are always meant as the number, however many digits there are.
+_NAME = re.compile(r"(?:([0-9]{1,20})_|(?![0-9]+_))([A-Za-z0-9][A-Za-z0-9_-]{0,99}?)(?:\.sql)?")
 _FAILURES_MAX = 20
 
 

@@ -30,13 +30,13 @@ async def test_a_migration_reaches_tenants_that_exist_and_tenants_to_come(api: H
 async def test_the_schema_is_shown_with_migrations_tables_and_copies(api: HttpApi):
     empty = (await api.admin.get("/v1/schema")).json()
     await api.migrate(USERS, "users")
-    await api.migrate(_ORDERS, "0007_orders.sql")
+    await api.migrate(_ORDERS, "0007_2026_orders.sql")
 
     shown = (await api.admin.get("/v1/schema")).json()
 
     assert (empty["version"], empty["migrations"], empty["tables"]) == (0, [], [])
     assert shown["version"] == 7
-    assert [item["name"] for item in shown["migrations"]] == ["0001_users", "0007_orders"]
+    assert [item["name"] for item in shown["migrations"]] == ["0001_users", "0007_2026_orders"]
     assert shown["tables"] == ["orders", "users"]
     namespaces = shown["namespaces"]
     assert namespaces["behind"] == namespaces["failed"] == 0
@@ -56,7 +56,8 @@ async def test_migrations_that_come_at_the_same_time_follow_each_other(api: Http
     done = await asyncio.gather(
         *(
             api.admin.post(
-                _MIGRATIONS, json={"name": f"t{n}", "sql": f"create table t{n} (id int primary key)"}
+                _MIGRATIONS,
+                json={"name": f"t{n}", "sql": f"create table t{n} (id int primary key)"},
             )
             for n in range(4)
         )
