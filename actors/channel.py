@@ -3,7 +3,8 @@
 Rules this module keeps:
 
 * What is queued when the event loop comes round travels in one call. While as many calls are under
-  way as may be, what comes is queued and goes with the next one.
+  way as may be, what comes is queued and goes with the next one. When many operations are under way
+  a small queue grows for some milliseconds first.
 * The queue is bounded; when it is full the caller hears so at once.
 * Whoever stops waiting stops the operation: in the queue, or at the actor.
 * When the actor is lost, what had been sent is of unknown outcome. What changes nothing, and what
@@ -51,6 +52,9 @@ _OVERLOADED_RETRY_AFTER_S = 1.0
 _GRACE_S = 2.0
 #: How often deadlines are looked at.
 _SWEEP_S = 0.25
+#: With so many operations under way, as many are gathered for the next call, for so long.
+_GATHER_COUNT = 16
+_GATHER_S = 0.003
 _PROBE_FIRST_S = 0.05
 _PROBE_MAX_S = 1.0
 
@@ -149,6 +153,7 @@ class ActorChannel:
         self._heard_at = 0.0
         self._suspected_at: float | None = None
         self._flush_due = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.statistics = Statistics()
@@ -205,6 +210,8 @@ class ActorChannel:
         self._sent.clear()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+        if self._gathering is not None:
+            self._gathering.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._calls:
@@ -229,8 +236,27 @@ class ActorChannel:
             if self._connecting is None and self._queue:
                 self._connecting = asyncio.create_task(self._make_connection())
             return
+        if self._gathers():
+            return
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         while self._has_to_call() and self._calls_under_way < self._limits.calls_max:
             self._launch(self._send)
+
+    def _gathers(self) -> bool:
+        """Whether to let a small queue grow for a moment, because much is under way already.
+
+        Nagle's rule (RFC 896). Where little is under way nothing waits.
+        """
+        if not self._calls_under_way or self._cancelled or len(self._sent) < _GATHER_COUNT:
+            return False
+        if len(self._queue) >= _GATHER_COUNT:
+            return False
+        loop = asyncio.get_running_loop()
+        if self._gathering is None:
+            self._gathering = loop.call_later(_GATHER_S, self._plan_flush)
+        return loop.time() < self._gathering.when()
 
     def _has_to_call(self) -> bool:
         if self._queue and len(self._sent) < self._limits.sent_max:

@@ -12,8 +12,9 @@ nothing while nothing is late, hence plain calls.
 
 Rules this module keeps:
 
-* A finished operation waits `reply_wait_s` at most for others to travel with; less when nothing
-  else is under way.
+* A finished operation waits for others to travel with: `reply_wait_s`, or half of the time that it
+  has taken itself when that is more (then the machine is busy, and many small replies would make
+  it busier); not at all when nothing else is under way.
 * A request waits only while something of its session is under way, and never holds up a newer one:
   of those that wait, the oldest gives way when there are more than the client wants to spend.
 * A reply has a size; what does not fit goes with the next.
@@ -31,6 +32,9 @@ from typing import Any
 
 from tenancy.data_isolation.actors.wire import Packer, ResultPacker
 from tenancy.data_isolation.core.errors import TenancyError
+
+_WAIT_SHARE = 0.5
+_WAIT_MAX_S = 0.05
 
 
 class Session:
@@ -122,9 +126,8 @@ class Session:
             self._set_timer(asyncio.get_running_loop().time() - started_at)
 
     def _set_timer(self, taken_s: float) -> None:
-        """Reply soon, to an operation that has taken so long."""
-        import os
-        wait_s = min(max(self._reply_wait_s, taken_s * float(os.environ.get("AGE","0.5"))), 0.05)
+        """Reply soon; the first of those that are ready has taken so long."""
+        wait_s = max(self._reply_wait_s, min(taken_s * _WAIT_SHARE, _WAIT_MAX_S))
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
     def _wake(self) -> None:

@@ -104,8 +104,11 @@ class QueryRoutes:
                 "(TENANCY_BATCH_OPERATIONS_MAX)"
             )
         key = options.idempotency_key
+        # What happens together has one key; what happens apart has one for each.
         operations = [
-            self._operation(item, options, None if key is None else f"{key}/{position}")
+            self._operation(
+                item, options, key if key is None or body.atomic else f"{key}/{position}"
+            )
             for position, item in enumerate(body.operations)
         ]
         if not operations:

@@ -193,15 +193,16 @@ async def test_an_empty_batch_does_nothing(acme):
     assert (answer.status_code, answer.json()) == (200, {"results": []})
 
 
-@pytest.mark.parametrize("how", ["query", "batch", "operation"])
+@pytest.mark.parametrize("how", ["query", "batch", "atomic", "operation"])
 async def test_a_write_with_an_idempotency_key_happens_once(api: HttpApi, acme, how):
     query = "insert into users (id, email) select count(*) + 1, 'u' || count(*) from users"
     path, body = {
         "query": (_QUERY, {"query": query}),
         "batch": (_BATCH, {"operations": [{"query": query}, {"query": query}]}),
+        "atomic": (_BATCH, {"operations": [{"query": query}, {"query": query}], "atomic": True}),
         "operation": ("/v1/tenants/acme/operations/add_one", {"query": query}),
     }[how]
-    written = 2 if how == "batch" else 1
+    written = 2 if how in ("batch", "atomic") else 1
 
     answers = [
         await acme.post(path, json=body, headers={"Idempotency-Key": "k1"}) for _ in range(3)
