@@ -145,16 +145,20 @@ class Connection:
 
     # Work
 
-    async def perform(self, sections: list[Section], bytes_max: int | None = None) -> Exchange:
+    async def perform(self, sections: list[Section]) -> Exchange:
         """Send the sections and wait until they are answered."""
-        exchange = self.start(sections, bytes_max)
+        exchange = self.start(sections)
         await self.finish(exchange)
         return exchange
 
-    def start(self, sections: list[Section], bytes_max: int | None = None) -> Exchange:
-        """Send the sections. `finish` waits for the answers."""
-        exchange = Exchange(sections, bytes_max or self._settings.result_bytes_max)
-        self._wire.send(exchange, self.cancel)
+    def start(self, sections: list[Section], *, cancel_excess: bool = True) -> Exchange:
+        """Send the sections. `finish` waits for the answers.
+
+        Rows beyond `Settings.result_bytes_max` in all are dropped. With `cancel_excess` the
+        statement that gives them is cancelled too, or in bad luck the one after it.
+        """
+        exchange = Exchange(sections, self._settings.result_bytes_max)
+        self._wire.send(exchange, self.cancel if cancel_excess else _let_it_run)
         return exchange
 
     async def finish(self, exchange: Exchange) -> None:
@@ -363,6 +367,10 @@ class Connection:
         if section.error is None:
             return ServerUnavailableError("the connection to the PostgreSQL server broke")
         return statement_error(ServerReport.of_fields(section.error))
+
+
+def _let_it_run() -> None:
+    """What follows in the same flight must not be hit by a cancellation."""
 
 
 _TYPE_DECODERS: Final[tuple[Decode, ...]] = (

@@ -37,6 +37,10 @@ class Descriptions:
         if len(own) > self._entries_max:
             own.clear()
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
     def drop(self, key: SessionKey, text: str) -> None:
         """Forget one that turned out to be wrong."""
         self.of(key).pop(text, None)

@@ -55,16 +55,22 @@ class DriverSession:
         return cls(connection)
 
     async def cancel(self) -> None:
-        """Send a CancelRequest (manual, 55.2.8); returns when the server has sent the signal."""
+        """Send a CancelRequest (manual, 55.2.8); returns when the server has sent the signal.
+
+        Raises `OSError`.
+        """
         protocol = self._connection._protocol
         cancel: Any = getattr(connect_utils, "_cancel")  # noqa: B009 - the stubs do not know it.
-        await cancel(
-            loop=asyncio.get_running_loop(),
-            addr=self._connection._addr,
-            params=self._connection._params,
-            backend_pid=protocol.backend_pid,
-            backend_secret=protocol.backend_secret,
-        )
+        try:
+            await cancel(
+                loop=asyncio.get_running_loop(),
+                addr=self._connection._addr,
+                params=self._connection._params,
+                backend_pid=protocol.backend_pid,
+                backend_secret=protocol.backend_secret,
+            )
+        except asyncpg.InterfaceError as error:
+            raise OSError(str(error)) from None
 
     def lost(self, error: Exception | None) -> None:
         """Tell the driver that the transport is gone, so that it lets go of what it holds."""

@@ -172,6 +172,9 @@ class Executor:
         if schema is not self._texts_schema:
             self._texts_schema = schema
             self._texts.clear()
+            self.flights.forget_all()
+            for types in self._types.values():
+                types.clear()
 
     def _submit(self, ticket: Ticket) -> None:
         name = ticket.key.server

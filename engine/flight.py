@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Final
 
 from tenancy.data_isolation.core.errors import (
@@ -42,6 +43,37 @@ from tenancy.data_isolation.engine.wire import Exchange
 _QUICK_S: Final = 0.01
 #: How often an operation is tried again after nothing was done for it.
 _ATTEMPTS_MAX: Final = 3
+
+
+class _Landing:
+    """An exchange that is over, with what its operations have to know of each other."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        exchange: Exchange,
+        plan: Plan,
+        *,
+        shared: bool,
+        cancelled: bool,
+    ) -> None:
+        self.connection = connection
+        self.plan = plan
+        #: Whether operations of different tenants may have travelled together.
+        self.shared = shared
+        #: Whether a cancellation was sent, which may have hit another statement than it was for.
+        self.has_cancelled = cancelled or exchange.overflow is not None
+        self._cut: frozenset[int] = frozenset()
+        if exchange.overflow is not None:
+            whole = takewhile(
+                lambda seat: seat.execution.done and seat.execution is not exchange.overflow,
+                plan.seats,
+            )
+            self._cut = frozenset(map(id, plan.seats)) - frozenset(map(id, whole))
+
+    def is_cut(self, seat: Seat) -> bool:
+        """Whether rows of this operation were dropped, because all together did not fit."""
+        return id(seat) in self._cut
 
 
 class Flights:
@@ -127,6 +159,10 @@ class Flights:
         connection.unprepare(ticket.text)
         self._descriptions.drop(connection.key, ticket.text)
 
+    def forget_all(self) -> None:
+        """What was known of statements is out of date: the schema has changed."""
+        self._descriptions.clear()
+
     def time_left(self, ticket: Ticket) -> float:
         """Seconds that a statement of the ticket may run from now on."""
         until = ticket.deadline_at - self._loop.time()
@@ -190,7 +226,8 @@ class Flights:
         plan = self._planner.apart(connection, tickets)
         several = len(tickets) > 1
         started = self._loop.time()
-        exchange = connection.start(plan.sections)
+        # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
+        exchange = connection.start(plan.sections, cancel_excess=shared or not several)
         limit = TimeLimit(
             connection, exchange, plan, shared=shared and several, time_left=self.time_left
         )
@@ -202,11 +239,8 @@ class Flights:
             connection.bound = plan.bound
         if plan.describes:
             await self._read_anew(connection, plan)
-        again = [
-            seat.ticket
-            for seat in plan.seats
-            if self._settle(connection, exchange, seat, plan, cancelled=limit.cancelled)
-        ]
+        landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
+        again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
         if not several and not again and self._loop.time() - started < _QUICK_S:
             self._remember_quick(tickets[0].text)
         return again
@@ -219,45 +253,34 @@ class Flights:
                 if seat.execution.decoders is None:
                     seat.execution.problem = error
 
-    def _settle(
-        self, connection: Connection, exchange: Exchange, seat: Seat, plan: Plan, *, cancelled: bool
-    ) -> bool:
+    def _settle(self, landing: _Landing, seat: Seat) -> bool:
         """Answer an operation; True when it has to be run again in this session."""
         ticket, section = seat.ticket, seat.section
         if section.error is not None and seat.describing is not None:
-            connection.unprepare(ticket.text)
+            landing.connection.unprepare(ticket.text)
         whole = section.ended and section.error is None
-        if seat.execution.done and (whole or not ticket.writes):
-            if not ticket.writes and _is_cut(exchange, plan, seat):
-                return self._cut(seat, exchange, plan)
+        if not ticket.writes and landing.is_cut(seat):
+            self._cut(landing, ticket)
+        elif seat.execution.done and (whole or not ticket.writes):
             try:
                 ticket.answer(self._planner.result(seat))
             except TenancyError as error:
                 ticket.refuse(error)
-            return False
-        if seat.execution is exchange.overflow:
-            return self._cut(seat, exchange, plan)
-        if section.error is not None:
-            report = ServerReport.of_fields(section.error)
-            return self._failed(
-                connection, seat, report, cancelled or exchange.overflow is not None
-            )
-        self._lost(seat, plan)
+        elif section.error is not None:
+            return self._failed(landing, seat, ServerReport.of_fields(section.error))
+        else:
+            self._lost(seat, landing.plan)
         return False
 
-    def _cut(self, seat: Seat, exchange: Exchange, plan: Plan) -> bool:
-        """Its rows did not fit: alone they never will, with others they may still."""
-        if len(plan.seats) == 1:
-            seat.ticket.refuse(self._planner.too_large())
-            return False
-        if seat.execution is exchange.overflow:
-            self._again(seat.ticket, self._planner.too_large(), alone=True)
-            return False
-        return self._counts(seat.ticket, self._planner.too_large())
+    def _cut(self, landing: _Landing, ticket: Ticket) -> None:
+        """Rows were dropped: alone they may fit, when they came together with those of others."""
+        error = self._planner.too_large()
+        if landing.shared and len(landing.plan.seats) > 1:
+            self._again(ticket, error, alone=True)
+        else:
+            ticket.refuse(error)
 
-    def _failed(
-        self, connection: Connection, seat: Seat, report: ServerReport, cancelled: bool
-    ) -> bool:
+    def _failed(self, landing: _Landing, seat: Seat, report: ServerReport) -> bool:
         """The section failed; True when this operation has to be run again in this session."""
         ticket = seat.ticket
         error = statement_error(report)
@@ -274,9 +297,9 @@ class Flights:
             self._quick.pop(ticket.text, None)
             self._again(ticket, error, alone=True)
         elif report.is_stale_plan or report.is_not_prepared:
-            self.forget(connection, ticket)
+            self.forget(landing.connection, ticket)
             return self._counts(ticket, error)
-        elif report.sqlstate == CANCELLED and cancelled:
+        elif report.sqlstate == CANCELLED and landing.has_cancelled:
             return self._counts(ticket, error)
         else:
             ticket.refuse(error)
@@ -355,18 +378,6 @@ def _groups(tickets: Sequence[Ticket]) -> list[list[Ticket]]:
         else:
             groups.append([ticket])
     return groups
-
-
-def _is_cut(exchange: Exchange, plan: Plan, seat: Seat) -> bool:
-    """Whether rows of this operation were dropped, because all together did not fit."""
-    if exchange.overflow is None:
-        return False
-    for other in plan.seats:
-        if other.execution is exchange.overflow:
-            return True
-        if other is seat:
-            return False
-    return True
 
 
 def _ended_before(plan: Plan, seat: Seat) -> bool:

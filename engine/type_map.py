@@ -91,6 +91,13 @@ class TypeMap:
         self._decoders.clear()
         self._encoders.clear()
 
+    def clear(self) -> None:
+        """Forget all but PostgreSQL's own: the schema has changed, and types with it."""
+        self._types.clear()
+        self._names.clear()
+        self._decoders.clear()
+        self._encoders.clear()
+
     def unnamed(self, columns: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
         """Those of `columns` (type, modifier) whose name together is not known."""
         return {key for key in columns if key[1] != -1 and key not in self._names}

@@ -8,7 +8,6 @@ from rich.console import Console
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.serve.demo import run_demonstration
 
-
 _WIDTH_MIN = 100
 
 
