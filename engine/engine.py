@@ -307,7 +307,7 @@ class Engine:
         """
         shapes = self.shapes
         shapes.look_later()
-        route = self._routes.known(tenant_id)
+        route = self._routes.known(tenant_id) if isinstance(tenant_id, str) else None
         if route is not None and operation.idempotency_key is None:
             # The usual case, without what is there for all the others.
             self._executor.use(shapes.newest)

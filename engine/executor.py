@@ -156,7 +156,7 @@ class Executor:
 
     def _statement(self, text: str, schema: VisibleSchema) -> Statement:
         """The statement that the guard has read, or its refusal."""
-        if schema is not self._texts_schema:
+        if schema is not self._texts_schema or type(text) is not str:
             return self._guard.check(text, schema=schema)
         found = self._texts.get(text)
         if found is None:

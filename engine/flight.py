@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from typing import Final
 
 from tenancy.data_isolation.core.errors import (
@@ -65,15 +64,13 @@ class _Landing:
         self.has_cancelled = cancelled or exchange.overflow is not None
         self._cut: frozenset[int] = frozenset()
         if exchange.overflow is not None:
-            whole = takewhile(
-                lambda seat: seat.execution.done and seat.execution is not exchange.overflow,
-                plan.seats,
-            )
-            self._cut = frozenset(map(id, plan.seats)) - frozenset(map(id, whole))
+            steps = [step for section in plan.sections for step in section.steps]
+            # Steps are compared as objects.
+            self._cut = frozenset(map(id, steps[steps.index(exchange.overflow) :]))
 
     def is_cut(self, seat: Seat) -> bool:
         """Whether rows of this operation were dropped, because all together did not fit."""
-        return id(seat) in self._cut
+        return id(seat.execution) in self._cut
 
 
 class Flights:
@@ -223,7 +220,8 @@ class Flights:
         """One exchange; who has to be run again in this session."""
         if connection.closed:
             return tickets
-        plan = self._planner.apart(connection, tickets)
+        ordered = not shared and any(ticket.writes for ticket in tickets)
+        plan = self._planner.apart(connection, tickets, ordered=ordered)
         several = len(tickets) > 1
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.

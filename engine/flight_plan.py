@@ -80,8 +80,12 @@ class Planner:
         self._all_rows = wire.execute()
         self._some_rows = wire.execute(settings.result_rows_max + 1)
 
-    def apart(self, connection: Connection, tickets: Sequence[Ticket]) -> Plan:
-        """Each write in a section of its own, and reads that follow each other per tenant."""
+    def apart(self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool) -> Plan:
+        """Each write in a section of its own, and reads that follow each other per tenant.
+
+        With `ordered` each read has its own section too: one that fails undoes the others of its
+        section, and to run them again later would change their order.
+        """
         plan = Plan(bound=connection.bound)
         key_id = self._keys.signing_id
         section: Section | None = None
@@ -94,7 +98,7 @@ class Planner:
                 and bound.epoch == ticket.epoch
                 and bound.key_id == key_id
             )
-            if section is None or not is_bound or ticket.writes or after_write:
+            if section is None or not is_bound or ordered or ticket.writes or after_write:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
                 # in force again: another tenant's, and valid. So once a flight has sent a binding,

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
     OverloadedError,
@@ -33,6 +32,7 @@ from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.session_line import Line, Request
 
 _log = logging.getLogger(__name__)
 
@@ -54,106 +54,6 @@ _CEILING_S: Final = 10.0
 _RETRY_AFTER_S: Final = 1.0
 
 
-class Session(Protocol):
-    """What the pool knows of a session (`connection.Connection`)."""
-
-    key: SessionKey
-    used_at: float
-
-    @property
-    def bound_tenant(self) -> TenantNo | None:
-        """The tenant it is bound to."""
-        ...
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is over."""
-        ...
-
-    @property
-    def ended(self) -> asyncio.Future[None]:
-        """Done when its slot on the server is free."""
-        ...
-
-    async def close(self) -> None:
-        """Say goodbye and wait for the end."""
-        ...
-
-    def abort(self) -> None:
-        """Drop it."""
-        ...
-
-
-class Request(ABC):
-    """Something that needs a session. Belongs to the event loop of its pool."""
-
-    __slots__ = ("alone", "give_up_at", "key", "limit_per_tenant", "size", "tenant_no")
-
-    def __init__(
-        self, key: SessionKey, tenant_no: TenantNo, *, give_up_at: float = float("inf")
-    ) -> None:
-        self.key = key
-        self.tenant_no = tenant_no
-        #: Whether it cannot travel together with others.
-        self.alone = False
-        #: Bytes of its parameters.
-        self.size = 0
-        #: When (event loop's time) it stops waiting for a session. The pool sets a time that is
-        #: not later than this one.
-        self.give_up_at = give_up_at
-
-    @property
-    @abstractmethod
-    def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-
-    @abstractmethod
-    def refuse(self, error: TenancyError) -> None:
-        """It will not be done: nothing was done for it."""
-
-
-class _Line:
-    """Those who wait for one kind of session, and the sessions of that kind."""
-
-    __slots__ = (
-        "busy",
-        "called",
-        "idle",
-        "key",
-        "limit",
-        "opening",
-        "paused_until",
-        "since",
-        "tenants",
-        "waiting",
-    )
-
-    def __init__(self, key: SessionKey, limit: int, now: float) -> None:
-        self.key = key
-        self.limit = limit
-        #: Tenants in the order of their turns, with their requests in order.
-        self.tenants: OrderedDict[TenantNo, deque[Any]] = OrderedDict()
-        self.waiting = 0
-        #: Free sessions; the one that was used last comes last.
-        self.idle: dict[Any, None] = {}
-        self.busy = 0
-        self.opening = 0
-        #: Since when the line waits for a session: the last time it got one, or became a line.
-        self.since = now
-        #: No session of this kind is opened before.
-        self.paused_until = 0.0
-        #: It will be served in this turn of the event loop.
-        self.called = False
-
-    @property
-    def sessions(self) -> int:
-        return len(self.idle) + self.busy + self.opening
-
-    @property
-    def empty(self) -> bool:
-        return not (self.waiting or self.sessions)
-
-
 class ServerPool:
     """The sessions on one server. All methods run on one event loop."""
 
@@ -171,9 +71,9 @@ class ServerPool:
         self._open_session = open_session
         self._fly = fly
         self._loop = asyncio.get_running_loop()
-        self._lines: dict[SessionKey, _Line] = {}
+        self._lines: dict[SessionKey, Line] = {}
         #: Lines in which somebody waits, the one served longest ago first.
-        self._hungry: OrderedDict[SessionKey, _Line] = OrderedDict()
+        self._hungry: OrderedDict[SessionKey, Line] = OrderedDict()
         #: All free sessions, the one used longest ago first.
         self._idle: OrderedDict[Any, None] = OrderedDict()
         self._flying: Counter[TenantNo] = Counter()
@@ -264,20 +164,20 @@ class ServerPool:
 
     # Who gets a session
 
-    def _line(self, key: SessionKey, now: float) -> _Line:
+    def _line(self, key: SessionKey, now: float) -> Line:
         line = self._lines.get(key)
         if line is None:
             settings = self._settings
             own = min(settings.tenant_connections_max, settings.server_connections_max)
             limit = settings.server_connections_max if self._shared(key) else own
-            line = self._lines[key] = _Line(key, limit, now)
+            line = self._lines[key] = Line(key, limit, now)
         return line
 
-    def _call(self, line: _Line) -> None:
+    def _call(self, line: Line) -> None:
         line.called = False
         self._serve(line)
 
-    def _serve(self, line: _Line) -> None:
+    def _serve(self, line: Line) -> None:
         """Give the line's free sessions to those who wait in it, and open one where that helps."""
         while line.waiting and line.idle and self._may_depart(line):
             session = self._choose(line)
@@ -292,7 +192,7 @@ class ServerPool:
             self._grow(line)
             self._arm()
 
-    def _may_depart(self, line: _Line) -> bool:
+    def _may_depart(self, line: Line) -> bool:
         """Whether another session shall go to work beside those that are at work.
 
         More of them do not make short statements quicker, but each takes fewer along.
@@ -302,7 +202,7 @@ class ServerPool:
         first: Request = next(iter(line.tenants.values()))[0]
         return first.alone
 
-    def _choose(self, line: _Line) -> Any:
+    def _choose(self, line: Line) -> Any:
         """The free session that is bound to the tenant in turn, else the one used last."""
         tenant_no = next(iter(line.tenants))
         last = None
@@ -312,7 +212,7 @@ class ServerPool:
             last = last or session
         return last
 
-    def _collect(self, line: _Line) -> list[Request]:
+    def _collect(self, line: Line) -> list[Request]:
         """Requests for one session: its share of those who wait, or one that travels alone."""
         sessions = max(1, len(line.idle) + line.busy)
         share = min(-(-line.waiting // sessions), self._settings.flight_operations_max)
@@ -344,7 +244,7 @@ class ServerPool:
                 break
         return batch
 
-    def _left(self, line: _Line, tenant_no: TenantNo) -> None:
+    def _left(self, line: Line, tenant_no: TenantNo) -> None:
         """One request less waits."""
         line.waiting -= 1
         self._waiting -= 1
@@ -354,7 +254,7 @@ class ServerPool:
         if not line.waiting:
             self._hungry.pop(line.key, None)
 
-    def _depart(self, line: _Line, session: Any, batch: list[Request]) -> None:
+    def _depart(self, line: Line, session: Any, batch: list[Request]) -> None:
         line.busy += 1
         line.since = self._loop.time()
         if line.waiting:
@@ -363,7 +263,7 @@ class ServerPool:
             self._flying[tenant_no] += 1
         self._start(self._flight(line, session, batch))
 
-    async def _flight(self, line: _Line, session: Any, batch: list[Request]) -> None:
+    async def _flight(self, line: Line, session: Any, batch: list[Request]) -> None:
         try:
             await self._fly(session, batch)
         except asyncio.CancelledError:
@@ -382,7 +282,7 @@ class ServerPool:
                     del self._flying[tenant_no]
             self._release(line, session)
 
-    def _release(self, line: _Line, session: Any) -> None:
+    def _release(self, line: Line, session: Any) -> None:
         line.busy -= 1
         session.used_at = self._loop.time()
         if not session.closed:
@@ -396,7 +296,7 @@ class ServerPool:
         self._feed()
         self._tidy(line)
 
-    def _keep(self, line: _Line, session: Any) -> None:
+    def _keep(self, line: Line, session: Any) -> None:
         """The session is free."""
         line.idle[session] = None
         self._idle[session] = None
@@ -404,7 +304,7 @@ class ServerPool:
         if self._idle and self._sweeper is None and not self._closed:
             self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
-    def _yields(self, line: _Line) -> bool:
+    def _yields(self, line: Line) -> bool:
         """Whether a session of this line has to make room for another line's."""
         if self._slots < self._budget() or self._closing:
             return False
@@ -426,7 +326,7 @@ class ServerPool:
             self._ceiling, self._ceiling_until = self._settings.server_connections_max, 0.0
         return self._ceiling
 
-    def _grow(self, line: _Line) -> None:
+    def _grow(self, line: Line) -> None:
         """Open sessions for those who wait in the line, as far as that is allowed and helps."""
         now = self._loop.time()
         if self._closed or now < line.paused_until or now < self._full_until:
@@ -446,7 +346,7 @@ class ServerPool:
             self._slots += 1
             self._start(self._open(line))
 
-    def _make_room(self, line: _Line) -> bool:
+    def _make_room(self, line: Line) -> bool:
         """Close the session of another line that was free for the longest time."""
         if self._closing >= self._settings.connections_opening_max:
             return False
@@ -459,7 +359,7 @@ class ServerPool:
                 return True
         return False
 
-    async def _open(self, line: _Line) -> None:
+    async def _open(self, line: Line) -> None:
         try:
             session = await self._open_session(line.key)
         except TenancyError as error:
@@ -482,11 +382,11 @@ class ServerPool:
         self._keep(line, session)
         self._feed()
 
-    def _opened(self, line: _Line) -> None:
+    def _opened(self, line: Line) -> None:
         line.opening -= 1
         self._opening -= 1
 
-    def _not_opened(self, line: _Line, error: TenancyError) -> None:
+    def _not_opened(self, line: Line, error: TenancyError) -> None:
         now = self._loop.time()
         if error.sqlstate == TOO_MANY_CONNECTIONS:
             # Somebody else has the slots. Who waits goes on waiting, as long as waiting is allowed.
@@ -499,7 +399,7 @@ class ServerPool:
         else:
             self._refuse_all(line, error)
 
-    def _ended(self, line: _Line, session: Any) -> None:
+    def _ended(self, line: Line, session: Any) -> None:
         """The session's slot is free."""
         self._slots -= 1
         if session in line.idle:
@@ -507,7 +407,7 @@ class ServerPool:
         self._feed()
         self._tidy(line)
 
-    def _take(self, line: _Line, session: Any) -> None:
+    def _take(self, line: Line, session: Any) -> None:
         """The session is not free any more."""
         del line.idle[session]
         del self._idle[session]
@@ -530,7 +430,7 @@ class ServerPool:
             if line.waiting:
                 self._grow(line)
 
-    def _tidy(self, line: _Line) -> None:
+    def _tidy(self, line: Line) -> None:
         # A session that ends late may belong to an earlier line of the same key.
         if line.empty and self._lines.get(line.key) is line:
             del self._lines[line.key]
@@ -554,7 +454,7 @@ class ServerPool:
         if self._hungry:
             self._arm()
 
-    def _expire(self, line: _Line, now: float, everyone: bool) -> None:
+    def _expire(self, line: Line, now: float, everyone: bool) -> None:
         """Refuse who waited too long."""
         for tenant_no, queue in list(line.tenants.items()):
             if not everyone and queue[0].give_up_at > now:
@@ -592,7 +492,7 @@ class ServerPool:
         if self._idle:
             self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
-    def _refuse_all(self, line: _Line, error: TenancyError) -> None:
+    def _refuse_all(self, line: Line, error: TenancyError) -> None:
         for tenant_no, queue in list(line.tenants.items()):
             while queue:
                 request = queue.popleft()

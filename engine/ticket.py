@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
 from tenancy.data_isolation.core.types import StatementKind
-from tenancy.data_isolation.engine.pool import Request
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.session_line import Request
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.values import WrongFormError
 

@@ -27,6 +27,7 @@ from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import Composition
 from tenancy.data_isolation.serve.edge import Edge
+from tenancy.data_isolation.serve.ray_runtime import LOOPBACK, url
 
 _APPLICATION = "tenancy"
 _POLL_INTERVAL_S = 0.1
@@ -87,7 +88,9 @@ def start_endpoint(settings: Settings, configuration_path: Path) -> None:
     try:
         serve.start(
             http_options={
-                "host": settings.http_host,
+                # Of HAProxy and of the replicas behind it; `ingress` moves HAProxy to where it is
+                # wanted.
+                "host": LOOPBACK,
                 "port": settings.http_port,
                 "keep_alive_timeout_s": 90,
             },
@@ -107,6 +110,9 @@ def start_endpoint(settings: Settings, configuration_path: Path) -> None:
 def stop_endpoint() -> None:
     """End the HTTP endpoint: requests in work may end first. Blocks."""
     if ray.is_initialized():
+        # Shutting Serve down ends HAProxy at once, and with it the connections of requests that
+        # are in work. So the replicas end first, and each of them when its requests have.
+        serve.delete(_APPLICATION)
         serve.shutdown()  # type: ignore[no-untyped-call]
 
 
@@ -129,9 +135,7 @@ def _wait_until_running(deadline: float) -> None:
 
 def _wait_until_answering(settings: Settings, deadline: float) -> None:
     """Wait for the first answer that says that everything is ready."""
-    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "") else settings.http_host  # noqa: S104
-    host = f"[{host}]" if ":" in host else host
-    request = urllib.request.Request(f"http://{host}:{settings.http_port}/readyz")
+    request = urllib.request.Request(f"{url(settings)}/readyz")  # noqa: S310 - of our own making
     # Our own machine: a proxy of the environment has no part in this.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     said = "no answer"

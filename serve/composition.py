@@ -65,7 +65,6 @@ async def open_services(
         settings=settings,
         gateway=gateway,
         orchestrator=orchestrator,
-        catalog=engine.catalog,
         credentials=engine.credentials,
         named_operations=engine.named_operations,
         fleet=engine.fleet,

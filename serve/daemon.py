@@ -36,7 +36,7 @@ from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
-from tenancy.data_isolation.serve.ray_runtime import LOOPBACK, RayPaths
+from tenancy.data_isolation.serve.ray_runtime import RayPaths, url
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Daemon:
         )
         self._cluster = ClusterProcess(plan, self._settings, self._directory.log / "cluster.log")
         ready = self._cluster.wait_until_ready(lambda step: self._tell(self._state.state, step))
-        self._note(url=_url(self._settings), ray_address=ready["ray_address"])
+        self._note(url=url(self._settings), ray_address=ready["ray_address"])
         self._tell(Phase.RUNNING, "")
 
     def _check_port(self) -> None:
@@ -274,13 +274,6 @@ def _log_to(directory: RuntimeDirectory) -> None:
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _url(settings: Settings) -> str:
-    host = settings.http_host
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - an address to reach it at, not to listen on
-        host = LOOPBACK
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:

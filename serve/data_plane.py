@@ -8,6 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
 from tenancy.data_isolation.actors.configuration import (
     ActorConfiguration,
     configuration_path,
@@ -27,6 +30,7 @@ from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 _log = logging.getLogger(__name__)
 
+_ANSWER_TIMEOUT_S = 5.0
 _KEY_LABEL = "made by tenancy up"
 _DIRECTORY_VERSION = 1
 
@@ -114,6 +118,8 @@ class DataPlane:
     async def _start_redis(self) -> None:
         if self._redis is not None:
             self.redis_url = (await self._redis.start()).url
+        elif self.redis_url is not None:
+            await _ask_redis(self.redis_url)
 
     async def _have_admin_key(self, credentials: Credentials) -> None:
         """Make the administrator's key, unless the file has one that is good."""
@@ -142,6 +148,23 @@ def shut_down_servers(settings: Settings) -> None:
             await EmbeddedRedis(settings).shut_down()
 
     asyncio.run(ended())
+
+
+async def _ask_redis(url: str) -> None:
+    """Raise `SetupError` when the user's own Redis does not answer."""
+    try:
+        client = Redis.from_url(
+            url, socket_timeout=_ANSWER_TIMEOUT_S, socket_connect_timeout=_ANSWER_TIMEOUT_S
+        )
+        try:
+            await client.ping()
+        finally:
+            await client.aclose()
+    except (RedisError, OSError, ValueError, TimeoutError) as error:
+        raise SetupError(
+            f"the Redis server that TENANCY_REDIS_URL names does not answer "
+            f"({type(error).__name__}); correct the variable, or leave it out for an embedded one"
+        ) from None
 
 
 async def _tried(start: Callable[[], Awaitable[None]]) -> str | None:

@@ -9,7 +9,11 @@ place and then becomes HAProxy. Measured on Ray 2.60, what has to be corrected i
 * every request is reported to whoever listens on the syslog port;
 * a client may send headers that steer Ray Serve (`x-request-timeout-seconds`, ...);
 * a client may take for ever to send its headers;
-* HAProxy's own errors are texts and not problem details, and hide that 503 can be tried again.
+* HAProxy's own errors are texts and not problem details, and hide that 503 can be tried again;
+* a method that HTTP does not know is answered with a text by the server behind;
+* while there is no application, every path is said not to exist, in place of trying again later.
+
+What HAProxy cannot read as HTTP at all it answers with a text of its own, which cannot be changed.
 
 A configuration that this module does not understand is not used at all.
 """
@@ -24,15 +28,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+#: Where the endpoint listens; it comes by the environment, since Ray Serve gives the arguments.
+HOST_VARIABLE = "_TENANCY_INGRESS_HOST"
+
 _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b[ \t]*(\S*)", re.MULTILINE)
 _REMOVED = frozenset({("frontend", "prometheus"), ("listen", "stats")})
 _PUBLIC = ("frontend", "http_frontend")
+_NOWHERE = ("backend", "default_backend")
 _HEADERS = (
     "x[-_]request[-_]timeout[-_]seconds",
     "x[-_]request[-_]disconnect[-_]disabled",
     "x[-_]session[-_]id",
     "serve[-_]multiplexed[-_]model[-_]id",
 )
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_UNKNOWN_METHOD = (405, "method-not-allowed", "There is no such method in HTTP.", False)
 _HEADER_TIMEOUT_S = 10
 _PR_SET_PDEATHSIG = 1
 _USAGE_STATUS = 2
@@ -62,11 +72,15 @@ class UnknownConfigurationError(Exception):
     """The configuration has another shape than the one that this module makes safe."""
 
 
-def corrected(configuration: str, error_files: Path) -> str:
-    """Ray Serve's configuration of HAProxy, made safe; `UnknownConfigurationError`."""
+def corrected(configuration: str, error_files: Path, host: str | None = None) -> str:
+    """Ray Serve's configuration of HAProxy, made safe; `UnknownConfigurationError`.
+
+    `host` is the address that the endpoint listens on, in place of the one that Serve has: Serve's
+    replicas listen where Serve does, and nobody outside needs to reach them.
+    """
     sections = list(_sections(configuration))
     names = {(kind, name) for kind, name, _ in sections}
-    for needed in (_PUBLIC, ("global", ""), ("defaults", "")):
+    for needed in (_PUBLIC, _NOWHERE, ("global", ""), ("defaults", "")):
         if needed not in names:
             raise UnknownConfigurationError(f"it has no section '{' '.join(needed).strip()}'")
     kept = [
@@ -78,18 +92,18 @@ def corrected(configuration: str, error_files: Path) -> str:
         (item for item in sections if item[:2] not in _REMOVED), kept, strict=True
     ):
         _check(kind, name, text)
-    return "".join(kept)
+    found = "".join(kept)
+    return found if host is None else _moved(found, host)
 
 
 def write_error_files(directory: Path) -> None:
     """Write HAProxy's own answers as problem details."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for status, slug, detail, retryable in _ERRORS:
-        title = slug.replace("-", " ").capitalize()
-        body = (
-            f'{{"type":"urn:tenancy:problem:{slug}","title":"{title}","status":{status},'
-            f'"detail":"{detail}","retryable":{str(retryable).lower()}}}'
-        )
+    for error in (*_ERRORS, _UNKNOWN_METHOD):
+        status, body = error[0], _problem(*error)
+        # One for answers that a rule gives, one whole for those that HAProxy gives by itself.
+        (directory / f"{status}.json").write_text(body)
+        title = _title(error[1])
         retry = "Retry-After: 1\r\n" if status == 503 else ""
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\n"
@@ -114,13 +128,24 @@ def main() -> None:
     error_files = path.parent / "errors"
     write_error_files(error_files)
     try:
-        text = corrected(path.read_text(), error_files)
+        text = corrected(path.read_text(), error_files, os.environ.get(HOST_VARIABLE))
     except UnknownConfigurationError as error:
         print(f"ingress: Ray Serve's HAProxy configuration is not used: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     path.write_text(text)
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606 - that is what this program is for
+
+
+def _problem(status: int, slug: str, detail: str, retryable: bool) -> str:
+    return (
+        f'{{"type":"urn:tenancy:problem:{slug}","title":"{_title(slug)}","status":{status},'
+        f'"detail":"{detail}","retryable":{str(retryable).lower()}}}'
+    )
+
+
+def _title(slug: str) -> str:
+    return slug.replace("-", " ").capitalize()
 
 
 def _sections(configuration: str) -> Iterator[tuple[str, str, str]]:
@@ -138,8 +163,21 @@ def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> st
     elif kind == "defaults":
         lines.append(f"    timeout http-request {_HEADER_TIMEOUT_S}s")
         lines += [f"    errorfile {item[0]} {error_files}/{item[0]}.http" for item in _ERRORS]
+    elif (kind, name) == _NOWHERE:
+        # Our application takes every path: it is not there yet, or not any more.
+        lines = [
+            f"{kind} {name}",
+            "    http-request return status 503 content-type application/problem+json "
+            f"file {error_files}/503.json hdr Retry-After 1",
+        ]
     elif (kind, name) == _PUBLIC:
         lines += [f"    http-request del-header ^{header}$ -m reg" for header in _HEADERS]
+        lines += [
+            f"    acl known_method method {' '.join(_METHODS)}",
+            "    http-request return status 405 content-type application/problem+json "
+            f'file {error_files}/405.json hdr Allow "{", ".join(_METHODS)}" if !known_method',
+            "    http-response del-header server",
+        ]
         # Rules are followed in their order, and these must come before a request is answered.
         lines.sort(key=lambda line: 1 if _routes(line) else 0)
     return "\n".join(lines) + "\n"
@@ -148,6 +186,17 @@ def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> st
 def _routes(line: str) -> bool:
     """Whether a line of the public frontend chooses a backend; those stay last, in their order."""
     return bool(re.match(r"\s*(use_backend|default_backend)\b", line))
+
+
+def _moved(configuration: str, host: str) -> str:
+    """The configuration with the endpoint listening on `host`."""
+    place = f"[{host}]" if ":" in host else host
+    found, count = re.subn(
+        r"^(\s*bind\s+)127\.0\.0\.1(:\d+)", rf"\g<1>{place}\g<2>", configuration, flags=re.MULTILINE
+    )
+    if count != 1:
+        raise UnknownConfigurationError(f"it listens at {count} addresses and not at one")
+    return found
 
 
 def _check(kind: str, name: str, text: str) -> None:

@@ -12,6 +12,7 @@ from tenancy.data_isolation.core.identifiers import parse_tenant_id
 from tenancy.data_isolation.engine.catalog_records import ApiKeyRecord, CredentialScope
 from tenancy.data_isolation.serve.models import KeyAnswer, KeyBody, KeysAnswer, NewKeyAnswer
 from tenancy.data_isolation.serve.openapi import answers, takes
+from tenancy.data_isolation.serve.request_options import IDEMPOTENCY_KEY
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
 from tenancy.data_isolation.serve.services import Services
 
@@ -60,6 +61,11 @@ class KeyRoutes:
     async def create(self, request: Request) -> Response:
         """Make a key."""
         await self._requests.admin(request)
+        if IDEMPOTENCY_KEY in request.headers:
+            raise InvalidInputError(
+                f"a key is shown once, so making it cannot be repeated; leave {IDEMPOTENCY_KEY} "
+                "out, and revoke the key whose answer was lost"
+            )
         body = await self._requests.body(request, KeyBody)
         scope = CredentialScope(body.scope)
         tenant = await self._tenant_of(body, scope)

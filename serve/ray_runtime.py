@@ -24,6 +24,7 @@ from typing import Any
 
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.serve.ingress import HOST_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 NAMESPACE = "tenancy"
@@ -103,6 +104,7 @@ def environment(settings: Settings, paths: RayPaths) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(paths.launcher),
+        HOST_VARIABLE: settings.http_host,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max(settings)),
         # A datagram per request, parsed in Python; the application counts its requests itself.
@@ -168,6 +170,14 @@ def stop() -> None:
     if ray is not None and ray.is_initialized():
         with contextlib.suppress(RuntimeError, ConnectionError, OSError):
             ray.shutdown()
+
+
+def url(settings: Settings) -> str:
+    """Where this machine reaches the HTTP endpoint."""
+    host = settings.http_host
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - an address to reach it at, not to listen on
+        host = LOOPBACK
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
 def _connections_max(settings: Settings) -> int:

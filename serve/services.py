@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.clock import Clock, SystemClock
-from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.named_operations import NamedOperations
@@ -30,7 +29,6 @@ class Services:
     settings: Settings
     gateway: TenantGateway
     orchestrator: UltraAdvancedStrategyOrchestrator
-    catalog: Catalog
     credentials: Credentials
     named_operations: NamedOperations
     fleet: Fleet

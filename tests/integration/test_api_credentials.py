@@ -222,6 +222,10 @@ async def test_a_key_that_cannot_be_is_refused(api: HttpApi, subtests):
     ):
         with subtests.test(body=body):
             assert (await api.admin.post("/v1/keys", json=body)).status_code == status
+    repeatable = await api.admin.post(
+        "/v1/keys", json={"scope": "admin"}, headers={"Idempotency-Key": "k"}
+    )
+    assert repeatable.status_code == 422
     assert (await api.admin.delete("/v1/keys/0123456789abcdef")).status_code == 404
     assert (await api.admin.get("/v1/keys", params={"tenant_id": "ghost"})).status_code == 404
 

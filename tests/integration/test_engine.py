@@ -171,5 +171,10 @@ async def test_named_operations_and_migrations_have_names(install):
             await engine.apply_migration("users", "create table x (id int primary key)")
         with pytest.raises(InvalidInputError):
             await engine.execute("Not A Tenant", Operation(query="select 1"))
+        odd: Any = ["acme"]
+        with pytest.raises(InvalidInputError):
+            await engine.execute(odd, Operation(query="select 1"))
+        with pytest.raises(StatementError):
+            await engine.execute("acme", Operation(query=odd))
         with pytest.raises(InvalidInputError):
             await engine.create_tenant(TenantContext(tenant_id="x" * 64), level=IsolationLevel.ROW)

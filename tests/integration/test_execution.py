@@ -373,3 +373,68 @@ async def _until(ask_for: Any, expected: int) -> None:
     async with asyncio.timeout(30):
         while await ask_for() != expected:
             await asyncio.sleep(0.02)
+
+
+async def test_results_that_are_large_only_together_all_arrive(install):
+    """Reads of several tenants travel together; one flight may not hold all of their rows."""
+    async with opened(
+        install, result_bytes_max=100_000, server_connections_max=1, tenant_connections_max=1
+    ) as engine:
+        names = [f"tenant-{n}" for n in range(4)]
+        for name in names:
+            await make_tenant(engine, name, users=1)
+        text = "select repeat(email, $1::integer) from users"
+        await ask(engine, names[0], text, 1)
+
+        results = await asyncio.gather(
+            *(ask(engine, names[n % 4], text, 3_000) for n in range(32)),
+            ask(engine, names[0], text, 30_000),
+            return_exceptions=True,
+        )
+
+        for n, result in enumerate(results[:32]):
+            assert not isinstance(result, BaseException)
+            assert result.rows == [[f"1@{names[n % 4]}" * 3_000]]
+        assert isinstance(results[32], ResultTooLargeError)
+
+
+async def test_the_results_of_a_batch_fit_together_or_the_last_ones_are_refused(install):
+    async with opened(install, result_bytes_max=100_000) as engine:
+        await make_tenant(engine, users=1)
+        large = Operation(query="select repeat('x', 40000)")
+        write = Operation(query="insert into plans select coalesce(max(id), 0) + 1, 'p' from plans")
+        wrong = Operation(query="select 1 / 0")
+
+        outcomes = await engine.execute_batch(
+            "acme", [write, large, wrong, large, write, large, write, large]
+        )
+
+        kinds = [type(item).__name__ for item in outcomes]
+        assert kinds == [
+            "QueryResult",
+            "QueryResult",
+            "StatementError",
+            "QueryResult",
+            "QueryResult",
+            "ResultTooLargeError",
+            "QueryResult",
+            "ResultTooLargeError",
+        ]
+        assert (await ask(engine, "acme", "select max(id) from plans")).rows == [[3]]
+
+
+async def test_a_composite_type_that_a_migration_changed_is_read_as_it_is_now(install):
+    async with opened(install, tables=False) as engine:
+        await engine.apply_migration(
+            "0001_pair",
+            "create type pair as (a integer, b text);"
+            "create table users (id integer primary key, email pair);",
+        )
+        await make_tenant(engine, users=0)
+        text = "insert into users values ($1, $2) returning email"
+        assert (await ask(engine, "acme", text, 1, [5, "x"])).rows == [[[5, "x"]]]
+
+        await engine.apply_migration("0002_pair", "alter type pair add attribute c boolean")
+
+        assert (await ask(engine, "acme", "select email from users")).rows == [[[5, "x", None]]]
+        assert (await ask(engine, "acme", text, 2, [6, "y", True])).rows == [[[6, "y", True]]]

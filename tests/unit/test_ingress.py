@@ -80,6 +80,24 @@ def test_errors_of_its_own_are_problem_details(tmp_path):
         assert f"Content-Length: {len(body)}" in head
         assert json.loads(body)["status"] == status
     assert "/run/x/500.http" not in found
+    assert json.loads((tmp_path / "405.json").read_text())["status"] == 405
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"), [("0.0.0.0", "0.0.0.0:8000"), ("::1", "[::1]:8000"), ("10.0.0.1", None)]
+)
+def test_the_endpoint_listens_where_it_is_wanted_and_nothing_else_moves(host, bound, tmp_path):
+    found = corrected(_CONFIGURATION, tmp_path, host)
+
+    assert f"bind {bound or f'{host}:8000'}\n" in found
+    assert "server replica 127.0.0.1:30000" in found
+
+
+def test_while_there_is_no_application_everything_can_be_tried_again(tmp_path):
+    found = corrected(_CONFIGURATION, tmp_path)
+
+    assert "return status 404" not in found
+    assert f"return status 503 content-type application/problem+json file {tmp_path}/503" in found
 
 
 def test_what_follows_stays_as_it_was(tmp_path):

@@ -27,8 +27,9 @@ from tenancy.data_isolation.core.identifiers import (
     TenantNo,
 )
 from tenancy.data_isolation.core.settings import Settings
-from tenancy.data_isolation.engine.pool import Request, ServerPool
+from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.session_line import Request
 
 
 def key(role: str = "shared") -> SessionKey:

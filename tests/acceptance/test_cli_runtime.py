@@ -1,0 +1,366 @@
+"""`tenancy up` to `tenancy down` as a user sees it: processes, ports, files, HTTP and commands."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+_TENANCY = Path(sys.executable).with_name("tenancy")
+_SLOW_S = 300
+_SLOW_QUERY = "select count(*) from generate_series(1, {}) as a"
+
+
+class Runtime:
+    """The command in a home of its own."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("TENANCY_")}
+        self.env = kept | {"TENANCY_HOME": str(home), "TENANCY_HTTP_PORT": "0"} | settings
+
+    def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end, from a directory that has nothing to do with it."""
+        done = subprocess.run(
+            [_TENANCY, *arguments],
+            env=self.env,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SLOW_S,
+            check=False,
+        )
+        assert done.returncode == status, f"{arguments}: {done.stdout}{done.stderr}{self.log()}"
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    def json(self, *arguments: str, status: int = 0) -> Any:
+        """What the command prints with `--json`."""
+        return json.loads(self.run(*arguments, "--json", status=status).stdout)
+
+    def log(self) -> str:
+        """The end of the daemon's logs, for a failed assertion."""
+        texts = []
+        for path in sorted((self.home / "log").glob("*")):
+            texts.append(f"\n== {path.name}\n{path.read_text(errors='replace')[-3_000:]}")
+        return "".join(texts)
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that works in the home, or has something of it open."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                words = [process.cwd(), *process.cmdline()]
+            except psutil.Error:
+                continue
+            if any(str(self.home) in word for word in words):
+                found.append(process)
+        return found
+
+    def daemon(self) -> int:
+        """The daemon's process id."""
+        pid: int = json.loads((self.home / "run" / "state.json").read_text())["daemon"]["pid"]
+        return pid
+
+
+@contextmanager
+def _ended(runtime: Runtime) -> Iterator[Runtime]:
+    """Whatever a test does, nothing of it lives on."""
+    try:
+        yield runtime
+    finally:
+        subprocess.run(
+            [_TENANCY, "down"], env=runtime.env, capture_output=True, timeout=_SLOW_S, check=False
+        )
+        for process in runtime.processes():
+            process.kill()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
+    with _ended(Runtime(tmp_path / "home")) as found:
+        yield found
+
+
+def _until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def _listening(processes: list[psutil.Process]) -> dict[str, set[int]]:
+    """Ports by address of the processes."""
+    found: dict[str, set[int]] = {}
+    for process in processes:
+        for item in process.net_connections("tcp"):
+            if item.status == psutil.CONN_LISTEN:
+                found.setdefault(item.laddr.ip, set()).add(item.laddr.port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.timeout(_SLOW_S)
+def test_a_runtime_starts_serves_crashes_recovers_and_goes(runtime: Runtime, tmp_path: Path):
+    up = runtime.json("up")
+    assert up["state"] == "running"
+    status = runtime.json("status")
+    for name in ("url", "admin_key_file", "postgres_dsn", "redis_url", "ray_address"):
+        assert status[name], name
+    again = runtime.run("up")
+    assert "already running" in again.stderr
+    assert up["url"] in again.stdout
+
+    _check_exposure(runtime, status)
+    _use_by_command(runtime, tmp_path)
+    _use_by_http(runtime, status)
+    asyncio.run(_leave_while_a_statement_runs(status))
+
+    # A crash of the daemon takes all with it, and the next start finds the data.
+    os.kill(runtime.daemon(), signal.SIGKILL)
+    assert runtime.json("status", status=3)["state"] == "stopped"
+    assert runtime.run("sql", "acme", "select 1", status=1).stderr.startswith("error: nothing runs")
+    runtime.run("up")
+    assert runtime.json("sql", "acme", "select id from users")["rows"] == [[1], [2]]
+    assert runtime.json("doctor")["ok"] is True
+
+    _drain(runtime)
+    assert runtime.json("status", status=3)["state"] == "stopped"
+    _until(lambda: not runtime.processes(), 10)
+    for address in ("url", "postgres_dsn", "redis_url", "ray_address"):
+        assert _is_free(httpx.URL(_with_scheme(status[address])).port or 0)
+    assert not [path for path in Path("/tmp").glob("tn-*") if _is_of(path, runtime)]
+    assert runtime.json("down") == {"state": "stopped", "was_running": False}
+
+
+def _with_scheme(address: str) -> str:
+    return address if "://" in address else f"tcp://{address}"
+
+
+def _is_of(path: Path, runtime: Runtime) -> bool:
+    digest = hashlib.sha256(os.fsencode(runtime.home)).hexdigest()
+    return path.name.startswith(f"tn-{digest[:8]}-")
+
+
+def _check_exposure(runtime: Runtime, status: dict[str, Any]) -> None:
+    for name in ("admin.key", "master.key", "run/state.json", "run/actors.json"):
+        assert stat.S_IMODE((runtime.home / name).stat().st_mode) == 0o600, name
+    listening = _listening(runtime.processes())
+    beyond = {
+        port
+        for address, ports in listening.items()
+        if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+        for port in ports
+    }
+    # Ray Serve's own server of the one replica, which asks for the cluster's token.
+    assert len(beyond) <= 1, listening
+    assert httpx.URL(status["url"]).host == "127.0.0.1"
+
+
+def _use_by_command(runtime: Runtime, directory: Path) -> None:
+    migrations = directory / "migrations"
+    migrations.mkdir()
+    (migrations / "0001_users.sql").write_text(
+        "create table users (id bigint primary key, email text not null unique);"
+    )
+    assert runtime.json("schema", "apply", str(migrations))["version"] == 1
+    assert runtime.json("schema", "apply", str(migrations))["version"] == 1
+    assert runtime.json("schema", "status")["tables"] == ["users"]
+    made = runtime.json("tenant", "create", "acme", "--level", "schema")
+    assert (made["status"], made["isolation_level"]) == ("active", "schema")
+    runtime.json("tenant", "create", "big", "--type", "enterprise", "--compliance", "hipaa")
+    insert = "insert into users values ($1, $2) returning id"
+    first = runtime.json("sql", "acme", insert, "--param", "1", "-p", "a@b")
+    second = runtime.json("sql", "acme", insert, "--params", '[2, "c@d"]')
+    assert (first["rows"], second["rows"]) == ([[1]], [[2]])
+    assert "a@b" in runtime.run("sql", "acme", "select * from users order by id").stdout
+    assert runtime.json("sql", "big", "select count(*) from users")["rows"] == [[0]]
+
+    refused = runtime.run("sql", "acme", "select * from ghosts", status=1)
+    assert refused.stderr.startswith("error: ")
+    assert "42P01" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert runtime.run("tenant", "show", "ghost", status=1).stderr.startswith("error: ")
+
+    listed = runtime.json("tenant", "list")["tenants"]
+    assert [tenant["tenant_id"] for tenant in listed] == ["acme", "big"]
+    runtime.json("tenant", "create", "brief")
+    assert runtime.json("tenant", "suspend", "brief")["status"] == "suspended"
+    assert runtime.json("tenant", "resume", "brief")["status"] == "active"
+    runtime.run("tenant", "delete", "brief", status=2)
+    assert runtime.json("tenant", "delete", "brief", "--yes")["deleted"] is True
+    runtime.run("tenant", "show", "brief", status=1)
+
+    runtime.run("operation", "set", "newest", "select max(id) from users")
+    assert [item["name"] for item in runtime.json("operation", "list")["operations"]] == ["newest"]
+    runtime.run("operation", "remove", "newest")
+
+
+def _use_by_http(runtime: Runtime, status: dict[str, Any]) -> None:
+    key = runtime.json("key", "create", "--tenant", "acme", "--label", "test")
+    with httpx.Client(base_url=status["url"], trust_env=False, timeout=60) as anonymous:
+        assert anonymous.get("/healthz").json() == {"status": "ok"}
+        ready = anonymous.get("/readyz")
+        assert ready.json()["checks"]["actors"] == "ok"
+        assert anonymous.get("/v1/tenants/acme").status_code == 401
+        headers = {"Authorization": f"Bearer {key['key']}"}
+        query, one = "/v1/tenants/acme/query", {"query": "select id from users where id = 1"}
+        answer = anonymous.post(query, json=one, headers=headers)
+        assert answer.json()["rows"] == [[1]]
+        # What steers Ray Serve does not get there from outside.
+        hurried = headers | {"X-Request-Timeout-Seconds": "0.000001"}
+        assert anonymous.post(query, json=one, headers=hurried).status_code == 200
+        other = anonymous.get("/v1/tenants/big", headers=headers)
+        ghost = anonymous.get("/v1/tenants/ghost", headers=headers)
+        assert other.status_code == ghost.status_code == 404
+        assert other.content == ghost.content
+        large = anonymous.post(query, content=b"x" * (5 << 20), headers=headers)
+        assert (large.status_code, large.headers["content-type"]) == (
+            413,
+            "application/problem+json",
+        )
+        limit = anonymous.post(
+            query,
+            json={"query": _SLOW_QUERY.format(10**12)},
+            headers=headers | {"Prefer": "wait=1"},
+        )
+        assert limit.status_code == 504
+        runtime.run("key", "revoke", key["key_id"])
+        _until(lambda: anonymous.post(query, json=one, headers=headers).status_code == 401, 10)
+    place = httpx.URL(status["url"])
+    with socket.create_connection((place.host, place.port), timeout=20) as raw:
+        raw.sendall(b"this is not HTTP\r\n\r\n")
+        answered = raw.makefile("rb").read()
+    assert b" 400 " in answered
+    with httpx.Client(base_url=status["url"], trust_env=False) as client:
+        unknown = client.request("BREW", "/healthz")
+    assert unknown.status_code == 405
+    assert unknown.json()["type"] == "urn:tenancy:problem:method-not-allowed"
+
+
+async def _leave_while_a_statement_runs(status: dict[str, Any]) -> None:
+    """The statement of a client that has left does not run on."""
+    query = _SLOW_QUERY.format(777_777_777_777)
+    key = Path(status["admin_key_file"]).read_text().strip()
+    connection = await asyncpg.connect(status["postgres_dsn"])
+    running = (
+        "select count(*) from pg_stat_activity where state = 'active' "
+        "and query like '%777777777777%' and pid <> pg_backend_pid()"
+    )
+    try:
+        async with (
+            asyncio.timeout(40),
+            httpx.AsyncClient(base_url=status["url"], trust_env=False, timeout=60) as client,
+        ):
+            request = asyncio.create_task(
+                client.post(
+                    "/v1/tenants/acme/query",
+                    json={"query": query},
+                    headers={"Authorization": f"Bearer {key}"},
+                )
+            )
+            while not await connection.fetchval(running):
+                await asyncio.sleep(0)
+            request.cancel()
+            while await connection.fetchval(running):
+                await asyncio.sleep(0)
+    finally:
+        await connection.close()
+
+
+def _drain(runtime: Runtime) -> None:
+    """A request that is in work when everything is told to end may end first."""
+    slow = subprocess.Popen(
+        [_TENANCY, "sql", "acme", _SLOW_QUERY.format(20_000_000), "--json"],
+        env=runtime.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        dsn = runtime.json("status")["postgres_dsn"]
+        asyncio.run(_until_a_statement_runs(dsn, "%20000000%"))
+        runtime.run("down")
+        output, errors = slow.communicate(timeout=60)
+    finally:
+        slow.kill()
+    assert slow.returncode == 0, errors
+    assert json.loads(output)["rows"] == [[20_000_000]]
+
+
+async def _until_a_statement_runs(dsn: str, pattern: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with asyncio.timeout(40):
+            while not await connection.fetchval(
+                "select count(*) from pg_stat_activity where state = 'active' and query like $1 "
+                "and pid <> pg_backend_pid()",
+                pattern,
+            ):
+                await asyncio.sleep(0)
+    finally:
+        await connection.close()
+
+
+def test_when_the_port_is_taken_nothing_is_left_running(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with _ended(Runtime(tmp_path / "home", TENANCY_HTTP_PORT=str(port))) as runtime:
+            refused = runtime.run("up", status=1)
+
+            assert str(port) in refused.stderr
+            assert "TENANCY_HTTP_PORT" in refused.stderr
+            assert refused.stderr.splitlines()[-2].startswith("error: ")
+            assert runtime.processes() == []
+            stopped = runtime.json("status", status=3)
+            assert str(port) in stopped["error"]
+
+
+@pytest.mark.timeout(_SLOW_S)
+def test_a_start_that_is_interrupted_leaves_nothing_running(runtime: Runtime):
+    up = subprocess.Popen(
+        [_TENANCY, "up"], env=runtime.env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert up.stderr is not None
+    for line in up.stderr:
+        if "starting Ray" in line:
+            break
+    up.send_signal(signal.SIGINT)
+    _, errors = up.communicate(timeout=120)
+
+    assert up.returncode == 130, errors
+    _until(lambda: not runtime.processes(), 10)
+    assert runtime.json("status", status=3)["state"] == "stopped"
+
+
+@pytest.mark.timeout(_SLOW_S)
+def test_a_setting_that_is_wrong_is_told_at_once_and_leaves_nothing(tmp_path: Path):
+    with _ended(Runtime(tmp_path / "home", TENANCY_STATEMENT_TIMEOUT_MS="soon")) as runtime:
+        refused = runtime.run("up", status=1)
+
+        assert "TENANCY_STATEMENT_TIMEOUT_MS" in refused.stderr
+        assert runtime.processes() == []
