@@ -20,7 +20,12 @@ import typer
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
-from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
+from tenancy.data_isolation.serve.runtime_state import (
+    STATUS_OTHER,
+    Phase,
+    RuntimeDirectory,
+    RuntimeState,
+)
 from tenancy.data_isolation.serve.terminal import (
     AsJson,
     CommandError,
@@ -61,16 +66,12 @@ def up(timeout: Timeout = None, as_json: AsJson = False) -> None:
     directory = RuntimeDirectory(settings.home)
     directory.prepare()
     deadline = time.monotonic() + (timeout or _start_timeout_s(settings))
-    if directory.is_alive():
-        state = _followed(directory, None, deadline)
-        note("already running" if state.state is Phase.RUNNING else f"already up, {state.state}")
-    else:
-        daemon = _spawn(settings, directory)
-        try:
-            state = _followed(directory, daemon, deadline)
-        except (KeyboardInterrupt, CommandError):
-            _end(daemon)
-            raise
+    state: RuntimeState | None = None
+    while state is None:
+        _let_end(directory, deadline)
+        state = (
+            _joined(directory, deadline) if directory.is_alive() else _begun(directory, deadline)
+        )
     if as_json:
         print_json(_document(state))
         return
@@ -116,6 +117,34 @@ def _start_timeout_s(settings: Settings) -> float:
     return 2 * settings.server_start_timeout_s + 2 * settings.ray_start_timeout_s
 
 
+def _let_end(directory: RuntimeDirectory, deadline: float) -> None:
+    """Wait for a daemon that is just ending."""
+    while directory.present().state is Phase.STOPPING:
+        if time.monotonic() > deadline:
+            raise CommandError(
+                "the runtime is stopping and does not come to an end", "`tenancy down`"
+            )
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _joined(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None:
+    """What runs already, or what someone else starts just now; None when it has gone again."""
+    state = _followed(directory, None, deadline)
+    if state is not None:
+        note("already running" if state.state is Phase.RUNNING else f"already up, {state.state}")
+    return state
+
+
+def _begun(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None:
+    """What a daemon of ours has started; None when someone else was faster."""
+    daemon = _spawn(Settings.from_env(), directory)
+    try:
+        return _followed(directory, daemon, deadline)
+    except (KeyboardInterrupt, CommandError):
+        _end(daemon)
+        raise
+
+
 def _spawn(settings: Settings, directory: RuntimeDirectory) -> subprocess.Popen[bytes]:
     """Start the daemon in a session of its own, so that it outlives this terminal."""
     with (directory.log / "daemon.out").open("wb") as output:
@@ -142,8 +171,12 @@ def _absolute(settings: Settings) -> dict[str, str]:
 
 def _followed(
     directory: RuntimeDirectory, daemon: subprocess.Popen[bytes] | None, deadline: float
-) -> RuntimeState:
-    """Tell what a daemon does until it runs; `CommandError` when it does not come to that."""
+) -> RuntimeState | None:
+    """Tell what a daemon does until it runs.
+
+    `daemon` is ours; None = whoever holds the lock. Returns None when there is nobody to follow
+    any more, and nothing has failed. Raises `CommandError` when the start has.
+    """
     told = ""
     while True:
         ended = daemon is not None and daemon.poll() is not None
@@ -154,14 +187,14 @@ def _followed(
                 note(f"{told} ...")
             if state.state in (Phase.RUNNING, Phase.DEGRADED):
                 return state
+            if state.state is Phase.STOPPED and daemon is None and state.error is None:
+                return None
             if state.state is Phase.STOPPED and (ended or daemon is None):
                 raise _failed(directory, state.error)
         if ended and daemon is not None:
-            if not directory.is_alive():
-                raise _failed(directory, None)
-            # Another one was faster; its start is as good as ours.
-            daemon = None
-            continue
+            if daemon.returncode == STATUS_OTHER:
+                return None
+            raise _failed(directory, None)
         if time.monotonic() > deadline:
             raise CommandError(
                 f"the runtime did not start in time (it was {told or 'beginning'})",

@@ -37,12 +37,16 @@ from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
 from tenancy.data_isolation.serve.ray_runtime import RayPaths, url
-from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
+from tenancy.data_isolation.serve.runtime_state import (
+    STATUS_OTHER,
+    Phase,
+    RuntimeDirectory,
+    RuntimeState,
+)
 
 _log = logging.getLogger(__name__)
 
-#: Exit statuses. Another daemon has the lock; the start failed.
-STATUS_OTHER = 75
+#: Exit status when the start failed.
 STATUS_FAILED = 1
 
 _LOG_BYTES_MAX = 8 * 1024 * 1024

@@ -39,6 +39,9 @@ from tenancy.data_isolation.engine.process_identity import (
 )
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 
+#: Exit status of a daemon that found the lock taken.
+STATUS_OTHER = 75
+
 _SHORT_ROOT = Path("/tmp")  # noqa: S108 - only directories of a random name are made in it
 _HASH_CHARACTERS = 8
 _END_INTERVAL_S = 0.05
