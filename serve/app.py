@@ -8,6 +8,7 @@ them, so a replica gets the path of that file and no secret.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import urllib.error
 import urllib.request
@@ -152,6 +153,6 @@ def _wait_until_answering(settings: Settings, deadline: float) -> None:
 
 
 def _last_line(text: str) -> str:
-    """What a traceback that came as text ends with."""
+    """What a traceback that came as text ends with, without the name of the error's class."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+    return re.sub(r"^(\w+\.)*\w+: ", "", lines[-1]) if lines else "no reason was given"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
 from tenancy.data_isolation.actors.gateway import ActorGateway
-from tenancy.data_isolation.core import EngineConfig, Settings
+from tenancy.data_isolation.core import EngineConfig
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
+from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.operation_gateway import OperationGateway
 from tenancy.data_isolation.serve.services import Probe, Services
 from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
@@ -69,7 +69,7 @@ async def open_services(
         named_operations=engine.named_operations,
         fleet=engine.fleet,
         tables=engine.tables,
-        tokens=TokenVerifier(settings, clock) if _wants_tokens(settings) else None,
+        tokens=token_verifier(settings, clock),
         probes=database_probes(engine) if probes is None else probes,
         clock=clock,
     )
@@ -100,8 +100,3 @@ def _actors_probe(gateway: ActorGateway, configuration: ActorConfiguration) -> P
         await asyncio.gather(*(gateway.level_counts() for _ in range(count)))
 
     return probe
-
-
-def _wants_tokens(settings: Settings) -> bool:
-    """Whether any of the settings is there; with one alone, `TokenVerifier` asks for the others."""
-    return bool(settings.jwt_jwks or settings.jwt_issuer or settings.jwt_audience)

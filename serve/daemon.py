@@ -32,10 +32,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tenancy.data_isolation.core import Settings, TenancyError
+from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
+from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.ray_runtime import RayPaths, url
 from tenancy.data_isolation.serve.runtime_state import (
     STATUS_OTHER,
@@ -140,6 +142,8 @@ class Daemon:
                 f"processes of an earlier run do not end: {', '.join(str(p.pid) for p in left)}"
             )
         self._check_port()
+        # What would stop the last step is better told before the first.
+        token_verifier(self._settings, SystemClock())
         self._tell(Phase.STARTING, "starting PostgreSQL and Redis")
         self._await(self._data.start_servers())
         self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)

@@ -185,6 +185,16 @@ class TokenVerifier:
         return key
 
 
+def token_verifier(settings: Settings, clock: Clock) -> TokenVerifier | None:
+    """What verifies tokens under these settings; None when they say nothing of tokens.
+
+    Reads nothing yet. Raises `SettingError` when they say too little, or what cannot be.
+    """
+    if settings.jwt_jwks or settings.jwt_issuer or settings.jwt_audience:
+        return TokenVerifier(settings, clock)
+    return None
+
+
 def _checked_source(source: str) -> str | Path:
     """A file, or a URL that nobody on the way can change."""
     if "://" not in source:

@@ -343,7 +343,13 @@ def test_when_the_port_is_taken_nothing_is_left_running(tmp_path: Path):
 @pytest.mark.timeout(_SLOW_S)
 def test_a_start_that_is_interrupted_leaves_nothing_running(runtime: Runtime):
     up = subprocess.Popen(
-        [_TENANCY, "up"], env=runtime.env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [_TENANCY, "up"],
+        env=runtime.env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background of a script has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert up.stderr is not None
     for line in up.stderr:
@@ -358,9 +364,14 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(runtime: Runtime):
 
 
 @pytest.mark.timeout(_SLOW_S)
-def test_a_setting_that_is_wrong_is_told_at_once_and_leaves_nothing(tmp_path: Path):
-    with _ended(Runtime(tmp_path / "home", TENANCY_STATEMENT_TIMEOUT_MS="soon")) as runtime:
-        refused = runtime.run("up", status=1)
+def test_settings_that_are_wrong_are_told_at_once_and_leave_nothing(tmp_path: Path):
+    for name, value in (
+        ("TENANCY_STATEMENT_TIMEOUT_MS", "soon"),
+        ("TENANCY_JWT_ISSUER", "https://id.example"),
+        ("TENANCY_REDIS_URL", "redis://127.0.0.1:1/0"),
+    ):
+        with _ended(Runtime(tmp_path / "home", **{name: value})) as runtime:
+            refused = runtime.run("up", status=1)
 
-        assert "TENANCY_STATEMENT_TIMEOUT_MS" in refused.stderr
-        assert runtime.processes() == []
+            assert name.rpartition("_")[0] in refused.stderr
+            assert runtime.processes() == []
