@@ -87,7 +87,7 @@ async def test_nonsense_is_never_an_error_of_the_server(api: HttpApi):
     await api.tenant("acme", "row")
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    for number in range(4000):
+    for number in range(600):
         method, path = chance.choice(_ROUTES)
         path = path.format(quote(chance.choice(_TEXTS)[:200], safe=""))
         content: bytes | None = None

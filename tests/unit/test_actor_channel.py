@@ -76,8 +76,11 @@ class Counterpart:
         for number in header.cancelled:
             session.cancel(number)
         for call in calls:
-            session.start(call.number, self._perform(call))
+            session.start(call.number, self._run(session, call))
         return await session.reply(header.waiting_max)
+
+    async def _run(self, session, call):
+        session.end(call.number, await self._perform(call))
 
     async def _perform(self, call):
         operation = unpack_operation(call.operations[0], call.deadline_s)
@@ -141,9 +144,9 @@ async def _perform(channel, value=None, query=READ, key=None, deadline_s=10.0):
     return await channel.perform(
         TenantId("acme"),
         (pack_operation(operation, 1 << 20),),
-        atomic=None,
-        deadline_s=deadline_s,
-        final=False,
+        None,
+        deadline_s,
+        False,
     )
 
 
