@@ -19,7 +19,6 @@ not safe for threads.
 from __future__ import annotations
 
 import asyncio
-import copy
 import itertools
 import secrets
 from collections import deque
@@ -27,7 +26,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.actors.wire import (
     PackedOperation,
     Packer,
@@ -131,13 +129,13 @@ class ActorChannel:
     def __init__(
         self,
         *,
-        name: ActorName,
+        name: str,
         connect: Callable[[], Awaitable[Send]],
         changes_nothing: Callable[[str], bool],
         limits: Limits,
         clock: Clock,
     ) -> None:
-        self.name = name
+        self._name = name
         self._connect = connect
         self._changes_nothing = changes_nothing
         self._limits = limits
@@ -164,6 +162,7 @@ class ActorChannel:
         self,
         tenant: TenantId,
         operations: tuple[PackedOperation, ...],
+        *,
         atomic: bool | None,
         deadline_s: float,
         final: bool,
@@ -185,8 +184,7 @@ class ActorChannel:
         until = self._clock.monotonic_s() + deadline_s
         entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
         self._queue.append(entry)
-        if not self._flush_due:
-            self._plan_flush()
+        self._plan_flush()
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(_SWEEP_S, self._sweep)
         try:
@@ -364,7 +362,7 @@ class ActorChannel:
         except TimeoutError:
             self._fail_queue(
                 UnavailableError(
-                    f"the tenant's actor {self.name} cannot be reached: {reason}; nothing was "
+                    f"the tenant's actor {self._name} cannot be reached: {reason}; nothing was "
                     "done; `tenancy doctor` says more"
                 )
             )
@@ -372,7 +370,7 @@ class ActorChannel:
             self._fail_queue(error)
         except Exception as error:
             # Whatever Ray raises when this process has left the cluster.
-            text = f"the tenant's actor {self.name} cannot be reached: {type(error).__name__}"
+            text = f"the tenant's actor {self._name} cannot be reached: {type(error).__name__}"
             self._fail_queue(UnavailableError(text))
         finally:
             self._connecting = None
@@ -385,7 +383,7 @@ class ActorChannel:
 
     def _lost_error(self, error: Exception) -> UnavailableError:
         return UnavailableError(
-            f"the tenant's actor {self.name} was lost ({error or type(error).__name__})"
+            f"the tenant's actor {self._name} was lost ({error or type(error).__name__})"
         )
 
     # Ends that no answer brings
@@ -411,7 +409,7 @@ class ActorChannel:
         self._queue = deque(entry for entry in self._queue if not entry.future.done())
         stuck = [entry for entry in self._sent.values() if entry.until + _GRACE_S <= now]
         for entry in stuck:
-            late = f"the deadline passed, and the tenant's actor {self.name} has not answered"
+            late = f"the deadline passed, and the tenant's actor {self._name} has not answered"
             self._fail(entry, StatementTimeoutError(late), sent=True)
             self._abandon(entry)
         self._suspect(now, bool(stuck))
@@ -434,8 +432,7 @@ class ActorChannel:
     def _fail_queue(self, error: TenancyError) -> None:
         queue, self._queue = self._queue, deque()
         for entry in queue:
-            # Each its own: an error collects the traces of all who raise it.
-            self._fail(entry, copy.copy(error))
+            self._fail(entry, error)
 
     def _fail(self, entry: _Entry, error: TenancyError, *, sent: bool = False) -> None:
         """End a call with `error`, or with what is true of a write that had left this process."""

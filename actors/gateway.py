@@ -49,7 +49,7 @@ from tenancy.data_isolation.core.types import (
 #: How often an operation follows from actor to actor; the last one has to take it.
 _REDIRECTS_MAX = 3
 #: Tenants whose actor is remembered.
-_WAYS_MAX = 100_000
+_ROUTES_MAX = 100_000
 _CONTROL_RETRY_S = 0.5
 
 
@@ -61,8 +61,8 @@ class ActorGateway:
         self._settings = settings
         self._actors = Actors(settings, directory)
         self._channels: dict[ActorName, ActorChannel] = {}
-        #: The way to a tenant's actor, and whether that has to take what it is sent.
-        self._ways: dict[TenantId, tuple[ActorChannel, bool]] = {}
+        #: The actor of a tenant, and whether it has to take what it is sent.
+        self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
         self._turn = itertools.count()
         self._clock = SystemClock()
         self._default_deadline_s = (
@@ -143,7 +143,7 @@ class ActorGateway:
     async def delete_tenant(self, tenant_id: TenantId) -> None:
         """Erase the tenant's data, then its name."""
         await self._control(tenant_id, "delete_tenant", tenant_id)
-        self._ways.pop(tenant_id, None)
+        self._routes.pop(tenant_id, None)
 
     async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
         """The statement that a named operation stands for, or `OperationNotFoundError`."""
@@ -189,23 +189,25 @@ class ActorGateway:
             deadline_s = self._default_deadline_s
         elif deadline_s <= 0:
             raise InvalidInputError("deadline_s must be positive: it is the time that is left")
-        channel, final = self._ways.get(tenant_id) or self._computed(tenant_id)
-        outcome = await channel.perform(tenant_id, packed, atomic, deadline_s, final)
-        attempt = 0
-        while type(outcome) is Redirect:
-            attempt += 1
-            channel, final = await self._learn(tenant_id, channel.name, outcome)
-            final = final or attempt == _REDIRECTS_MAX
-            outcome = await channel.perform(tenant_id, packed, atomic, deadline_s, final)
-        return outcome
+        for attempt in range(_REDIRECTS_MAX + 1):
+            name, final = self._routes.get(tenant_id) or self._computed(tenant_id)
+            outcome = await self._channel(name).perform(
+                tenant_id,
+                packed,
+                atomic=atomic,
+                deadline_s=deadline_s,
+                final=final or attempt == _REDIRECTS_MAX,
+            )
+            if type(outcome) is not Redirect:
+                return outcome
+            await self._learn(tenant_id, name, outcome)
+        raise UnavailableError("the actors send the tenant from one to another; try again")
 
-    async def _learn(
-        self, tenant_id: TenantId, teller: ActorName, redirect: Redirect
-    ) -> tuple[ActorChannel, bool]:
+    async def _learn(self, tenant_id: TenantId, teller: ActorName, redirect: Redirect) -> None:
         """Remember where the tenant is, and read the directory again when it has changed."""
         if redirect.version > self._directory.version:
             self._directory, _ = await self._ask(teller, "describe")
-            self._ways.clear()
+            self._routes.clear()
         name, final = ActorName(redirect.actor), False
         if is_dedicated(name):
             try:
@@ -215,20 +217,16 @@ class ActorGateway:
                 name, final = teller, True
             except ActorLostError as error:
                 raise UnavailableError(f"the actor {name} does not start: {error}") from None
-        return self._remember(tenant_id, name, final)
+        if len(self._routes) >= _ROUTES_MAX:
+            self._routes.clear()
+        self._routes[tenant_id] = name, final
 
-    def _computed(self, tenant_id: TenantId) -> tuple[ActorChannel, bool]:
-        return self._remember(
-            tenant_id, self._directory.shared_actor(parse_tenant_id(tenant_id)), False
-        )
-
-    def _remember(
-        self, tenant_id: TenantId, name: ActorName, final: bool
-    ) -> tuple[ActorChannel, bool]:
-        if len(self._ways) >= _WAYS_MAX:
-            self._ways.clear()
-        way = self._ways[tenant_id] = self._channel(name), final
-        return way
+    def _computed(self, tenant_id: TenantId) -> tuple[ActorName, bool]:
+        if len(self._routes) >= _ROUTES_MAX:
+            self._routes.clear()
+        route = self._directory.shared_actor(parse_tenant_id(tenant_id)), False
+        self._routes[tenant_id] = route
+        return route
 
     def _channel(self, name: ActorName) -> ActorChannel:
         channel = self._channels.get(name)
@@ -246,8 +244,7 @@ class ActorGateway:
         self, tenant_id: TenantId | None, method: str, *args: Any, **kwargs: Any
     ) -> Any:
         if tenant_id is not None:
-            channel, _ = self._ways.get(parse_tenant_id(tenant_id)) or self._computed(tenant_id)
-            name = channel.name
+            name, _ = self._routes.get(parse_tenant_id(tenant_id)) or self._computed(tenant_id)
         else:
             names = self._directory.shared_names()
             name = names[next(self._turn) % len(names)]

@@ -12,11 +12,9 @@ nothing while nothing is late, hence plain calls.
 
 Rules this module keeps:
 
-* A reply goes when nothing is under way any more, or when many operations have ended and as many
-  are under way: then client and actor work at the same time, each on its half.
-* A finished operation does not wait for that for longer than `reply_wait_s`, or half of the time
-  since the last request when that is more (then the machine is busy, and many small replies would
-  make it busier).
+* A finished operation waits for others to travel with: `reply_wait_s`, or half of the time that it
+  has taken itself when that is more (then the machine is busy, and many small replies would make
+  it busier); not at all when nothing else is under way.
 * A request waits only while something of its session is under way, and never holds up a newer one:
   of those that wait, the oldest gives way when there are more than the client wants to spend.
 * A reply has a size; what does not fit goes with the next.
@@ -29,11 +27,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from tenancy.data_isolation.actors.wire import Packer, ResultPacker
+from tenancy.data_isolation.core.errors import TenancyError
 
-_MANY = 16
 _WAIT_SHARE = 0.5
 _WAIT_MAX_S = 0.05
 
@@ -64,39 +63,25 @@ class Session:
         """Whether the client has not been heard of for so long."""
         return not self._waiting and asyncio.get_running_loop().time() - self._heard_at > idle_s
 
-    def start(self, number: int, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, which calls `end` as its last step, whatever happens to it."""
+    def start(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
+        """Run `work`, which never raises an `Exception`; what it returns is the call's outcome."""
         if number in self._running:
             work.close()
             return  # A request that Ray delivered twice.
-        self._running[number] = asyncio.get_running_loop().create_task(work)
-
-    def end(self, number: int, outcome: Any) -> None:
-        """The call is over, unless nobody waits for it any more."""
-        if self._running.pop(number, None) is None:
-            return
-        self._ready.append((number, outcome))
-        if not self._running:
-            self._wake_all()
-        elif self._waiting:
-            ready = len(self._ready)
-            if ready >= _MANY and ready >= len(self._running):
-                self._wake()
-            elif self._timer is None:
-                self._set_timer()
+        task = asyncio.get_running_loop().create_task(work)
+        self._running[number] = task
+        task.add_done_callback(partial(self._ended, number, asyncio.get_running_loop().time()))
 
     def cancel(self, number: int) -> None:
         """Stop a call that nobody waits for any more; it has no answer."""
-        task = self._running.pop(number, None)
+        task = self._running.get(number)
         if task is not None:
             task.cancel()
-            if not self._running:
-                self._wake_all()
 
     def cancel_all(self) -> None:
         """Stop all calls."""
-        for number in tuple(self._running):
-            self.cancel(number)
+        for task in self._running.values():
+            task.cancel()
 
     async def reply(self, waiting_max: int) -> bytes:
         """The next reply: a message of `Answer`s, empty when there is nothing to say."""
@@ -119,7 +104,7 @@ class Session:
         if len(self._waiting) > waiting_max:
             self._wake()
         elif self._ready and self._timer is None:
-            self._set_timer()
+            self._set_timer(0.0)
         try:
             await turn
         except asyncio.CancelledError:
@@ -130,12 +115,20 @@ class Session:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
-    def _set_timer(self) -> None:
-        """Reply soon."""
-        loop = asyncio.get_running_loop()
-        taken_s = loop.time() - self._heard_at
+    def _ended(self, number: int, started_at: float, task: asyncio.Task[Any]) -> None:
+        del self._running[number]
+        if not task.cancelled():
+            failed = task.exception() is not None  # Cannot be, but must not leave anyone waiting.
+            self._ready.append((number, TenancyError() if failed else task.result()))
+        if not self._running:
+            self._wake_all()
+        elif self._ready and self._timer is None and self._waiting:
+            self._set_timer(asyncio.get_running_loop().time() - started_at)
+
+    def _set_timer(self, taken_s: float) -> None:
+        """Reply soon; the first of those that are ready has taken so long."""
         wait_s = max(self._reply_wait_s, min(taken_s * _WAIT_SHARE, _WAIT_MAX_S))
-        self._timer = loop.call_later(wait_s, self._wake)
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
     def _wake(self) -> None:
         """Give the turn to the request that has waited for longest."""

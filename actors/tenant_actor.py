@@ -101,7 +101,7 @@ class TenantActor:
         for number in header.cancelled:
             session.cancel(number)
         for call in items:
-            session.start(call[0], host.perform(call, session.end))
+            session.start(call[0], host.perform(call))
         return await session.reply(header.waiting_max)
 
     async def execute(self, tenant_id: str, operation: Operation) -> QueryResult:
@@ -303,32 +303,29 @@ class _Host:
         self._under_way = 0
         self._passivation: asyncio.TimerHandle | None = None
 
-    async def perform(self, call: Call, end: Callable[[int, Any], None]) -> None:
-        """Do one call and tell `end` its number and outcome. Never raises an `Exception`."""
+    async def perform(self, call: Call) -> Any:
+        """The outcome of one call; never raises an `Exception`."""
         number, tenant_id, packed, atomic, deadline_s, final = call
         active: ActiveTenant | None = None
-        outcome: Any
         try:
             active = self._pin(tenant_id)
             if active is None:
                 active, deadline_s = await self._activate(tenant_id, deadline_s)
             if not final and active.actor != self._name:
-                outcome = Redirect(active.actor, self.configuration.directory.version)
-            elif atomic is None:
+                return Redirect(active.actor, self.configuration.directory.version)
+            if atomic is None:
                 operation = unpack_operation(packed[0], deadline_s)
-                outcome = await self.engine.execute(tenant_id, operation)
-            else:
-                operations = [unpack_operation(item, deadline_s) for item in packed]
-                outcome = await self.engine.execute_batch(tenant_id, operations, atomic=atomic)
+                return await self.engine.execute(tenant_id, operation)
+            operations = [unpack_operation(item, deadline_s) for item in packed]
+            return await self.engine.execute_batch(tenant_id, operations, atomic=atomic)
         except TenancyError as error:
             self._learn(tenant_id, error)
-            outcome = error
+            return error
         except Exception:
             _log.exception("call %d failed in a way that was not foreseen", number)
-            outcome = TenancyError()
+            return TenancyError()
         finally:
             self._unpin(active)
-        end(number, outcome)
 
     async def execute(self, tenant_id: TenantId, operation: Operation) -> QueryResult:
         """Run one operation here, whatever the directory says."""

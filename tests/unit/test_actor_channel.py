@@ -76,11 +76,8 @@ class Counterpart:
         for number in header.cancelled:
             session.cancel(number)
         for call in calls:
-            session.start(call.number, self._run(session, call))
+            session.start(call.number, self._perform(call))
         return await session.reply(header.waiting_max)
-
-    async def _run(self, session, call):
-        session.end(call.number, await self._perform(call))
 
     async def _perform(self, call):
         operation = unpack_operation(call.operations[0], call.deadline_s)
@@ -144,9 +141,9 @@ async def _perform(channel, value=None, query=READ, key=None, deadline_s=10.0):
     return await channel.perform(
         TenantId("acme"),
         (pack_operation(operation, 1 << 20),),
-        None,
-        deadline_s,
-        False,
+        atomic=None,
+        deadline_s=deadline_s,
+        final=False,
     )
 
 

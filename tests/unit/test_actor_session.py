@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from tenancy.data_isolation.actors.session import Session
-from tenancy.data_isolation.actors.wire import unpack
+from tenancy.data_isolation.actors.wire import ResultUnpacker, unpack
+from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.types import QueryResult
 
 
@@ -24,13 +25,6 @@ async def _when(event, outcome):
     return outcome
 
 
-def _start(session, number, work, *arguments):
-    async def run():
-        session.end(number, await work(*arguments))
-
-    session.start(number, run())
-
-
 def _numbers(reply):
     return [number for number, _ in list(unpack(reply))[1:]]
 
@@ -42,7 +36,7 @@ async def session():
 
 async def test_a_reply_carries_all_that_ends_together(session):
     for number in range(20):
-        _start(session, number, _at_once, _result(number))
+        session.start(number, _at_once(_result(number)))
 
     reply = await session.reply(waiting_max=2)
 
@@ -52,8 +46,8 @@ async def test_a_reply_carries_all_that_ends_together(session):
 
 async def test_a_slow_operation_does_not_hold_up_the_fast_ones_of_its_request(session):
     gate = asyncio.Event()
-    _start(session, 1, _when, gate, _result())
-    _start(session, 2, _at_once, _result())
+    session.start(1, _when(gate, _result()))
+    session.start(2, _at_once(_result()))
 
     assert _numbers(await session.reply(waiting_max=2)) == [2]
 
@@ -64,7 +58,7 @@ async def test_a_slow_operation_does_not_hold_up_the_fast_ones_of_its_request(se
 
 async def test_a_request_that_waits_gives_way_to_newer_ones(session):
     gate = asyncio.Event()
-    _start(session, 1, _when, gate, _result())
+    session.start(1, _when(gate, _result()))
     waiting = [asyncio.create_task(session.reply(waiting_max=2)) for _ in range(2)]
     await asyncio.sleep(0)
 
@@ -92,7 +86,7 @@ async def test_a_cancelled_operation_stops_and_has_no_answer(session):
             stopped.append(True)
             raise
 
-    _start(session, 1, work)
+    session.start(1, work())
     waiting = asyncio.create_task(session.reply(waiting_max=2))
     await asyncio.sleep(0)
 
@@ -104,7 +98,7 @@ async def test_a_cancelled_operation_stops_and_has_no_answer(session):
 
 
 async def test_an_operation_that_is_cancelled_before_it_began_leaves_nothing(session):
-    _start(session, 1, _at_once, _result())
+    session.start(1, _at_once(_result()))
     session.cancel(1)
 
     assert _numbers(await session.reply(waiting_max=2)) == []
@@ -115,7 +109,7 @@ async def test_answers_that_do_not_fit_go_with_the_next_reply():
     session = Session(reply_wait_s=0.001, reply_bytes_max=100)
     large = QueryResult(columns=(), rows=[["x" * 200]], row_count=1)
     for number in range(3):
-        _start(session, number, _at_once, large)
+        session.start(number, _at_once(large))
 
     replies = [await session.reply(waiting_max=2) for _ in range(3)]
 
@@ -124,7 +118,7 @@ async def test_answers_that_do_not_fit_go_with_the_next_reply():
 
 async def test_a_request_that_ray_gives_up_does_not_take_answers_with_it(session):
     gate = asyncio.Event()
-    _start(session, 1, _when, gate, _result())
+    session.start(1, _when(gate, _result()))
     given_up = asyncio.create_task(session.reply(waiting_max=2))
     await asyncio.sleep(0)
     given_up.cancel()
@@ -137,11 +131,21 @@ async def test_a_request_that_ray_gives_up_does_not_take_answers_with_it(session
 
 async def test_a_number_that_comes_twice_runs_once(session):
     gate = asyncio.Event()
-    _start(session, 1, _when, gate, _result())
-    _start(session, 1, _at_once, _result())
+    session.start(1, _when(gate, _result()))
+    session.start(1, _at_once(_result()))
     gate.set()
 
     assert _numbers(await session.reply(waiting_max=2)) == [1]
+
+
+async def test_work_that_fails_unforeseen_is_answered_with_an_error(session):
+    async def work():
+        raise ZeroDivisionError
+
+    session.start(1, work())
+
+    ((_, outcome),) = list(unpack(await session.reply(waiting_max=2)))[1:]
+    assert type(ResultUnpacker().unpack(outcome)) is TenancyError
 
 
 async def test_a_session_whose_client_is_gone_is_abandoned_and_one_that_waits_is_not(session):
@@ -149,28 +153,10 @@ async def test_a_session_whose_client_is_gone_is_abandoned_and_one_that_waits_is
     assert not session.abandoned(60)
     assert session.abandoned(-1)
 
-    _start(session, 1, _when, gate, _result())
+    session.start(1, _when(gate, _result()))
     waiting = asyncio.create_task(session.reply(waiting_max=2))
     await asyncio.sleep(0)
 
     assert not session.abandoned(-1)
     gate.set()
     await waiting
-
-
-async def test_a_reply_goes_when_as_many_have_ended_as_are_under_way():
-    session = Session(reply_wait_s=1_000, reply_bytes_max=1 << 20)
-    gate = asyncio.Event()
-    for number in range(40):
-        _start(session, number, _when, gate, _result())
-    waiting = asyncio.create_task(session.reply(waiting_max=2))
-    for number in range(40, 79):
-        _start(session, number, _at_once, _result())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not waiting.done()
-
-    _start(session, 79, _at_once, _result())
-
-    assert sorted(_numbers(await waiting)) == list(range(40, 80))
-    gate.set()
