@@ -12,11 +12,15 @@ no business with root's rights. Rules this module keeps:
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import pwd
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,8 @@ _log = logging.getLogger(__name__)
 _OWN_USER = "embedded_postgres"
 _FALLBACK_USERS = ("postgres", "nobody")
 _PROGRAM_TIMEOUT_S = 30.0
+_USERS_DIRECTORY = Path("/etc")
+_LOCK_POLL_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +136,35 @@ def _added(name: str) -> ServiceUser | None:
         return None
     command = [program, "--system", "--user-group", "--no-create-home"]
     command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
+    with _making_users():
+        found = _known(name)
+        if found is not None:
+            return found
+        try:
+            subprocess.run(command, check=False, capture_output=True, timeout=_PROGRAM_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return _known(name)
+
+
+@contextmanager
+def _making_users() -> Iterator[None]:
+    """One maker of users at a time, among all threads and processes of this runtime.
+
+    Two `useradd` of one name at the same time can both succeed, with two numbers: the first is then
+    nobody's, and what was given to it is lost. Seen with shadow 4.13; PostgreSQL's and Redis's
+    starts do exactly that. The lock is on the directory, so that no file is left behind; who cannot
+    have it within the time limit goes on without.
+    """
+    descriptor = os.open(_USERS_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    give_up_s = time.monotonic() + _PROGRAM_TIMEOUT_S
     try:
-        subprocess.run(command, check=False, capture_output=True, timeout=_PROGRAM_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    # Another process may have made it first, so that useradd failed: what counts is that it is.
-    return _known(name)
+        while time.monotonic() < give_up_s:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
