@@ -37,6 +37,7 @@ from tenancy.data_isolation.core.errors import (
     UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -44,6 +45,7 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
 )
 
 #: How often an operation follows from actor to actor; the last one has to take it.
@@ -108,6 +110,7 @@ class ActorGateway:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """Make the tenant at that level, or finish making it. Raises `TenantExistsError`."""
         tenant: Tenant = await self._control(
@@ -117,6 +120,7 @@ class ActorGateway:
             level=level,
             server=server,
             database_prefix=database_prefix,
+            hybrid=hybrid,
         )
         return tenant
 
@@ -150,10 +154,17 @@ class ActorGateway:
         operation: Operation = await self._control(None, "resolve_operation", name, dict(data))
         return operation
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        """How many tenants there are at each level."""
-        counts: Mapping[IsolationLevel, int] = await self._control(None, "level_counts")
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        """How many tenants each strategy that places data holds."""
+        counts: Mapping[StrategyName, int] = await self._control(None, "strategy_counts")
         return counts
+
+    async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
+        """How much data the tenant has, counted until `rows_max` rows."""
+        size: TenantSize = await self._control(
+            tenant_id, "tenant_size", tenant_id, rows_max=rows_max
+        )
+        return size
 
     async def route(self, tenant_id: TenantId) -> ActorName:
         """The actor that represents the tenant, or `TenantNotFoundError`."""

@@ -49,6 +49,7 @@ from tenancy.data_isolation.core.errors import (
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -56,6 +57,7 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
 )
 from tenancy.data_isolation.engine.engine import Engine
 
@@ -142,12 +144,17 @@ class TenantActor:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """As `Engine.create_tenant`."""
         engine = (await self._opened()).engine
         return await _only_our_errors(
             engine.create_tenant(
-                context, level=level, server=server, database_prefix=database_prefix
+                context,
+                level=level,
+                server=server,
+                database_prefix=database_prefix,
+                hybrid=hybrid,
             )
         )
 
@@ -179,9 +186,14 @@ class TenantActor:
         """As `Engine.resolve_operation`."""
         return await _only_our_errors((await self._opened()).engine.resolve_operation(name, data))
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        """As `Engine.level_counts`."""
-        return await _only_our_errors((await self._opened()).engine.level_counts())
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        """As `Engine.strategy_counts`."""
+        return await _only_our_errors((await self._opened()).engine.strategy_counts())
+
+    async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
+        """As `Engine.tenant_size`."""
+        engine = (await self._opened()).engine
+        return await _only_our_errors(engine.tenant_size(tenant_id, rows_max=rows_max))
 
     # The actor itself
 

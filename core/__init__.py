@@ -12,6 +12,7 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
     TenantStatus,
     TenantType,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Tenant",
     "TenantContext",
     "TenantId",
+    "TenantSize",
     "TenantStatus",
     "TenantType",
     "errors",

@@ -15,6 +15,7 @@ from typing import Any
 
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.rules import (
+    LEVEL_OF_STRATEGY,
     STRATEGY_OF_LEVEL,
     Facts,
     Latency,
@@ -41,6 +42,13 @@ class Choice:
     considered: Mapping[StrategyName, str]
     #: The strategy that was wanted, when the fallback stands in for it.
     instead_of: StrategyName | None = None
+
+    @property
+    def placed_by(self) -> StrategyName:
+        """The strategy that makes the tenant: the chosen one, if it places data itself."""
+        if self.strategy in LEVEL_OF_STRATEGY:
+            return self.strategy
+        return STRATEGY_OF_LEVEL[self.level]
 
 
 def choose(

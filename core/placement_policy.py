@@ -18,13 +18,13 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.rules import (
-    STRATEGY_OF_LEVEL,
     Facts,
     RuleBook,
     StrategyName,
+    placed_by,
     strength,
 )
-from tenancy.data_isolation.core.types import IsolationLevel
+from tenancy.data_isolation.core.types import IsolationLevel, Placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,21 +65,21 @@ class PlacementPolicy:
             retry_after_s=closed[shut],
         )
 
-    def for_placed(self, tenant_id: TenantId, facts: Facts, level: IsolationLevel) -> Choice:
-        """The choice for a tenant that has data: the strategy of its level.
+    def for_placed(self, tenant_id: TenantId, facts: Facts, placement: Placement) -> Choice:
+        """The choice for a tenant that has data: the strategy that holds it.
 
         The reasons tell what the rules would give a new one. Raises like `check_placed`.
         """
-        self.check_placed(tenant_id, facts, level)
-        reasons = [where_it_is(tenant_id, level)]
+        self.check_placed(tenant_id, facts, placement.level)
+        reasons = [where_it_is(tenant_id, placement)]
         with suppress(ConflictError):
             fresh = self._choose(dataclasses.replace(facts, placement=None, wish=None))
             reasons += [f"The rules would give a new tenant like this {fresh.strategy}:"]
             reasons += fresh.reasons
-        name = STRATEGY_OF_LEVEL[level]
+        name = placed_by(placement)
         return Choice(
             strategy=name,
-            level=level,
+            level=placement.level,
             reasons=tuple(reasons),
             considered={name: "the tenant's data is here"},
         )
@@ -134,14 +134,18 @@ class PlacementPolicy:
             )
 
 
-def where_it_is(tenant_id: TenantId, level: IsolationLevel) -> str:
+def where_it_is(tenant_id: TenantId, placement: Placement) -> str:
     """The reason for the strategy of a tenant that has data."""
-    return f"Tenant {tenant_id} exists at level {level}, and is used where its data is."
+    apart = "" if placement.sensitive_schema is None else ", sensitive tables apart"
+    return (
+        f"Tenant {tenant_id} exists at level {placement.level}{apart}, and is used where its data "
+        "is."
+    )
 
 
 def _shut(choice: Choice, closed: Mapping[StrategyName, float]) -> StrategyName | None:
     """The strategy of the choice that takes no new tenants, if any."""
-    for name in (choice.strategy, STRATEGY_OF_LEVEL[choice.level]):
+    for name in (choice.strategy, choice.placed_by):
         if name in closed:
             return name
     return None

@@ -12,7 +12,13 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from tenancy.data_isolation.core.errors import InvalidInputError
-from tenancy.data_isolation.core.types import IsolationLevel, Tenant, TenantContext, TenantType
+from tenancy.data_isolation.core.types import (
+    IsolationLevel,
+    Placement,
+    Tenant,
+    TenantContext,
+    TenantType,
+)
 
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -71,10 +77,22 @@ STRATEGY_OF_LEVEL = {
     IsolationLevel.SCHEMA: StrategyName.SCHEMA_LEVEL,
     IsolationLevel.DATABASE: StrategyName.DATABASE_LEVEL,
 }
-_LEVEL_OF_STRATEGY = {strategy: level for level, strategy in STRATEGY_OF_LEVEL.items()}
+#: The level of every strategy that places data. A hybrid tenant is at level ROW, but for its tables
+#: that are marked sensitive.
+LEVEL_OF_STRATEGY = {
+    **{strategy: level for level, strategy in STRATEGY_OF_LEVEL.items()},
+    StrategyName.HYBRID: IsolationLevel.ROW,
+}
 _LEVELS = tuple(IsolationLevel)
 _LATENCIES = tuple(Latency)
 RATING_MAX = 5
+
+
+def placed_by(placement: Placement) -> StrategyName:
+    """The strategy that holds data where the placement says."""
+    if placement.sensitive_schema is not None:
+        return StrategyName.HYBRID
+    return STRATEGY_OF_LEVEL[placement.level]
 
 
 def strength(level: IsolationLevel) -> int:
@@ -101,8 +119,9 @@ class Facts:
     required_security: int | None = None
     #: Worst latency that the matrix may give.
     required_latency: Latency | None = None
-    #: Databases of tenants that exist already.
+    #: Databases of tenants that exist already, and hybrid tenants.
     databases: int | None = None
+    hybrids: int | None = None
     #: Name of the operation that made the choice necessary.
     operation: str | None = None
 
@@ -113,6 +132,7 @@ class Facts:
         *,
         tenant: Tenant | None = None,
         databases: int | None = None,
+        hybrids: int | None = None,
         operation: str | None = None,
     ) -> Facts:
         """The facts that a caller's context tells, and the catalog when it knows the tenant.
@@ -137,6 +157,7 @@ class Facts:
             required_security=_told_rating(told, "required_security"),
             required_latency=_told_word(told, "required_latency", Latency),
             databases=databases,
+            hybrids=hybrids,
             operation=operation,
         )
 
@@ -154,8 +175,8 @@ class Profile:
 
     @property
     def level(self) -> IsolationLevel | None:
-        """The level of a placement strategy; None for one that works over any level."""
-        return _LEVEL_OF_STRATEGY.get(self.strategy)
+        """The level of a strategy that places data; None for one that works over any level."""
+        return LEVEL_OF_STRATEGY.get(self.strategy)
 
     def promises(self, latency: Latency) -> bool:
         """Whether the matrix gives this strategy `latency` or better."""

@@ -82,7 +82,11 @@ class TenantContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where a tenant's data is now. `role` is the login that works there."""
+    """Where a tenant's data is now. `role` is the login that works there.
+
+    `sensitive_schema` is set for a hybrid tenant: its tables that are marked sensitive are in that
+    schema of its own, the others in `schema`, which it shares.
+    """
 
     level: IsolationLevel
     server: ServerName
@@ -90,6 +94,7 @@ class Placement:
     schema: SchemaName
     role: RoleName
     epoch: Epoch
+    sensitive_schema: SchemaName | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +108,19 @@ class Tenant:
     region: Region | None
     compliance: tuple[str, ...]
     placement: Placement | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantSize:
+    """How much data a tenant has: rows, and the bytes of their values, indexes left out.
+
+    Counting stops at a limit; `complete` says that it did not get there, so that the figures are
+    exact. Otherwise they are lower bounds.
+    """
+
+    rows: int
+    bytes: int
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

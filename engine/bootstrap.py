@@ -31,6 +31,7 @@ from tenancy.data_isolation.engine.binding_keys import add_keys
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
+    HYBRID_ROLE,
     OWNER_ROLE,
     ROWS_ROLE,
     shared_database,
@@ -44,11 +45,16 @@ from tenancy.data_isolation.engine.sql_files import SqlFile
 _ROLES_SQL = SqlFile("roles.sql")
 _BINDING_SQL = SqlFile("binding.sql")
 _CATALOG_SQL = SqlFile("catalog.sql")
+_OVERLAY_SQL = SqlFile("overlay.sql")
 
 #: What leads from one version of a component to the next: (version, file, statement).
 _STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
-    "tenancy": ((1, _BINDING_SQL, "binding_1"), (1, _BINDING_SQL, "data_schemas_1")),
-    "catalog": ((1, _CATALOG_SQL, "catalog_1"),),
+    "tenancy": (
+        (1, _BINDING_SQL, "binding_1"),
+        (1, _BINDING_SQL, "data_schemas_1"),
+        (2, _OVERLAY_SQL, "overlay_2"),
+    ),
+    "catalog": ((1, _CATALOG_SQL, "catalog_1"), (2, _CATALOG_SQL, "catalog_2")),
 }
 #: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.
 _HARDENING = ("owner_rights", "close_languages", "close_functions")
@@ -146,7 +152,7 @@ class Bootstrap:
                     self._changes.append(f"{server}: database {database}")
                 key_ids = await self._install(server, database, control, key_ids)
             shared = shared_database(self._settings)
-            for role in (ROWS_ROLE, CONTROL_ROLE) if control else (ROWS_ROLE,):
+            for role in (ROWS_ROLE, HYBRID_ROLE, *([CONTROL_ROLE] if control else [])):
                 await grant_connect(connection, shared, role)
             await self._compare_locale(connection, server)
             if not control:

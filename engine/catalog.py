@@ -38,6 +38,7 @@ from tenancy.data_isolation.core.identifiers import (
     TenantNo,
     parse_word,
 )
+from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL, StrategyName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -137,12 +138,20 @@ class Catalog:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    async def count_by_level(self) -> dict[IsolationLevel | None, int]:
-        """How many tenants each level has; None counts those without a placement."""
-        rows = await self.pool.rows(_SQL.statement("count_by_level"))
+    async def count_by_strategy(self) -> dict[StrategyName, int]:
+        """How many tenants each strategy holds; those without a placement are not counted."""
+        rows = await self.pool.rows(_SQL.statement("count_by_strategy"))
         return {
-            (IsolationLevel(row["level"]) if row["level"] else None): row["tenants"] for row in rows
+            StrategyName.HYBRID
+            if row["hybrid"]
+            else STRATEGY_OF_LEVEL[IsolationLevel(row["level"])]: row["tenants"]
+            for row in rows
         }
+
+    async def hybrid_counts(self) -> dict[ServerName, int]:
+        """How many hybrid tenants each server has; servers without one are left out."""
+        rows = await self.pool.rows(_SQL.statement("hybrid_counts"))
+        return {ServerName(row["server"]): row["tenants"] for row in rows}
 
     async def set_status(
         self, tenant_no: TenantNo, status: TenantStatus, *, expected: TenantStatus
@@ -175,6 +184,7 @@ class Catalog:
             placement.schema,
             placement.role,
             placement.epoch,
+            placement.sensitive_schema,
         )
         try:
             if expected_epoch is None:
@@ -380,6 +390,9 @@ def _tenant(row: asyncpg.Record) -> Tenant:
             schema=SchemaName(row["schema"]),
             role=RoleName(row["role"]),
             epoch=Epoch(row["epoch"]),
+            sensitive_schema=SchemaName(row["sensitive_schema"])
+            if row["sensitive_schema"]
+            else None,
         )
     return Tenant(
         tenant_id=TenantId(row["tenant_id"]),

@@ -122,7 +122,7 @@ class Connection:
         settings: Settings,
     ) -> Connection:
         """A new session. Raises `ServerUnavailableError` or `PlacementChangedError`."""
-        pinned = _PINNED | {"search_path": f'"{key.schema}", pg_temp'}
+        pinned = _PINNED | {"search_path": key.search_path}
         driver = await DriverSession.open(
             key, server=server, password=password, parameters=pinned, settings=settings
         )

@@ -42,8 +42,19 @@ async def ensure_database(
 async def grant_connect(
     connection: asyncpg.Connection, database: DatabaseName, role: RoleName
 ) -> None:
-    """Let a login role into a database."""
-    await connection.execute(_SQL.statement("grant_connect", database=database, role=role))
+    """Let a login role into a database. Many may do so at once in connections to one database."""
+    async with connection.transaction():
+        await connection.execute(_SQL.statement("database_rights_lock"))
+        await connection.execute(_SQL.statement("grant_connect", database=database, role=role))
+
+
+async def revoke_connect(
+    connection: asyncpg.Connection, database: DatabaseName, role: RoleName
+) -> None:
+    """Take all rights on a database from a login role. As with `grant_connect`."""
+    async with connection.transaction():
+        await connection.execute(_SQL.statement("database_rights_lock"))
+        await connection.execute(_SQL.statement("revoke_connect", database=database, role=role))
 
 
 async def _create(

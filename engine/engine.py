@@ -21,6 +21,7 @@ from tenancy.data_isolation.core.errors import (
     TenancyError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -28,6 +29,7 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.batch import Batches
@@ -48,7 +50,8 @@ from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
-from tenancy.data_isolation.engine.visible_schema import VisibleSchema
+from tenancy.data_isolation.engine.tenant_size import measured_size
+from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 
 #: What can be wrong only with what this process knows: names of the schema, and the signing key.
 _OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
@@ -203,15 +206,17 @@ class Engine:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """Make the tenant at that level, or finish making it.
 
         `server` None leaves the choice among the servers of the tenant's region to the engine.
-        `database_prefix` is what the name of a new database begins with. Raises
+        `database_prefix` is what the name of a new database begins with. `hybrid`, at level ROW,
+        keeps the tables that are marked sensitive in a schema of the tenant's own. Raises
         `TenantExistsError` when there is one of that name with other properties.
         """
         return await self._provisioner.create(
-            context, level=level, server=server, database_prefix=database_prefix
+            context, level=level, server=server, database_prefix=database_prefix, hybrid=hybrid
         )
 
     async def tenant(self, tenant_id: TenantId | str) -> Tenant:
@@ -222,10 +227,20 @@ class Engine:
         """Tenants in the order of their names, from the one behind `after`."""
         return await self.catalog.tenants(after=after, limit=limit)
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        """How many tenants there are at each level."""
-        counts = await self.catalog.count_by_level()
-        return {level: number for level, number in counts.items() if level is not None}
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        """How many tenants each strategy that places data holds."""
+        return await self.catalog.count_by_strategy()
+
+    async def tenant_size(self, tenant_id: TenantId | str, *, rows_max: int) -> TenantSize:
+        """How much data the tenant has, counted with its own rights until `rows_max` rows."""
+        if rows_max < 1:
+            raise InvalidInputError(f"rows_max is {rows_max}; it must be 1 or more")
+        return await self._routes.run(
+            parse_tenant_id(tenant_id),
+            lambda route: measured_size(
+                self._executor, route, self.shapes.at(route.key), rows_max=rows_max
+            ),
+        )
 
     async def suspend_tenant(self, tenant_id: TenantId | str) -> Tenant:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
@@ -285,12 +300,15 @@ class Engine:
         await self.shapes.refresh()
         return report
 
+    async def relations(self) -> list[VisibleRelation]:
+        """The tenants' tables and views, in the order of their names."""
+        await self.shapes.refresh()
+        known = self.shapes.newest.relations
+        return [known[name] for name in sorted(known) if not name.startswith("tenancy_")]
+
     async def tables(self) -> list[str]:
         """The names of the tenants' tables and views."""
-        await self.shapes.refresh()
-        return sorted(
-            name for name in self.shapes.newest.relations if not name.startswith("tenancy_")
-        )
+        return [relation.name for relation in await self.relations()]
 
     async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
         """The statement that a named operation stands for, or `OperationNotFoundError`."""

@@ -20,7 +20,13 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from tenancy.data_isolation.core.errors import MigrationConflictError
-from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName, TenantNo
+from tenancy.data_isolation.core.identifiers import (
+    DatabaseName,
+    RoleName,
+    SchemaName,
+    ServerName,
+    TenantNo,
+)
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantStatus
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -38,7 +44,7 @@ from tenancy.data_isolation.engine.fleet_run import (
     NamespaceStatus,
     translated,
 )
-from tenancy.data_isolation.engine.layout import shared_database, template_database
+from tenancy.data_isolation.engine.layout import APP_SCHEMA, shared_database, template_database
 from tenancy.data_isolation.engine.migration import Migration, in_order, parse_migration
 from tenancy.data_isolation.engine.namespace import Namespace, fixed_namespaces
 from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema, Tenants
@@ -187,10 +193,47 @@ class Fleet:
                 await self._bring_up(connection, namespace, registered, like=like)
                 await self._note(namespace, _newest(registered))
 
+    async def add_overlay(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        *,
+        tenant_no: TenantNo,
+        schema: SchemaName,
+        role: RoleName,
+    ) -> None:
+        """Make a schema of a hybrid tenant's own for its sensitive tables, in front of `namespace`.
+
+        `connection` is the admin's, to the namespace's database; the tenant's fence there must be
+        open. Repeated, it mends the rights. Raises `SchemaError` when the tables would not be like
+        the shared ones.
+        """
+        with translated(changing=True):
+            await self._schema(connection, namespace).add_overlay(tenant_no, schema, role)
+
+    async def remove_overlay(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        *,
+        tenant_no: TenantNo,
+        schema: SchemaName,
+    ) -> None:
+        """Drop a hybrid tenant's own schema and all rows in it. Repeated, it changes nothing."""
+        with translated(changing=True):
+            await self._schema(connection, namespace).remove_overlay(tenant_no, schema)
+
     async def seed_tenant(
-        self, connection: asyncpg.Connection, namespace: Namespace, tenant_no: TenantNo
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        tenant_no: TenantNo,
+        *,
+        overlay: SchemaName | None = None,
     ) -> bool:
         """Give a new tenant the rows of the reference, once; whether there were any to give.
+
+        Those of sensitive tables go to the tenant's `overlay`, where it has one.
 
         `connection` is the admin's, to the namespace's database. Call it for every new tenant at
         every level, after its fence was opened there and before it becomes active: it also notes
@@ -198,7 +241,12 @@ class Fleet:
         """
         with translated(changing=True):
             return await seed(
-                connection, namespace, tenant_no, settings=self._settings, keys=self._keys
+                connection,
+                namespace,
+                tenant_no,
+                settings=self._settings,
+                keys=self._keys,
+                overlay=overlay,
             )
 
     @asynccontextmanager
@@ -247,8 +295,15 @@ class Fleet:
                     if rows:
                         await self._bring_up(connection, namespace, registered)
                 known = await self._catalog.namespace(server, database, namespace.schema)
+                if namespace.kind is NamespaceKind.SHARED and known is not None:
+                    await self._admit_hybrids(connection, schema)
                 if known is None:
                     await self._note(namespace, await schema.version() or 0)
+
+    async def _admit_hybrids(self, connection: asyncpg.Connection, schema: NamespaceSchema) -> None:
+        """Give hybrid tenants their rights in shared tables that an older release has made."""
+        if not await connection.fetchval(_SQL.statement("hybrids_admitted"), APP_SCHEMA):
+            await schema.protect()
 
     async def _bring_up(
         self,

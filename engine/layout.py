@@ -9,6 +9,9 @@ from tenancy.data_isolation.core.settings import Settings
 OWNER_ROLE = RoleName("tenancy_owner")
 #: The login that works for all tenants of level ROW.
 ROWS_ROLE = RoleName("tenancy_rows")
+#: Nobody logs in as it: the logins of hybrid tenants are its members, and so may use the shared
+#: tables that hold nothing sensitive. One role, because an access list of many has no room.
+HYBRID_ROLE = RoleName("tenancy_hybrid")
 #: The login that reads and writes the catalog, and nothing else.
 CONTROL_ROLE = RoleName("tenancy_control")
 

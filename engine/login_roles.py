@@ -14,13 +14,19 @@ Rules this module keeps:
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import asyncpg
 
 from tenancy.data_isolation.core.crypto import MasterKey, role_password, role_salt, scram_verifier
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.core.identifiers import RoleName, ServerName
-from tenancy.data_isolation.engine.layout import CONTROL_ROLE, OWNER_ROLE, ROWS_ROLE
+from tenancy.data_isolation.engine.layout import (
+    CONTROL_ROLE,
+    HYBRID_ROLE,
+    OWNER_ROLE,
+    ROWS_ROLE,
+)
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("roles.sql")
@@ -31,12 +37,13 @@ UNLIMITED = -1
 async def ensure_fixed_roles(
     connection: asyncpg.Connection, *, master_key: MasterKey, server: ServerName, control: bool
 ) -> None:
-    """The owner, the login of level ROW and, with `control`, the catalog's login.
+    """The owner, the logins of level ROW and, with `control`, of the catalog, the hybrid group.
 
     The caller holds the roles lock. Raises `SetupError` when the roles belong to an installation
     with another master key.
     """
     await _ensure_owner(connection, master_key, server)
+    await _ensure_group(connection, HYBRID_ROLE)
     logins = (ROWS_ROLE, CONTROL_ROLE) if control else (ROWS_ROLE,)
     for role in logins:
         await ensure_login_role(connection, master_key=master_key, server=server, role=role)
@@ -49,17 +56,23 @@ async def ensure_login_role(
     server: ServerName,
     role: RoleName,
     connection_limit: int = UNLIMITED,
+    inherits: bool = False,
 ) -> None:
     """A LOGIN role with the derived password and no rights at all. Idempotent.
 
-    A role that exists gets its password again, since a tenant can change that of its own login.
+    `inherits`: it shall have the rights of what it is made a member of. A role that exists gets its
+    password again, since a tenant can change that of its own login.
     """
     verifier = scram_verifier(
         role_password(master_key, server, role), role_salt(master_key, server, role)
     )
     if not await connection.fetchval(_SQL.statement("role_exists"), role):
         text = await connection.fetchval(
-            _SQL.statement("create_login_text"), role, verifier, connection_limit
+            _SQL.statement("create_login_text"),
+            role,
+            verifier,
+            connection_limit,
+            "inherit" if inherits else "noinherit",
         )
         try:
             await connection.execute(text)
@@ -74,6 +87,12 @@ async def ensure_login_role(
     )
 
 
+async def ensure_member(connection: asyncpg.Connection, role: RoleName, group: RoleName) -> None:
+    """Let a login have the rights of a role that nobody logs in as. Idempotent."""
+    name = "join_group" if connection.get_server_version().major >= 16 else "join_group_15"
+    await connection.execute(_SQL.statement(name, group=group, role=role))
+
+
 async def may_act_as_owner(connection: asyncpg.Connection, version_num: int) -> bool:
     """Whether the admin has the owner's rights and may `SET ROLE` to it."""
     # Before PostgreSQL 16 membership alone allows SET ROLE, and there is no privilege of that name.
@@ -85,6 +104,16 @@ def key_fingerprint(master_key: MasterKey, server: ServerName) -> str:
     """What tells two master keys, or two names of one server, apart. Says nothing of the key."""
     derived = role_password(master_key, server, RoleName("fingerprint"))
     return hashlib.sha256(derived.encode()).hexdigest()[:16]
+
+
+async def _ensure_group(connection: asyncpg.Connection, role: RoleName) -> None:
+    """A role without rights that nobody can log in as."""
+    if await connection.fetchval(_SQL.statement("role_exists"), role):
+        return
+    text = await connection.fetchval(_SQL.statement("create_owner_text"), role)
+    # Somebody may have made it meanwhile.
+    with suppress(asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+        await connection.execute(text)
 
 
 async def _ensure_owner(

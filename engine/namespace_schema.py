@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from typing import Final, TypeAlias
 
 import asyncpg
@@ -22,14 +21,13 @@ import asyncpg
 from tenancy.data_isolation.core.errors import (
     MigrationConflictError,
     MigrationFailedError,
-    SchemaError,
     SchemaRefusedError,
 )
-from tenancy.data_isolation.core.identifiers import RoleName
+from tenancy.data_isolation.core.identifiers import RoleName, SchemaName, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind
-from tenancy.data_isolation.engine.layout import ROWS_ROLE
+from tenancy.data_isolation.engine.layout import HYBRID_ROLE, ROWS_ROLE
 from tenancy.data_isolation.engine.migration import (
     Migration,
     StatementSort,
@@ -37,6 +35,8 @@ from tenancy.data_isolation.engine.migration import (
     refusal,
 )
 from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.overlay import Overlays
+from tenancy.data_isolation.engine.schema_differences import check_like
 from tenancy.data_isolation.engine.schema_script import (
     RegisteredMigration,
     Script,
@@ -92,6 +92,7 @@ class NamespaceSchema:
         self._namespace = namespace
         self._settings = settings
         self._rows = TenantRows(connection, namespace, settings=settings, keys=keys)
+        self._overlays = Overlays(connection, namespace, self._rows.working_for)
 
     async def version(self) -> int | None:
         """The number of the last applied migration; 0 for none, None when there is no namespace."""
@@ -154,17 +155,33 @@ class NamespaceSchema:
                 _check_same(self._namespace, migration, applied[migration.number])
                 return False
             here = await tenants()
+            if self._namespace.kind is NamespaceKind.SHARED:
+                await self._overlays.read()
             for data, steps in registered.script.groups():
                 if data:
-                    await self._scope()
+                    await self._protect()
                     await self._change_rows(migration, steps, here)
                 else:
                     for step in steps:
                         with _blamed(migration, step.line):
                             await self._run(step.text)
-            await self._scope()
+                            await self._overlays.follow(step)
+            await self._protect()
             await self._record([migration])
         return True
+
+    async def add_overlay(self, tenant_no: TenantNo, schema: SchemaName, role: RoleName) -> None:
+        """Make a schema of a hybrid tenant's own with the sensitive tables, without rows.
+
+        Repeated, it mends the rights. Raises `SchemaError` when the tables are not the shared ones.
+        """
+        async with self._changing(lock="lock_shared"):
+            await self._overlays.add(tenant_no, schema, role)
+
+    async def remove_overlay(self, tenant_no: TenantNo, schema: SchemaName) -> None:
+        """Drop a hybrid tenant's own schema with all its rows. Repeated, it changes nothing."""
+        async with self._changing(lock="lock_shared"):
+            await self._overlays.remove(tenant_no, schema)
 
     async def work_out(
         self, migration: Migration, record: Callable[[Script], Awaitable[None]]
@@ -250,11 +267,16 @@ class NamespaceSchema:
         plan = await scope_snapshot(self._connection, snapshot, roles=self._roles())
         return await self._snapshot() if plan.changes else snapshot
 
+    async def _protect(self) -> None:
+        """Scope the namespace and its overlays."""
+        await self._scope()
+        await self._overlays.protect()
+
     def _roles(self) -> tuple[RoleName, ...] | None:
         """Who works in the namespace; None when its own access list says so."""
         match self._namespace.kind:
             case NamespaceKind.SHARED:
-                return (ROWS_ROLE,)
+                return (ROWS_ROLE, HYBRID_ROLE)
             case NamespaceKind.TEMPLATE | NamespaceKind.REFERENCE:
                 return ()
             case NamespaceKind.OWN:
@@ -268,7 +290,7 @@ class NamespaceSchema:
             if self._namespace.kind is NamespaceKind.REFERENCE:
                 await self._rows.run_for_reference(texts)
             else:
-                await self._rows.run(texts, tenants)
+                await self._rows.run(texts, tenants, self._overlays.schemas)
 
     # Working a migration out
 
@@ -292,42 +314,6 @@ class NamespaceSchema:
         if plan.refusals:
             raise refusal(migration, [str(found) for found in plan.refusals])
         await run_all(self._connection, plan.statements)
-
-
-def differences(snapshot: SchemaSnapshot, reference: SchemaSnapshot) -> list[str]:
-    """The names of what differs between a namespace and the reference, rights apart."""
-    here, there = _shapes(snapshot), _shapes(reference)
-    return sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-
-
-def check_like(namespace: Namespace, snapshot: SchemaSnapshot, reference: SchemaSnapshot) -> None:
-    """Raise `SchemaError` when a namespace does not have the reference's tables."""
-    found = differences(snapshot, reference)
-    if found:
-        names = ", ".join(found[:10]) + (" and more" if len(found) > 10 else "")
-        raise SchemaError(f"{namespace} differs from the reference in {names}")
-
-
-def _shapes(snapshot: SchemaSnapshot) -> dict[str, object]:
-    """Everything in a schema by name, without what may differ between namespaces."""
-    shapes: dict[str, object] = {}
-    for relation in snapshot.relations:
-        shapes[f"relation {relation.name}"] = replace(
-            relation, grants=(), column_grants=(), forced=False
-        )
-    for constraint in snapshot.constraints:
-        shapes[f"constraint {constraint.name} of {constraint.table}"] = constraint
-    for index in snapshot.indexes:
-        shapes[f"index {index.name}"] = index
-    for policy in snapshot.policies:
-        shapes[f"policy {policy.name} of {policy.table}"] = policy
-    for trigger in snapshot.triggers:
-        shapes[f"trigger {trigger.name} of {trigger.table}"] = trigger
-    for routine in snapshot.routines:
-        shapes[f"function {routine.name}({routine.arguments})"] = replace(routine, grants=())
-    for item in snapshot.types:
-        shapes[f"type {item.name}"] = item
-    return shapes
 
 
 def _check_same(namespace: Namespace, migration: Migration, checksum: str) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Protocol, assert_never
 
 import asyncpg
@@ -22,10 +23,12 @@ import asyncpg
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
     ConflictError,
+    InvalidInputError,
     OverloadedError,
     PlacementChangedError,
     ServerNotFoundError,
     TenantExistsError,
+    TenantNotFoundError,
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.identifiers import (
@@ -35,6 +38,7 @@ from tenancy.data_isolation.core.identifiers import (
     RoleName,
     SchemaName,
     ServerName,
+    TenantId,
     TenantNo,
     opaque_name,
 )
@@ -50,7 +54,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind
-from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
+from tenancy.data_isolation.engine.databases import ensure_database, grant_connect, revoke_connect
 from tenancy.data_isolation.engine.fence import (
     close_fence,
     drain,
@@ -60,11 +64,12 @@ from tenancy.data_isolation.engine.fence import (
 )
 from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
+    HYBRID_ROLE,
     ROWS_ROLE,
     shared_database,
     template_database,
 )
-from tenancy.data_isolation.engine.login_roles import ensure_login_role
+from tenancy.data_isolation.engine.login_roles import ensure_login_role, ensure_member
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.row_removal import remove_rows
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -82,10 +87,38 @@ class NamespaceMaker(Protocol):
         """Make the schema with all tables at the newest version, and note it in the catalog."""
         ...
 
+    async def add_overlay(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        *,
+        tenant_no: TenantNo,
+        schema: SchemaName,
+        role: RoleName,
+    ) -> None:
+        """Make a schema of a hybrid tenant's own with the sensitive tables, for `role`."""
+        ...
+
+    async def remove_overlay(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        *,
+        tenant_no: TenantNo,
+        schema: SchemaName,
+    ) -> None:
+        """Drop that schema and all rows in it."""
+        ...
+
     async def seed_tenant(
-        self, connection: asyncpg.Connection, namespace: Namespace, tenant_no: TenantNo
-    ) -> int:
-        """Give the tenant the rows that every new tenant starts with, once; how many."""
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        tenant_no: TenantNo,
+        *,
+        overlay: SchemaName | None = None,
+    ) -> bool:
+        """Give the tenant the rows that every new tenant starts with, once; whether there are."""
         ...
 
     def template_idle(self) -> AbstractAsyncContextManager[None]:
@@ -125,23 +158,32 @@ class Provisioner:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """The tenant, made or finished. One that is there already is returned as it is.
 
-        Raises `TenantExistsError` when it exists with other properties or at another place, and
-        `ServerNotFoundError` when no server has the name or the region.
+        Raises `TenantExistsError` when it exists with other properties or at another place,
+        `ServerNotFoundError` when no server has the name or the region, and `ConflictError` when
+        no server has room for another hybrid tenant.
         """
+        if hybrid and level is not IsolationLevel.ROW:
+            raise InvalidInputError(f"a hybrid tenant is at level row, not {level}")
         candidates = await self._candidates(server, context.region)
+        if hybrid:
+            candidates = await self._with_room(context, candidates)
         tenant = await self._catalog.add_tenant(context)
         if tenant.status is TenantStatus.DELETING:
             raise TenantSuspendedError(f"tenant {tenant.tenant_id} is being deleted; wait for it")
         if tenant.placement is None:
             chosen = _spread(tenant.tenant_id, candidates)
-            tenant = await self._place(tenant, self._placement(level, chosen, database_prefix))
+            placement = self._placement(level, chosen, database_prefix, hybrid=hybrid)
+            tenant = await self._place(tenant, placement)
         placement = _placed(tenant)
-        if placement.level is not level or placement.server not in candidates:
+        is_hybrid = placement.sensitive_schema is not None
+        if (placement.level, is_hybrid) != (level, hybrid) or placement.server not in candidates:
             raise TenantExistsError(
                 f"tenant {tenant.tenant_id} exists already at level {placement.level}"
+                f"{', as a hybrid one' if is_hybrid else ''}"
             )
         if tenant.status is not TenantStatus.CREATING:
             return tenant
@@ -190,6 +232,7 @@ class Provisioner:
         match placement.level:
             case IsolationLevel.ROW:
                 await open_fence(connection, tenant.tenant_no, placement.epoch)
+                await self._overlay(connection, tenant, placement)
                 await self._seed(connection, tenant, placement)
             case IsolationLevel.SCHEMA:
                 await self._login(connection, placement)
@@ -212,6 +255,23 @@ class Provisioner:
             server=placement.server,
             role=placement.role,
             connection_limit=self._settings.tenant_connections_max * 4,
+            inherits=placement.sensitive_schema is not None,
+        )
+
+    async def _overlay(
+        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
+    ) -> None:
+        """A hybrid tenant's login, and its own schema for what is sensitive."""
+        if placement.sensitive_schema is None:
+            return
+        await self._login(connection, placement)
+        await ensure_member(connection, placement.role, HYBRID_ROLE)
+        await self._namespaces.add_overlay(
+            connection,
+            _namespace(tenant, placement),
+            tenant_no=tenant.tenant_no,
+            schema=placement.sensitive_schema,
+            role=placement.role,
         )
 
     async def _tables(
@@ -226,7 +286,10 @@ class Provisioner:
         self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
     ) -> None:
         await self._namespaces.seed_tenant(
-            connection, _namespace(tenant, placement), tenant.tenant_no
+            connection,
+            _namespace(tenant, placement),
+            tenant.tenant_no,
+            overlay=placement.sensitive_schema,
         )
 
     async def _clone(self, connection: asyncpg.Connection, placement: Placement) -> None:
@@ -253,7 +316,10 @@ class Provisioner:
     ) -> None:
         match placement.level:
             case IsolationLevel.ROW:
+                await self._unmake_overlay(connection, tenant, placement)
                 await self._unmake_rows(connection, tenant, placement)
+                if placement.sensitive_schema is not None:
+                    await self._drop_role(connection, placement)
             case IsolationLevel.SCHEMA:
                 await self._end_sessions(connection, placement)
                 await connection.execute(_SQL.statement("drop_schema", schema=placement.schema))
@@ -267,6 +333,18 @@ class Provisioner:
                 await self._drop_role(connection, placement)
             case _:
                 assert_never(placement.level)
+
+    async def _unmake_overlay(
+        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
+    ) -> None:
+        if placement.sensitive_schema is not None:
+            await self._end_sessions(connection, placement)
+            await self._namespaces.remove_overlay(
+                connection,
+                _namespace(tenant, placement),
+                tenant_no=tenant.tenant_no,
+                schema=placement.sensitive_schema,
+            )
 
     async def _unmake_rows(
         self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
@@ -293,13 +371,14 @@ class Provisioner:
             await connection.execute(_SQL.statement("end_sessions"), placement.role)
 
     async def _drop_role(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        await self._catalog.remove_namespace(placement.server, placement.database, placement.schema)
+        if placement.level is not IsolationLevel.ROW:
+            await self._catalog.remove_namespace(
+                placement.server, placement.database, placement.schema
+            )
         if not await connection.fetchval(_SQL.statement("has_role"), placement.role):
             return
         if placement.level is IsolationLevel.SCHEMA:
-            await connection.execute(
-                _SQL.statement("revoke_connect", database=placement.database, role=placement.role)
-            )
+            await revoke_connect(connection, placement.database, placement.role)
         await connection.execute(_SQL.statement("drop_role", role=placement.role))
 
     # Where
@@ -327,14 +406,39 @@ class Provisioner:
             )
         return found
 
+    async def _with_room(
+        self, context: TenantContext, candidates: list[ServerName]
+    ) -> list[ServerName]:
+        """The servers with room for another hybrid tenant; all, when this one has its place."""
+        with suppress(TenantNotFoundError):
+            if (await self._catalog.tenant(TenantId(context.tenant_id))).placement is not None:
+                return candidates
+        most = self._settings.hybrid_tenants_max
+        counts = await self._catalog.hybrid_counts()
+        found = [name for name in candidates if counts.get(name, 0) < most]
+        if not found:
+            raise ConflictError(
+                f"no server has room for another hybrid tenant: {most} are the limit of one "
+                "(TENANCY_HYBRID_TENANTS_MAX); use schema_level, or add a server"
+            )
+        return found
+
     def _placement(
-        self, level: IsolationLevel, server: ServerName, database_prefix: str | None
+        self,
+        level: IsolationLevel,
+        server: ServerName,
+        database_prefix: str | None,
+        *,
+        hybrid: bool,
     ) -> Placement:
         """A first placement with fresh names."""
         database, schema, role = shared_database(self._settings), APP_SCHEMA, ROWS_ROLE
+        own: SchemaName | None = None
         match level:
             case IsolationLevel.ROW:
-                pass
+                if hybrid:
+                    own = SchemaName(opaque_name())
+                    role = RoleName(own)
             case IsolationLevel.SCHEMA:
                 schema = SchemaName(opaque_name())
                 role = RoleName(schema)
@@ -345,7 +449,13 @@ class Provisioner:
             case _:
                 assert_never(level)
         return Placement(
-            level=level, server=server, database=database, schema=schema, role=role, epoch=Epoch(1)
+            level=level,
+            server=server,
+            database=database,
+            schema=schema,
+            role=role,
+            epoch=Epoch(1),
+            sensitive_schema=own,
         )
 
     async def _place(self, tenant: Tenant, placement: Placement) -> Tenant:
@@ -360,14 +470,7 @@ class Provisioner:
         """A higher epoch than any so far, recorded in the catalog."""
         fenced = await fence_epoch(connection, tenant.tenant_no) or placement.epoch
         epoch = Epoch(max(fenced, placement.epoch) + 1)
-        moved = Placement(
-            level=placement.level,
-            server=placement.server,
-            database=placement.database,
-            schema=placement.schema,
-            role=placement.role,
-            epoch=epoch,
-        )
+        moved = replace(placement, epoch=epoch)
         await self._catalog.set_placement(tenant.tenant_no, moved, expected_epoch=placement.epoch)
         return epoch
 

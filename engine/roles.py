@@ -15,6 +15,7 @@ import asyncpg
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
+    HYBRID_ROLE,
     OWNER_ROLE,
     ROWS_ROLE,
     shared_database,
@@ -72,7 +73,7 @@ async def audit_server(connection: asyncpg.Connection, *, settings: Settings) ->
     )
     databases = [row["datname"] for row in ours]
     rows = await connection.fetch(
-        _SQL.statement("runtime_roles"), [ROWS_ROLE, CONTROL_ROLE], databases
+        _SQL.statement("runtime_roles"), [ROWS_ROLE, CONTROL_ROLE, HYBRID_ROLE], databases
     )
     roles = [row["rolname"] for row in rows]
     findings: list[RoleFinding] = []

@@ -1,8 +1,9 @@
 """Which rights the roles of a namespace have on its objects, and the statements to get there.
 
-The roles of a namespace are those that may use its schema; the reference has none. Whatever else
-an object's access list holds is taken away: rights of other roles and of PUBLIC, rights with grant
-option, rights on single columns.
+The roles of a namespace are those that may use its schema; the reference has none. The role of
+hybrid tenants gets nothing on what these keep in a schema of their own. Whatever else an object's
+access list holds is taken away: rights of other roles and of PUBLIC, rights with grant option,
+rights on single columns.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from tenancy.data_isolation.core.identifiers import quote_identifier
+from tenancy.data_isolation.engine.layout import HYBRID_ROLE
 from tenancy.data_isolation.engine.schema_snapshot import Grant, SchemaSnapshot
-from tenancy.data_isolation.engine.tenant_column import VERSION_TABLE
+from tenancy.data_isolation.engine.sensitive_tables import sensitive_tables, views_of
+from tenancy.data_isolation.engine.tenant_column import IDEMPOTENCY_TABLE, VERSION_TABLE
 
 PUBLIC: Final = "PUBLIC"
 _ROWS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -22,13 +25,21 @@ _ROWS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Object:
-    """An object with an access list: how GRANT names it, and what it should and does have."""
+    """An object with an access list: how GRANT names it, and what it should and does have.
+
+    `apart`: hybrid tenants have one of their own.
+    """
 
     sort: str
     name: str
     wanted: tuple[str, ...]
     grants: tuple[Grant, ...]
     column_grants: tuple[str, ...] = ()
+    apart: bool = False
+
+    def due(self, role: str) -> tuple[str, ...]:
+        """What a role of the namespace should have."""
+        return () if self.apart and role == HYBRID_ROLE else self.wanted
 
 
 def namespace_roles(snapshot: SchemaSnapshot) -> tuple[str, ...]:
@@ -47,12 +58,12 @@ def grant_statements(snapshot: SchemaSnapshot, roles: Sequence[str] | None = Non
     for item in _objects(snapshot):
         held = _held(item)
         for role in sorted(held):
-            wanted = frozenset(item.wanted) if role in roles else frozenset()
+            wanted = frozenset(item.due(role)) if role in roles else frozenset()
             if held[role] - wanted:
                 yield f"REVOKE ALL ON {item.sort} {item.name} FROM {_role(role)}"
                 held[role] = frozenset()
         for role in roles:
-            missing = tuple(name for name in item.wanted if name not in held.get(role, ()))
+            missing = tuple(name for name in item.due(role) if name not in held.get(role, ()))
             if missing:
                 given[item.sort, role, missing].append(item.name)
     for (sort, role, privileges), names in given.items():
@@ -76,6 +87,8 @@ def _objects(snapshot: SchemaSnapshot) -> Iterator[_Object]:
         wanted=("USAGE",),
         grants=snapshot.grants,
     )
+    tables = sensitive_tables(snapshot)
+    apart = {IDEMPOTENCY_TABLE, *tables, *views_of(snapshot, tables)}
     for relation in snapshot.relations:
         if relation.kind not in "rvS":
             continue
@@ -86,6 +99,7 @@ def _objects(snapshot: SchemaSnapshot) -> Iterator[_Object]:
             wanted=() if relation.name == VERSION_TABLE else wanted,
             grants=relation.grants,
             column_grants=relation.column_grants,
+            apart=relation.name in apart,
         )
     for routine in snapshot.routines:
         yield _Object(

@@ -47,7 +47,11 @@ class ColumnShape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Relation:
-    """A row of `pg_class` with its columns and grants; the owner's own grants are left out."""
+    """A row of `pg_class` with its columns and grants; the owner's own grants are left out.
+
+    `sensitive` says that a table's comment has the mark `@sensitive`; `reads` are the tables and
+    views that a view is made of.
+    """
 
     name: str
     kind: str = "r"
@@ -58,6 +62,8 @@ class Relation:
     partition: bool = False
     typed: bool = False
     inherits: bool = False
+    sensitive: bool = False
+    reads: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     definition: str | None = None
@@ -131,7 +137,11 @@ class Trigger:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routine:
-    """A function, procedure or aggregate. `row_types` are tables whose rows it takes or returns."""
+    """A function, procedure or aggregate.
+
+    `row_types` are tables whose rows it takes or returns; `reads` are the tables and views that its
+    body is bound to, when that is in SQL syntax (BEGIN ATOMIC).
+    """
 
     name: str
     arguments: str = ""
@@ -142,6 +152,7 @@ class Routine:
     leakproof: bool = False
     settings: tuple[str, ...] = ()
     row_types: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     definition: str = ""
     grants: tuple[Grant, ...] = ()
 

@@ -20,6 +20,7 @@ from tenancy.data_isolation.engine.schema_snapshot import (
     Routine,
     SchemaSnapshot,
 )
+from tenancy.data_isolation.engine.sensitive_tables import bound_functions
 from tenancy.data_isolation.engine.tenant_column import (
     ISOLATION_POLICY,
     TENANT_COLUMN,
@@ -114,6 +115,7 @@ def refusals(snapshot: SchemaSnapshot) -> Iterator[Refusal]:
         if reason:
             kind = _ROUTINE_KINDS.get(routine.kind, "function")
             yield Refusal(kind=kind, name=f"{routine.name}({routine.arguments})", reason=reason)
+    yield from _bound_refusals(snapshot)
     for item in snapshot.types:
         if item.kind in _TYPE_KINDS:
             reason = "only enums, domains and composite types are supported"
@@ -255,6 +257,18 @@ def _policy_refusals(snapshot: SchemaSnapshot) -> Iterator[Refusal]:
                 name=f"{policy.name} of table {policy.table}",
                 reason=f"{ISOLATION_POLICY} must be the only policy of a table",
             )
+
+
+def _bound_refusals(snapshot: SchemaSnapshot) -> Iterator[Refusal]:
+    for function, arguments, table in bound_functions(snapshot):
+        yield Refusal(
+            kind="function",
+            name=f"{function}({arguments})",
+            reason=(
+                f"its BEGIN ATOMIC body is bound to {table}, which hybrid tenants keep apart as "
+                "sensitive; write the body as a text in quotes"
+            ),
+        )
 
 
 def _routine_reason(routine: Routine, owner: str) -> str | None:

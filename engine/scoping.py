@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from tenancy.data_isolation.core.errors import SchemaError, SchemaRefusedError
-from tenancy.data_isolation.core.identifiers import RoleName, SchemaName
+from tenancy.data_isolation.core.identifiers import RoleName, SchemaName, quote_identifier
 from tenancy.data_isolation.engine.schema_script import joined
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot, parse_snapshot
 from tenancy.data_isolation.engine.scope_plan import ScopePlan, plan_scope
@@ -23,9 +23,14 @@ _SQL = SqlFile("scoping.sql")
 _SHOWN_REFUSALS = 20
 
 
-async def read_snapshot(connection: asyncpg.Connection, schema: SchemaName) -> SchemaSnapshot:
-    """What `schema` looks like now; the search_path of `connection` must be that schema."""
-    document = await connection.fetchval(_SQL.statement("schema_snapshot"), schema)
+async def read_snapshot(
+    connection: asyncpg.Connection, schema: SchemaName, *, behind: SchemaName | None = None
+) -> SchemaSnapshot:
+    """What `schema` looks like now; the search_path of `connection` must be that schema.
+
+    `behind` is a schema that follows in the search_path and may be referred to.
+    """
+    document = await connection.fetchval(_SQL.statement("schema_snapshot"), schema, behind)
     if document is None or json.loads(document)["schema"] is None:
         raise SchemaError(f"there is no schema {schema}")
     return parse_snapshot(json.loads(document))
@@ -63,12 +68,22 @@ async def scope_snapshot(
     return plan
 
 
-async def enter_schema(connection: asyncpg.Connection, schema: SchemaName) -> None:
-    """Work in `schema` as the owner until the end of the transaction.
+async def enter_schema(
+    connection: asyncpg.Connection, schema: SchemaName, *, front: SchemaName | None = None
+) -> None:
+    """Work in `schema` as the owner until the end of the transaction; `front` comes before it.
 
     The settings decide how the server reads the statements that follow.
     """
     await connection.execute(_SQL.statement("enter_schema", schema=schema))
+    if front is not None:
+        await set_path(connection, front, schema)
+
+
+async def set_path(connection: asyncpg.Connection, *schemas: SchemaName) -> None:
+    """Let bare names mean what is in these schemas, the first ones first."""
+    path = ", ".join([*map(quote_identifier, schemas), "pg_temp"])
+    await connection.execute(_SQL.statement("set_path"), path)
 
 
 async def run_all(connection: asyncpg.Connection, statements: Iterable[str]) -> None:

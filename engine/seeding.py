@@ -17,7 +17,7 @@ from graphlib import CycleError, TopologicalSorter
 import asyncpg
 
 from tenancy.data_isolation.core.errors import SchemaError, UnavailableError
-from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
+from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
@@ -38,8 +38,11 @@ async def seed(
     *,
     settings: Settings,
     keys: BindingKeys,
+    overlay: SchemaName | None = None,
 ) -> bool:
     """Give a tenant its first rows; False when there are none, or when it has had them.
+
+    Rows of tables that are in the tenant's `overlay` go there.
 
     `connection` is the admin's, to the namespace's database; the tenant's fence there must be open.
     Raises `UnavailableError` when the namespace is behind the reference.
@@ -53,7 +56,7 @@ async def seed(
         )
         for schema in (REFERENCE_SCHEMA, namespace.schema):
             await connection.execute(_SQL.statement("lock_shared"), schema)
-        await enter_schema(connection, namespace.schema)
+        await enter_schema(connection, namespace.schema, front=overlay)
         versions = _SQL.statement("versions", schema=namespace.schema, reference=REFERENCE_SCHEMA)
         here, there = (await connection.fetch(versions))[0]
         await rows.bind(tenant_no)
@@ -68,7 +71,8 @@ async def seed(
                 f"{there}; finish the migration first"
             )
         await _copy(connection, namespace, filled)
-        await _move_sequences(connection, namespace)
+        for schema in (namespace.schema, *([overlay] if overlay else [])):
+            await _move_sequences(connection, schema)
         return True
 
 
@@ -126,21 +130,19 @@ def _in_copy_order(snapshot: SchemaSnapshot, tables: Sequence[str]) -> list[str]
     return list(TopologicalSorter(graph).static_order())
 
 
-async def _move_sequences(connection: asyncpg.Connection, namespace: Namespace) -> None:
+async def _move_sequences(connection: asyncpg.Connection, schema: SchemaName) -> None:
     """Let no sequence give out a number that a copied row has.
 
     It must not move back either, so it is looked at again once nobody can draw from it.
     """
-    names = (namespace.schema, REFERENCE_SCHEMA)
+    names = (schema, REFERENCE_SCHEMA)
     behind = await connection.fetchval(_SQL.statement("sequences_behind_text"), *names)
     if behind is None:
         return
     for row in await connection.fetch(behind):
-        text = await connection.fetchval(
-            _SQL.statement("lock_sequence_text"), namespace.schema, row["name"]
-        )
+        text = await connection.fetchval(_SQL.statement("lock_sequence_text"), schema, row["name"])
         await connection.execute(text)
     for row in await connection.fetch(behind):
         await connection.execute(
-            _SQL.statement("move_sequence"), namespace.schema, row["name"], row["target"]
+            _SQL.statement("move_sequence"), schema, row["name"], row["target"]
         )

@@ -15,8 +15,22 @@ class SessionKey(NamedTuple):
     database: DatabaseName
     schema: SchemaName
     role: RoleName
+    #: A hybrid tenant's own schema, in front of the shared one.
+    sensitive_schema: SchemaName | None = None
 
     @classmethod
     def of(cls, placement: Placement) -> SessionKey:
         """The key of the sessions that work at a placement."""
-        return cls(placement.server, placement.database, placement.schema, placement.role)
+        return cls(
+            placement.server,
+            placement.database,
+            placement.schema,
+            placement.role,
+            placement.sensitive_schema,
+        )
+
+    @property
+    def search_path(self) -> str:
+        """Where a bare name is looked up, after PostgreSQL's own; temporary tables come last."""
+        schemas = (self.sensitive_schema, self.schema)
+        return ", ".join([*(f'"{name}"' for name in schemas if name is not None), "pg_temp"])

@@ -17,19 +17,21 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import asyncpg
 
 from tenancy.data_isolation.core.errors import ConflictError, UnavailableError
-from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
+from tenancy.data_isolation.core.identifiers import Epoch, SchemaName, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantStatus
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
-from tenancy.data_isolation.engine.scoping import run_all
+from tenancy.data_isolation.engine.scoping import run_all, set_path
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
@@ -37,6 +39,8 @@ _SQL = SqlFile("namespace.sql")
 #: with the tenant, and is gone with it.
 SEED_MARK: Final = "tenancy:seed"
 _SETTLE: Final = "set constraints all immediate"
+#: The overlays (`overlay`) of a namespace that has none.
+NO_OVERLAYS: Final[Mapping[TenantNo, SchemaName]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +73,13 @@ class TenantRows:
         await self._run([*statements, _SETTLE])
         await self._unbind()
 
-    async def run(self, statements: Sequence[str], tenants: Sequence[PlacedTenant]) -> None:
-        """Run statements for each of `tenants`.
+    async def run(
+        self,
+        statements: Sequence[str],
+        tenants: Sequence[PlacedTenant],
+        overlays: Mapping[TenantNo, SchemaName] = NO_OVERLAYS,
+    ) -> None:
+        """Run statements for each of `tenants`; those with an overlay have it before the namespace.
 
         Raises `UnavailableError` when one of them is being moved; errors of a statement pass
         through with a note that names the tenant.
@@ -81,19 +90,37 @@ class TenantRows:
         texts = [*statements, *await self._ends()]
         signed = len(tenants) <= self._settings.migration_bound_tenants_max
         if not signed:
-            await self._run_texts("open_policies")
+            await self._run_texts("open_policies", overlays.values())
         for tenant in tenants:
             fence = fences.get(tenant.tenant_no)
             if fence is None:
                 continue
             try:
-                await self._turn(tenant, fence, texts, signed=signed)
+                async with self._in_front(overlays.get(tenant.tenant_no)):
+                    await self._turn(tenant, fence, texts, signed=signed)
             except asyncpg.PostgresError as error:
                 error.add_note(f"tenant number {tenant.tenant_no}")
                 raise
         if not signed:
-            await self._run_texts("close_policies")
+            await self._run_texts("close_policies", overlays.values())
         await self._unbind()
+
+    @asynccontextmanager
+    async def working_for(self, tenant_no: TenantNo) -> AsyncIterator[None]:
+        """Work for a tenant within the block, also while it is suspended.
+
+        Raises `ConflictError` when it has no fence here.
+        """
+        row = await self._connection.fetchrow(_SQL.statement("fences"), [tenant_no])
+        if row is None:
+            raise ConflictError(f"tenant number {tenant_no} has no fence in {self._namespace}")
+        if not row["open"]:
+            await self._connection.execute(_SQL.statement("set_fence"), tenant_no, True)
+        await self._bind_signed(tenant_no, Epoch(row["epoch"]))
+        yield
+        await self._unbind()
+        if not row["open"]:
+            await self._connection.execute(_SQL.statement("set_fence"), tenant_no, False)
 
     async def bind(self, tenant_no: TenantNo) -> None:
         """Work for a tenant whose fence is open, to the end of the transaction."""
@@ -168,6 +195,19 @@ class TenantRows:
     async def _unbind(self) -> None:
         await self._connection.execute(_SQL.statement("bind"), "")
 
-    async def _run_texts(self, name: str) -> None:
-        rows = await self._connection.fetch(_SQL.statement(name))
-        await run_all(self._connection, (row[0] for row in rows))
+    async def _run_texts(self, name: str, overlays: Iterable[SchemaName]) -> None:
+        for schema in (None, *overlays):
+            async with self._in_front(schema):
+                rows = await self._connection.fetch(_SQL.statement(name))
+                await run_all(self._connection, (row[0] for row in rows))
+
+    @asynccontextmanager
+    async def _in_front(self, schema: SchemaName | None) -> AsyncIterator[None]:
+        """Let bare names mean what is in `schema`, where there is one, before the namespace."""
+        if schema is None:
+            yield
+            return
+        await set_path(self._connection, schema, self._namespace.schema)
+        yield
+        # After an error the transaction, and the setting with it, is undone.
+        await set_path(self._connection, self._namespace.schema)

@@ -68,7 +68,7 @@ async def open_services(
         credentials=engine.credentials,
         named_operations=engine.named_operations,
         fleet=engine.fleet,
-        tables=engine.tables,
+        relations=engine.relations,
         tokens=token_verifier(settings, clock),
         probes=database_probes(engine) if probes is None else probes,
         clock=clock,
@@ -97,6 +97,6 @@ def _actors_probe(gateway: ActorGateway, configuration: ActorConfiguration) -> P
     count = len(configuration.directory.shared_names())
 
     async def probe() -> None:
-        await asyncio.gather(*(gateway.level_counts() for _ in range(count)))
+        await asyncio.gather(*(gateway.strategy_counts() for _ in range(count)))
 
     return probe

@@ -81,11 +81,11 @@ class HealthRoutes:
         check_parameters(request)
         try:
             async with asyncio.timeout(_COUNT_TIMEOUT_S):
-                levels = await self._services.gateway.level_counts()
+                tenants = await self._services.gateway.strategy_counts()
         except (TenancyError, TimeoutError):
             # The rest is worth having, above all while the catalog does not answer.
-            levels = None
-        return Response(self._metrics.exposition(levels), media_type=MEDIA_TYPE)
+            tenants = None
+        return Response(self._metrics.exposition(tenants), media_type=MEDIA_TYPE)
 
 
 async def _asked(probe: Probe) -> str:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from tenancy.data_isolation.core import IsolationLevel
+from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName
 from tenancy.data_isolation.serve.admission import Admission
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -46,6 +47,11 @@ class HttpMetrics:
             ("level",),
             registry=self._registry,
         )
+        self._hybrids = Gauge(
+            "tenancy_hybrid_tenants",
+            "Tenants at level row that keep sensitive tables in a schema of their own.",
+            registry=self._registry,
+        )
         for name, text, read in (
             ("tenancy_http_requests_in_flight", "Requests in work.", lambda: admission.requests),
             ("tenancy_http_body_bytes", "Bytes of their bodies.", lambda: admission.body_bytes),
@@ -68,9 +74,14 @@ class HttpMetrics:
             histogram = self._histograms[route] = self._seconds.labels(route)
         histogram.observe(elapsed_s)
 
-    def exposition(self, levels: Mapping[IsolationLevel, int] | None) -> bytes:
-        """Everything in Prometheus's text format. `levels` None = they are not known now."""
+    def exposition(self, tenants: Mapping[StrategyName, int] | None) -> bytes:
+        """Everything in Prometheus's text format.
+
+        `tenants` are those that each strategy holds; None = they are not known now.
+        """
         for level in IsolationLevel:
-            count = math.nan if levels is None else levels.get(level, 0)
+            holding = [name for name, at in LEVEL_OF_STRATEGY.items() if at is level]
+            count = math.nan if tenants is None else sum(tenants.get(name, 0) for name in holding)
             self._tenants.labels(level.value).set(count)
+        self._hybrids.set(math.nan if tenants is None else tenants.get(StrategyName.HYBRID, 0))
         return generate_latest(self._registry)

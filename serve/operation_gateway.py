@@ -15,12 +15,14 @@ from typing import Any
 
 from tenancy.data_isolation.core.errors import TenancyError, TenantSuspendedError
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
 )
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.strategies.base import TenantGateway
@@ -51,6 +53,7 @@ class OperationGateway:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """Make none: say that there is none, or that it is not ready."""
         tenant = await self._gateway.tenant(TenantId(context.tenant_id))
@@ -97,9 +100,13 @@ class OperationGateway:
         """The statement that a named operation stands for, or `OperationNotFoundError`."""
         return await self._gateway.resolve_operation(name, data)
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        """How many tenants there are at each level."""
-        return await self._gateway.level_counts()
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        """How many tenants each strategy that places data holds."""
+        return await self._gateway.strategy_counts()
+
+    async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
+        """How much data the tenant has, counted until `rows_max` rows."""
+        return await self._gateway.tenant_size(tenant_id, rows_max=rows_max)
 
     async def close(self) -> None:
         """Nothing: the gateway below belongs to someone else."""

@@ -8,6 +8,7 @@ from tenancy.data_isolation.core.choice import Choice
 from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.strategies.base import Strategy, TenantGateway
 from tenancy.data_isolation.strategies.database_level import DatabaseConfig, DatabaseLevelStrategy
+from tenancy.data_isolation.strategies.hybrid_strategy import HybridConfig, HybridStrategy
 from tenancy.data_isolation.strategies.row_level import RowLevelConfig, RowLevelStrategy
 from tenancy.data_isolation.strategies.schema_level import SchemaLevelConfig, SchemaLevelStrategy
 from tenancy.data_isolation.strategies.ultra_advanced_orchestrator import (
@@ -19,6 +20,8 @@ __all__ = [
     "Choice",
     "DatabaseConfig",
     "DatabaseLevelStrategy",
+    "HybridConfig",
+    "HybridStrategy",
     "OrchestratorConfig",
     "RowLevelConfig",
     "RowLevelStrategy",
@@ -33,8 +36,6 @@ __all__ = [
 #: Names of strategies that have a place in the product and are not built yet.
 _NOT_YET = frozenset(
     {
-        "HybridStrategy",
-        "HybridConfig",
         "AIDriverStrategy",
         "AIDrivenStrategy",
         "AIConfig",
@@ -69,7 +70,9 @@ def __getattr__(name: str) -> NoReturn:
     """
     if name in _NOT_YET:
         existing = ", ".join(
-            item for item in __all__ if item.endswith(("lStrategy", "Orchestrator"))
+            item
+            for item in __all__
+            if item != "Strategy" and item.endswith(("Strategy", "Orchestrator"))
         )
         raise ImportError(f"{name} does not exist yet; {__name__} has {existing}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,13 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_word
 from tenancy.data_isolation.core.performance import Outcome, Performance, outcome_of
-from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL, StrategyName, strength
+from tenancy.data_isolation.core.promotion import Promotion
+from tenancy.data_isolation.core.rules import (
+    STRATEGY_OF_LEVEL,
+    StrategyName,
+    placed_by,
+    strength,
+)
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -36,6 +42,7 @@ from tenancy.data_isolation.core.types import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
     TenantStatus,
 )
 
@@ -55,11 +62,13 @@ class TenantGateway(Protocol):
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         """Make the tenant at that level, or finish making it.
 
         `server` None leaves the server to the engine. `database_prefix` is what the name of a new
-        database begins with. Raises `TenantExistsError`.
+        database begins with. `hybrid`, at level ROW, keeps sensitive tables in a schema of the
+        tenant's own. Raises `TenantExistsError`.
         """
         ...
 
@@ -97,8 +106,12 @@ class TenantGateway(Protocol):
         """The statement that a named operation stands for, or `OperationNotFoundError`."""
         ...
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        """How many tenants there are at each level."""
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        """How many tenants each strategy that places data holds."""
+        ...
+
+    async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
+        """How much data the tenant has, counted until `rows_max` rows."""
         ...
 
     async def close(self) -> None:
@@ -216,6 +229,22 @@ def check_switches(config: Any) -> None:
             raise SettingError(
                 f"{type(config).__name__}.{item.name} is {value!r}; it must be True or False"
             )
+
+
+def check_numbers(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise `SettingError` when a number of a config class is none, or out of its range.
+
+    A field whose range begins with a whole number takes whole numbers only.
+    """
+    for name, (smallest, largest) in ranges.items():
+        value = getattr(config, name)
+        kind: Any = int if isinstance(smallest, int) else int | float
+        what = f"{type(config).__name__}.{name}"
+        if isinstance(value, bool) or not isinstance(value, kind):
+            sort = "whole number" if kind is int else "number"
+            raise SettingError(f"{what} is {value!r}; a {sort} is needed")
+        if not smallest <= value <= largest:
+            raise SettingError(f"{what} is {value}; use {smallest} to {largest}")
 
 
 def checked_config(config: EngineConfig | None) -> EngineConfig:
@@ -392,6 +421,7 @@ class PlacementStrategy:
             level=self.level,
             server=self._creation.server,
             database_prefix=self._creation.database_prefix,
+            hybrid=self.name is StrategyName.HYBRID,
         )
 
     async def operate(
@@ -422,11 +452,11 @@ class PlacementStrategy:
 
     async def metrics(self) -> dict[str, Any]:
         """Tenants at this level, what was measured, and which options have no effect and why."""
-        counts = await self._lease.gateway.level_counts()
+        counts = await self._lease.gateway.strategy_counts()
         return {
             "strategy": str(self.name),
             "isolation_level": str(self.level),
-            "tenants": counts.get(self.level, 0),
+            "tenants": counts.get(self.name, 0),
             "performance": self._performance.summary(self._clock.monotonic_s() - self._opened_at_s),
             "without_effect": dict(self.without_effect),
         }
@@ -436,6 +466,11 @@ class PlacementStrategy:
         if self._known is not None:
             await self._known.settle()
         await self._lease.close()
+
+    @property
+    def promotions(self) -> tuple[Promotion, ...]:
+        """Tenants of this strategy for which another level is proposed."""
+        return ()
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         """How new tenants are made under this configuration, and the options without effect.
@@ -457,14 +492,14 @@ class PlacementStrategy:
                 f"only {self.level}; use {STRATEGY_OF_LEVEL[wish]} or change isolation_level"
             )
         tenant = await known.obtain(context_id(context), lambda: self.create(context))
-        if placement_of(tenant).level is not self.level:
+        if placed_by(placement_of(tenant)) is not self.name:
             known.forget(tenant.tenant_id)
             tenant = await known.obtain(context_id(context), lambda: self.create(context))
-        level = placement_of(tenant).level
-        if level is not self.level:
+        holder = placed_by(placement_of(tenant))
+        if holder is not self.name:
             raise ConflictError(
-                f"tenant {tenant.tenant_id} is at level {level}; use {STRATEGY_OF_LEVEL[level]} "
-                f"for it, because moving a tenant to {self.level} is not possible yet"
+                f"tenant {tenant.tenant_id} is at level {placement_of(tenant).level}; use {holder} "
+                f"for it, because moving a tenant to {self.name} is not possible yet"
             )
         return tenant
 

@@ -35,15 +35,23 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
 from tenancy.data_isolation.core.performance import Outcome, PerformanceLog, outcome_of
 from tenancy.data_isolation.core.placement_policy import PlacementPolicy, where_it_is
-from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL, Facts, RuleBook, StrategyName
+from tenancy.data_isolation.core.promotion import Promotion
+from tenancy.data_isolation.core.rules import (
+    LEVEL_OF_STRATEGY,
+    Facts,
+    RuleBook,
+    StrategyName,
+    placed_by,
+)
 from tenancy.data_isolation.core.rules_file import read_rules
 from tenancy.data_isolation.core.service_levels import checked_targets, compare
 from tenancy.data_isolation.core.settings import EngineConfig
-from tenancy.data_isolation.core.types import IsolationLevel, Tenant, TenantContext
+from tenancy.data_isolation.core.types import Tenant, TenantContext
 from tenancy.data_isolation.strategies.base import (
     GatewayLease,
     KnownTenants,
     PlacementStrategy,
+    check_numbers,
     check_switches,
     checked_config,
     checked_context,
@@ -53,6 +61,7 @@ from tenancy.data_isolation.strategies.base import (
     placement_of,
 )
 from tenancy.data_isolation.strategies.database_level import DatabaseLevelStrategy
+from tenancy.data_isolation.strategies.hybrid_strategy import HybridStrategy
 from tenancy.data_isolation.strategies.row_level import RowLevelStrategy
 from tenancy.data_isolation.strategies.schema_level import SchemaLevelStrategy
 
@@ -114,15 +123,7 @@ class OrchestratorConfig:
 
     def __post_init__(self) -> None:
         check_switches(self)
-        for name, (smallest, largest) in _RANGES.items():
-            value = getattr(self, name)
-            kind = int if name in _WHOLE_NUMBERS else int | float
-            if isinstance(value, bool) or not isinstance(value, kind):
-                raise SettingError(f"OrchestratorConfig.{name} is {value!r}; a number is needed")
-            if not smallest <= value <= largest:
-                raise SettingError(
-                    f"OrchestratorConfig.{name} is {value}; use {smallest} to {largest}"
-                )
+        check_numbers(self, _RANGES)
         targets = self.performance_sla_targets
         if not isinstance(targets, Mapping):
             raise SettingError("OrchestratorConfig.performance_sla_targets must be a mapping")
@@ -159,11 +160,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "breaker_window_s": (0.1, 86_400),
     "breaker_open_s": (0.1, 86_400),
 }
-_WHOLE_NUMBERS = frozenset(_RANGES) - {
-    "metrics_collection_interval_seconds",
-    "breaker_window_s",
-    "breaker_open_s",
-}
 
 
 class UltraAdvancedStrategyOrchestrator:
@@ -184,7 +180,12 @@ class UltraAdvancedStrategyOrchestrator:
         self.config = config or OrchestratorConfig()
         self._clock = clock or SystemClock()
         self._sleep = sleep
-        given = strategies or (RowLevelStrategy(), SchemaLevelStrategy(), DatabaseLevelStrategy())
+        given = strategies or (
+            RowLevelStrategy(),
+            SchemaLevelStrategy(),
+            DatabaseLevelStrategy(),
+            HybridStrategy(),
+        )
         self._strategies = {strategy.name: strategy for strategy in given}
         fallback = self.config.fallback_strategy
         self._policy = PlacementPolicy(
@@ -205,8 +206,9 @@ class UltraAdvancedStrategyOrchestrator:
         self._log = self._new_log()
         self._collected: deque[dict[str, Any]] = deque(maxlen=self.config.metrics_intervals_max)
         self._missed_targets: frozenset[str] = frozenset()
+        self._proposed: frozenset[TenantId] = frozenset()
         self._known: KnownTenants | None = None
-        self._counts: tuple[Mapping[IsolationLevel, int], float] | None = None
+        self._counts: tuple[Mapping[StrategyName, int], float] | None = None
         self._counts_age_s = 0.0
         self._collector: asyncio.Task[None] | None = None
 
@@ -297,7 +299,7 @@ class UltraAdvancedStrategyOrchestrator:
         if tenant is None:
             return await self._choice_for_new(context, name)
         facts = Facts.of(context, tenant=tenant, operation=name)
-        return self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant).level)
+        return self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant))
 
     def strategy(self, name: str) -> PlacementStrategy:
         """The strategy of that name; `StrategyNotFoundError` lists what exists."""
@@ -334,9 +336,10 @@ class UltraAdvancedStrategyOrchestrator:
     async def get_orchestrator_metrics(self) -> dict[str, Any]:
         """Tenants, what was measured against what was promised, breakers, options without effect.
 
+        `promotions` are proposals to move a tenant to another level, with the reasons.
         `average_performance` and `sla` look back on the last `metrics_intervals_max` intervals.
         """
-        counts = await self._lease.gateway.level_counts()
+        counts = await self._lease.gateway.strategy_counts()
         now_s = self._clock.monotonic_s()
         measured, elapsed_s = self._log.lately(now_s)
         return {
@@ -353,6 +356,7 @@ class UltraAdvancedStrategyOrchestrator:
                 }
                 for name, breaker in self._breakers.items()
             },
+            "promotions": [item.document() for item in self._promotions()],
             "sla": self._service_levels(now_s),
             "operations_at_work": self._admission.at_work,
             "operations_waiting": self._admission.waiting,
@@ -376,7 +380,7 @@ class UltraAdvancedStrategyOrchestrator:
 
         Done by itself every `metrics_collection_interval_seconds`.
         """
-        counts = await self._lease.gateway.level_counts()
+        counts = await self._lease.gateway.strategy_counts()
         now_s = self._clock.monotonic_s()
         self._counts = (counts, now_s)
         interval = self._log.cut(now_s, self._clock.now().isoformat())
@@ -389,6 +393,7 @@ class UltraAdvancedStrategyOrchestrator:
                 **interval.measured.summary(interval.elapsed_s),
             }
         )
+        self._tell_of_promotions()
         verdicts = self._service_levels(now_s)
         missed = frozenset(name for name, verdict in verdicts.items() if verdict["met"] is False)
         for name in sorted(missed - self._missed_targets):
@@ -423,7 +428,7 @@ class UltraAdvancedStrategyOrchestrator:
     async def _operate(
         self, tenant: Tenant, operation: str, data: Mapping[str, Any]
     ) -> dict[str, Any]:
-        strategy = self._strategy_at(placement_of(tenant).level)
+        strategy = self.strategy(placed_by(placement_of(tenant)))
         try:
             with self._observed(strategy.name):
                 return await strategy.operate(tenant, operation, data)
@@ -447,15 +452,16 @@ class UltraAdvancedStrategyOrchestrator:
             # What we remember may be out of date; a refusal must not be.
             known.forget(tenant_id)
             tenant = await known.obtain(tenant_id, create)
-        level = placement_of(tenant).level
+        placement = placement_of(tenant)
         if wish is not None or context.compliance or tenant.compliance:
-            self._policy.check_placed(tenant_id, Facts.of(context, tenant=tenant), level)
+            facts = Facts.of(context, tenant=tenant)
+            self._policy.check_placed(tenant_id, facts, placement.level)
         if choices:
             return tenant, choices[-1].reasons
-        return tenant, (where_it_is(tenant_id, level),)
+        return tenant, (where_it_is(tenant_id, placement),)
 
     async def _create(self, context: TenantContext, choice: Choice) -> Tenant:
-        strategy = self._strategy_at(choice.level)
+        strategy = self.strategy(choice.placed_by)
         # Not refused, because the choice looked; when half-open, this one is the attempt.
         self._breakers[strategy.name].admit(self._clock.monotonic_s())
         with self._observed(strategy.name):
@@ -466,25 +472,28 @@ class UltraAdvancedStrategyOrchestrator:
             self._tell("fallback_used", tenant.tenant_id, detail)
         if self._counts is not None:
             counts, at_s = self._counts
-            self._counts = ({**counts, choice.level: counts.get(choice.level, 0) + 1}, at_s)
+            self._counts = ({**counts, strategy.name: counts.get(strategy.name, 0) + 1}, at_s)
         return tenant
 
     async def _choice_for_new(self, context: TenantContext, operation: str | None) -> Choice:
-        facts = Facts.of(context, databases=await self._databases(), operation=operation)
+        counts = await self._tenant_counts()
+        facts = Facts.of(
+            context,
+            databases=counts.get(StrategyName.DATABASE_LEVEL, 0),
+            hybrids=counts.get(StrategyName.HYBRID, 0),
+            operation=operation,
+        )
         now_s = self._clock.monotonic_s()
         waits = {name: item.retry_after_s(now_s) for name, item in self._breakers.items()}
         closed = {name: wait for name, wait in waits.items() if wait > 0}
         return self._policy.for_new(context_id(context), facts, closed)
 
-    async def _databases(self) -> int:
-        """How many tenants have a database; may be as old as what is known of tenants."""
+    async def _tenant_counts(self) -> Mapping[StrategyName, int]:
+        """How many tenants each strategy holds; may be as old as what is known of tenants."""
         now_s = self._clock.monotonic_s()
         if self._counts is None or now_s - self._counts[1] > self._counts_age_s:
-            self._counts = (await self._lease.gateway.level_counts(), now_s)
-        return self._counts[0].get(IsolationLevel.DATABASE, 0)
-
-    def _strategy_at(self, level: IsolationLevel) -> PlacementStrategy:
-        return self.strategy(STRATEGY_OF_LEVEL[level])
+            self._counts = (await self._lease.gateway.strategy_counts(), now_s)
+        return self._counts[0]
 
     def _tenants(self) -> KnownTenants:
         self._lease.gateway  # noqa: B018 - raises unless the orchestrator is ready.
@@ -492,6 +501,18 @@ class UltraAdvancedStrategyOrchestrator:
         return self._known
 
     # Measuring
+
+    def _promotions(self) -> list[Promotion]:
+        return [item for strategy in self._strategies.values() for item in strategy.promotions]
+
+    def _tell_of_promotions(self) -> None:
+        """An event for each promotion that is proposed for the first time."""
+        found = self._promotions()
+        for item in found:
+            if item.tenant_id not in self._proposed:
+                detail = f"{item.strategy}: {'; '.join(item.reasons)}"
+                self._tell("promotion_proposed", item.tenant_id, detail)
+        self._proposed = frozenset(item.tenant_id for item in found)
 
     def _room(self, *, waiting_max: int) -> Admission:
         return Admission(
@@ -573,6 +594,6 @@ def _rule_book(rules: str | Path | Mapping[str, Any] | None) -> RuleBook:
     return read_rules(text, str(rules), defaults=ours)
 
 
-def _distribution(counts: Mapping[IsolationLevel, int]) -> dict[str, int]:
+def _distribution(counts: Mapping[StrategyName, int]) -> dict[str, int]:
     """Tenants per strategy."""
-    return {str(name): counts.get(level, 0) for level, name in STRATEGY_OF_LEVEL.items()}
+    return {str(name): counts.get(name, 0) for name in LEVEL_OF_STRATEGY}

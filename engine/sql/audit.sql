@@ -25,21 +25,25 @@ from pg_roles, lateral (values
     (rolcreaterole, 'has CREATEROLE', 'nocreaterole'),
     (rolcreatedb, 'has CREATEDB', 'nocreatedb'),
     (rolreplication, 'has REPLICATION', 'noreplication'),
-    (rolcanlogin and rolname = $2, 'may log in', 'nologin')
+    (rolcanlogin and rolname in ($2, 'tenancy_hybrid'), 'may log in', 'nologin')
 ) as attribute (held, problem, mend)
-where held and (rolname = any ($1::text[]) or rolname = $2);
+where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid'));
 
 -- name: memberships
--- A login is a member of nothing and has no members; the owner has admins as members only.
+-- A login is a member of nothing and has no members, but that those of hybrid tenants belong to
+-- tenancy_hybrid, which belongs to nothing; the owner has admins as members only.
 select format('role %I', m.rolname) as subject,
        format('is a member of %I', g.rolname) as problem,
        format('revoke %I from %I', g.rolname, m.rolname) as mend
 from pg_auth_members a
 join pg_roles m on m.oid = a.member
 join pg_roles g on g.oid = a.roleid
-where (m.rolname = any ($1::text[]) or m.rolname = $2)
-   or ((g.rolname = any ($1::text[]) or g.rolname = $2)
-       and not m.rolsuper and m.rolname <> current_user);
+where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
+      and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'
+               and not a.admin_option)
+   or ((g.rolname = any ($1::text[]) or g.rolname in ($2, 'tenancy_hybrid'))
+       and not m.rolsuper and m.rolname <> current_user
+       and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'));
 
 -- name: ownership
 select format('role %I', r.rolname) as subject,
@@ -75,7 +79,7 @@ where d.datname = any ($3::text[])
   and (a.grantee = 0
        or (r.rolname = any ($1::text[])
            and (a.privilege_type <> 'CONNECT' or a.is_grantable
-                or (r.rolname in ('tenancy_rows', 'tenancy_control') and d.datname <> $4))))
+                or (r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid') and d.datname <> $4))))
 union all
 select format('database %I', d.datname),
        format('belongs to %I', pg_get_userbyid(d.datdba)),
@@ -93,7 +97,7 @@ from pg_namespace n
 cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
 left join pg_roles r on r.oid = a.grantee
 where a.grantee <> n.nspowner
-  and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control')
+  and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
        or r.rolname ~ '^t_[0-9a-f]{20}$')
   and (a.privilege_type = 'CREATE'
        or n.nspname = 'public'
@@ -101,7 +105,7 @@ where a.grantee <> n.nspowner
        or (n.nspname = 'app' and (a.grantee = 0 or r.rolname = 'tenancy_control'))
        or (n.nspname = 'tenancy_reference')
        or (n.nspname ~ '^t_[0-9a-f]{20}$'
-           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control'))));
+           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid'))));
 
 -- name: shared_own_schemas
 -- An own schema is for one login.
@@ -201,11 +205,11 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f')
              or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
              or r.rolname = 'tenancy_control'))
        or (n.nspname = 'tenancy'
-           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control')
+           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
                 or r.rolname ~ '^t_[0-9a-f]{20}$'))
        or (n.nspname = 'catalog' and (a.grantee = 0 or a.is_grantable
            or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-           or r.rolname = 'tenancy_rows' or r.rolname ~ '^t_[0-9a-f]{20}$')));
+           or r.rolname in ('tenancy_rows', 'tenancy_hybrid') or r.rolname ~ '^t_[0-9a-f]{20}$')));
 
 -- name: exempt_relations
 -- Row security cannot hold for these, or is checked as their owner.

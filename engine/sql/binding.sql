@@ -176,7 +176,7 @@ create schema if not exists tenancy_reference authorization tenancy_owner;
 alter default privileges for role tenancy_owner revoke execute on functions from public;
 
 -- name: use_app
-grant usage on schema app to tenancy_rows;
+grant usage on schema app to tenancy_rows, tenancy_hybrid;
 
 -- name: owner_rights
 -- What tenancy.tenant() and whoever drains a tenant need once PUBLIC has lost it.

@@ -110,6 +110,12 @@ revoke all on all functions in schema catalog from public;
 grant usage on schema catalog to tenancy_control;
 grant select, insert, update, delete on all tables in schema catalog to tenancy_control;
 
+-- name: catalog_2
+-- The schema of a hybrid tenant's own, for its tables that are marked sensitive.
+alter table catalog.placement
+    add column sensitive_schema text check (sensitive_schema is null or level = 'row');
+create index on catalog.placement (server) where sensitive_schema is not null;
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region
@@ -132,19 +138,19 @@ from catalog.tenant where tenant_id = $1;
 
 -- name: tenant
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_id = $1;
 
 -- name: tenant_by_number
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
 -- name: tenants
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_id > $1
 order by t.tenant_id
@@ -153,10 +159,15 @@ limit $2;
 -- name: metadata
 select metadata::text from catalog.tenant where tenant_no = $1;
 
--- name: count_by_level
-select p.level, count(*) as tenants
-from catalog.tenant t left join catalog.placement p using (tenant_no)
-group by p.level;
+-- name: count_by_strategy
+select p.level, p.sensitive_schema is not null as hybrid, count(*) as tenants
+from catalog.placement p
+group by 1, 2;
+
+-- name: hybrid_counts
+select server, count(*) as tenants from catalog.placement
+where sensitive_schema is not null
+group by server;
 
 -- name: set_status
 update catalog.tenant set status = $2, updated_at = now()
@@ -167,15 +178,17 @@ returning tenant_no;
 select status from catalog.tenant where tenant_no = $1;
 
 -- name: first_placement
-insert into catalog.placement (tenant_no, level, server, database, schema, role, epoch)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into catalog.placement
+    (tenant_no, level, server, database, schema, role, epoch, sensitive_schema)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (tenant_no) do nothing
 returning tenant_no;
 
 -- name: next_placement
 update catalog.placement
-set level = $2, server = $3, database = $4, schema = $5, role = $6, epoch = $7, changed_at = now()
-where tenant_no = $1 and epoch = $8
+set level = $2, server = $3, database = $4, schema = $5, role = $6, epoch = $7,
+    sensitive_schema = $8, changed_at = now()
+where tenant_no = $1 and epoch = $9
 returning tenant_no;
 
 -- name: remove_tenant

@@ -31,9 +31,6 @@ delete from tenancy.fence where tenant_no = $1;
 -- name: fence_epoch
 select epoch from tenancy.fence where tenant_no = $1;
 
--- name: revoke_connect
-revoke all on database {database} from {role};
-
 -- name: drop_schema
 drop schema if exists {schema} cascade;
 

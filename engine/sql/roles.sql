@@ -26,12 +26,19 @@ select format(
     'create role %I nologin inherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls',
     $1::text);
 
+-- name: join_group
+-- Without SET ROLE: the login has the group's rights and stays itself (PostgreSQL 16).
+grant {group} to {role} with inherit true, set false;
+
+-- name: join_group_15
+grant {group} to {role};
+
 -- name: create_login_text
 -- $2 is a SCRAM verifier (RFC 5803), so no password reaches the server or its log.
 select format(
-    'create role %I login noinherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls '
+    'create role %I login %s nosuperuser nocreatedb nocreaterole noreplication nobypassrls '
     'connection limit %s password %L',
-    $1::text, $3::int, $2::text);
+    $1::text, $4::text, $3::int, $2::text);
 
 -- name: set_password_text
 select format('alter role %I password %L', $1::text, $2::text);
@@ -78,8 +85,16 @@ revoke all on database {database} from public;
 -- name: allow_connections
 alter database {database} with allow_connections true;
 
+-- name: database_rights_lock
+-- The rights of all roles on a database are one row of pg_database, and of two who change a row of a
+-- catalog at the same time one fails. To the end of the transaction.
+select pg_catalog.pg_advisory_xact_lock(8387227038471684982);
+
 -- name: grant_connect
 grant connect on database {database} to {role};
+
+-- name: revoke_connect
+revoke all on database {database} from {role};
 
 -- name: locale
 -- What decides the order of text. Tenants move between servers, and indexes and answers with them.

@@ -3,7 +3,8 @@
 -- name: schema_snapshot
 -- Everything that scope_plan needs to know of the schema $1, as one JSON document, so that it costs
 -- one round trip and is one moment's view. The search_path must be that schema alone: then names
--- inside it come out unqualified, and the documents of two equal schemas are equal.
+-- inside it come out unqualified, and the documents of two equal schemas are equal. $2 is a schema
+-- that may be referred to as well and stands behind it in the search_path; null for none.
 -- Columns that PostgreSQL 15 does not have yet are read through to_jsonb.
 with space as materialized (
     select oid, nspname, nspowner, nspacl
@@ -85,6 +86,7 @@ outside as materialized (
           where own.classid = depend.refclassid and own.objid = depend.refobjid
       )
       and target.schema not in ('pg_catalog', 'pg_toast', $1)
+      and target.schema is distinct from $2::text
       and target.identity not in ('tenancy.tenant()', 'tenancy.bound_tenant()')
 ),
 -- Kinds of objects that a namespace never holds.
@@ -129,6 +131,19 @@ select jsonb_build_object(
                 'forced', relation.relforcerowsecurity,
                 'partition', relation.relispartition,
                 'typed', relation.reloftype <> 0,
+                'sensitive', relation.relkind = 'r' and coalesce(
+                    obj_description(relation.oid, 'pg_class') ~ '(^|\s)@sensitive(\s|$)', false
+                ),
+                'reads', (
+                    select coalesce(jsonb_agg(distinct read.relname), '[]')
+                    from pg_rewrite as rule
+                    join pg_depend as depend
+                        on depend.classid = 'pg_rewrite'::regclass and depend.objid = rule.oid
+                        and depend.refclassid = 'pg_class'::regclass
+                        and depend.refobjid <> relation.oid
+                    join pg_class as read on read.oid = depend.refobjid
+                    where rule.ev_class = relation.oid
+                ),
                 'options', coalesce(to_jsonb(relation.reloptions), '[]'),
                 'inherits', exists (
                     select from pg_inherits
@@ -346,6 +361,14 @@ select jsonb_build_object(
                           )
                       )
                 ),
+                -- What a body in SQL syntax is bound to; a body in quotes is bound to nothing.
+                'reads', (
+                    select coalesce(jsonb_agg(distinct read.relname), '[]')
+                    from pg_depend as depend
+                    join pg_class as read on read.oid = depend.refobjid
+                    where depend.classid = 'pg_proc'::regclass and depend.objid = routine.oid
+                      and depend.refclassid = 'pg_class'::regclass
+                ),
                 'definition', concat_ws(
                     ' ', pg_get_function_arguments(routine.oid),
                     pg_get_function_result(routine.oid), routine.provolatile,
@@ -414,3 +437,6 @@ set local default_tablespace = '';
 set local default_table_access_method = 'heap';
 set local quote_all_identifiers = off;
 set local row_security = on;
+
+-- name: set_path
+select set_config('search_path', $1, true);

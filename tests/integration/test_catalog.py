@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -35,6 +36,7 @@ from tenancy.data_isolation.core.identifiers import (
     TenantId,
     TenantNo,
 )
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.settings import ServerConfig
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -238,19 +240,23 @@ async def test_a_placement_needs_a_known_tenant_and_a_known_server(catalog: Cata
         await catalog.set_placement(number, elsewhere, expected_epoch=None)
 
 
-async def test_tenants_are_counted_by_level(catalog: Catalog):
+async def test_tenants_are_counted_by_strategy(catalog: Catalog):
     for name, level in (("a", "row"), ("b", "row"), ("c", "schema")):
         tenant = await add(catalog, name)
         await catalog.set_placement(
             tenant.tenant_no, placement(1, IsolationLevel(level)), expected_epoch=None
         )
-    await add(catalog, "d")
+    hybrid = replace(placement(1, IsolationLevel.ROW), sensitive_schema=SchemaName("t_own"))
+    await catalog.set_placement((await add(catalog, "d")).tenant_no, hybrid, expected_epoch=None)
+    await add(catalog, "without-a-placement")
 
-    assert await catalog.count_by_level() == {
-        IsolationLevel.ROW: 2,
-        IsolationLevel.SCHEMA: 1,
-        None: 1,
+    assert await catalog.count_by_strategy() == {
+        StrategyName.ROW_LEVEL: 2,
+        StrategyName.SCHEMA_LEVEL: 1,
+        StrategyName.HYBRID: 1,
     }
+    assert (await catalog.tenant(TenantId("d"))).placement == hybrid
+    assert await catalog.hybrid_counts() == {hybrid.server: 1}
 
 
 async def test_a_tenant_is_removed_only_when_deleting_and_its_number_never_comes_back(

@@ -18,6 +18,7 @@ from tenancy.data_isolation.core.errors import (
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     TenantContext,
@@ -111,7 +112,9 @@ async def engine(install: Install) -> AsyncIterator[Engine]:
 async def leftovers(install: Install, engine: Engine) -> list[str]:
     """Roles, schemas and databases of this installation that belong to no tenant."""
     placements = [tenant.placement for tenant in await engine.tenants(limit=1000)]
-    known = {name for p in placements if p for name in (p.database, p.schema, p.role)}
+    known = {
+        name for p in placements if p for name in (p.database, p.schema, p.role, p.sensitive_schema)
+    }
     async with install.connected() as admin:
         rows = await admin.fetch(
             "select nspname::text as name from pg_namespace where nspname ~ '^t_[0-9a-f]{20}$'"
@@ -166,7 +169,7 @@ async def test_a_tenant_is_made_once_and_lives_apart_from_others(engine, install
     await ask(engine, "acme", "insert into users (id, email) values (1, 'x')")
     assert (await ask(engine, "acme", COUNT)).rows == [[1]]
     assert (await ask(engine, "other", COUNT)).rows == [[2]]
-    assert (await engine.level_counts())[level] == 2
+    assert (await engine.strategy_counts())[STRATEGY_OF_LEVEL[level]] == 2
     assert await leftovers(install, engine) == []
 
 
@@ -195,11 +198,16 @@ async def test_servers_and_regions_that_are_not_there_are_named(engine):
 
 
 @pytest.mark.parametrize(
-    ("level", "stride"),
-    [(IsolationLevel.ROW, 1), (IsolationLevel.SCHEMA, 2), (IsolationLevel.DATABASE, 5)],
+    ("level", "hybrid", "stride"),
+    [
+        (IsolationLevel.ROW, False, 1),
+        (IsolationLevel.ROW, True, 2),
+        (IsolationLevel.SCHEMA, False, 2),
+        (IsolationLevel.DATABASE, False, 5),
+    ],
 )
 async def test_a_creation_that_was_killed_at_any_step_can_be_finished(
-    engine, install, level, stride
+    engine, install, level, hybrid, stride
 ):
     step = 0
     while True:
@@ -208,14 +216,14 @@ async def test_a_creation_that_was_killed_at_any_step_can_be_finished(
         context = TenantContext(tenant_id=name)
         whole = engine.fleet._catalog
         try:
-            await fragile(engine, install, step).create(context, level=level)
+            await fragile(engine, install, step).create(context, level=level, hybrid=hybrid)
             break
         except Killed:
             pass
         finally:
             engine.fleet._catalog = whole
         if step // stride % 2:  # One half is finished, the other half is given up.
-            tenant = await engine.create_tenant(context, level=level)
+            tenant = await engine.create_tenant(context, level=level, hybrid=hybrid)
             assert tenant.status is TenantStatus.ACTIVE
             await ask(engine, name, "insert into users (id, email) values (1, 'x')")
             assert (await ask(engine, name, COUNT)).rows == [[1]]
@@ -229,20 +237,25 @@ async def test_a_creation_that_was_killed_at_any_step_can_be_finished(
 
 
 @pytest.mark.parametrize(
-    ("level", "stride"),
-    [(IsolationLevel.ROW, 1), (IsolationLevel.SCHEMA, 1), (IsolationLevel.DATABASE, 2)],
+    ("level", "hybrid", "stride"),
+    [
+        (IsolationLevel.ROW, False, 1),
+        (IsolationLevel.ROW, True, 1),
+        (IsolationLevel.SCHEMA, False, 1),
+        (IsolationLevel.DATABASE, False, 2),
+    ],
 )
 async def test_a_deletion_that_was_killed_at_any_step_can_be_finished(
-    engine, install, level, stride
+    engine, install, level, hybrid, stride
 ):
-    await make_tenant(engine, "stays", level, users=2)
+    await make_tenant(engine, "stays", level, users=2, hybrid=hybrid)
     step = 0
     names: set[str] = set()
     while True:
         step += stride
         name = f"tenant-{step}"
-        tenant = await make_tenant(engine, name, level, users=3)
-        if level is not IsolationLevel.ROW:
+        tenant = await make_tenant(engine, name, level, users=3, hybrid=hybrid)
+        if hybrid or level is not IsolationLevel.ROW:
             names |= {tenant.placement.role, tenant.placement.database} - {install.database}
         await engine._let_go(tenant)
         whole = engine.fleet._catalog
@@ -270,7 +283,9 @@ async def test_a_deletion_that_was_killed_at_any_step_can_be_finished(
     assert (await ask(engine, "stays", COUNT)).rows == [[2]]
     if level is IsolationLevel.ROW:
         async with install.connected() as admin:
-            assert await admin.fetchval("select count(*) from app.users") == 2
+            shared = await admin.fetchval("select count(*) from app.users")
+            assert shared == (0 if hybrid else 2)
+            assert await admin.fetchval("select count(*) from tenancy.overlay") == hybrid
 
 
 async def test_rows_that_point_to_each_other_are_deleted_in_batches(install):

@@ -25,6 +25,7 @@ from tenancy.data_isolation.core.errors import (
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.identifiers import Region, ServerName, TenantId
+from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
@@ -294,7 +295,7 @@ async def test_tenants_are_created_listed_and_deleted_through_actors(start):
             assert made.tenant_id == name
 
         assert [tenant.tenant_id for tenant in await gateway.tenants()] == ["acme", "globex"]
-        assert (await gateway.level_counts())[IsolationLevel.ROW] == 2
+        assert (await gateway.strategy_counts())[StrategyName.ROW_LEVEL] == 2
         assert (await gateway.tenant(TenantId("acme"))).placement.level is IsolationLevel.ROW
         await gateway.delete_tenant(TenantId("acme"))
         with pytest.raises(TenantNotFoundError):

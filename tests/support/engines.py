@@ -26,6 +26,7 @@ create table users (
     joined timestamptz not null default now()
 );
 create table plans (id integer primary key, name text not null);
+comment on table users is '@sensitive';
 alter table users add foreign key (plan) references plans on delete cascade;
 create table late (id integer primary key, user_id integer
     references users deferrable initially deferred);
@@ -47,10 +48,16 @@ async def opened(
 
 
 async def make_tenant(
-    engine: Engine, name: str = "acme", level: IsolationLevel = IsolationLevel.ROW, users: int = 3
+    engine: Engine,
+    name: str = "acme",
+    level: IsolationLevel = IsolationLevel.ROW,
+    users: int = 3,
+    *,
+    hybrid: bool = False,
 ) -> Tenant:
     """A tenant with some users, whose e-mail addresses have the tenant's name in them."""
-    tenant = await engine.create_tenant(TenantContext(tenant_id=name), level=level)
+    context = TenantContext(tenant_id=name)
+    tenant = await engine.create_tenant(context, level=level, hybrid=hybrid)
     if users:
         await ask(
             engine,

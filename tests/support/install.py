@@ -165,7 +165,8 @@ async def _copy(server: PostgresServer, name: str, suffix: str) -> None:
         await connection.execute(f'revoke all on database "{name}" from public')
         if not suffix:
             await connection.execute(
-                f'grant connect on database "{name}" to tenancy_rows, tenancy_control'
+                f'grant connect on database "{name}" '
+                "to tenancy_rows, tenancy_control, tenancy_hybrid"
             )
     finally:
         await connection.close()

@@ -20,6 +20,7 @@ from tenancy.data_isolation.core import (
     QueryResult,
     Tenant,
     TenantContext,
+    TenantSize,
     TenantStatus,
 )
 from tenancy.data_isolation.core.errors import (
@@ -37,6 +38,7 @@ from tenancy.data_isolation.core.identifiers import (
     TenantId,
     TenantNo,
 )
+from tenancy.data_isolation.core.rules import StrategyName, placed_by
 
 
 class MemoryGateway:
@@ -46,6 +48,7 @@ class MemoryGateway:
         self.creations: list[dict[str, Any]] = []
         self.failures: dict[str, deque[BaseException]] = {}
         self.gates: dict[str, asyncio.Event] = {}
+        self.sizes: dict[TenantId, TenantSize] = {}
         self.closed = 0
 
     def fail(self, method: str, *errors: BaseException) -> None:
@@ -63,13 +66,16 @@ class MemoryGateway:
         level: IsolationLevel,
         server: ServerName | None = None,
         database_prefix: str | None = None,
+        hybrid: bool = False,
     ) -> Tenant:
         await self._called("create_tenant")
         tenant_id = TenantId(context.tenant_id)
         if tenant_id in self.known:
             raise TenantExistsError
-        self.creations.append({"level": level, "server": server, "prefix": database_prefix})
-        self.known[tenant_id] = tenant(tenant_id, level, context)
+        self.creations.append(
+            {"level": level, "server": server, "prefix": database_prefix, "hybrid": hybrid}
+        )
+        self.known[tenant_id] = tenant(tenant_id, level, context, hybrid=hybrid)
         return self.known[tenant_id]
 
     async def tenant(self, tenant_id: TenantId) -> Tenant:
@@ -109,10 +115,15 @@ class MemoryGateway:
         await self._called("resolve_operation")
         return Operation(query=data.get("query", name), params=data.get("params", ()))
 
-    async def level_counts(self) -> Mapping[IsolationLevel, int]:
-        await self._called("level_counts")
+    async def strategy_counts(self) -> Mapping[StrategyName, int]:
+        await self._called("strategy_counts")
         placements = [item.placement for item in self.known.values()]
-        return Counter(item.level for item in placements if item is not None)
+        return Counter(placed_by(item) for item in placements if item is not None)
+
+    async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
+        await self._called("tenant_size")
+        self._find(tenant_id)
+        return self.sizes.get(tenant_id, TenantSize(rows=0, bytes=0, complete=True))
 
     async def close(self) -> None:
         self.closed += 1
@@ -131,7 +142,11 @@ class MemoryGateway:
 
 
 def tenant(
-    tenant_id: TenantId, level: IsolationLevel, context: TenantContext | None = None
+    tenant_id: TenantId,
+    level: IsolationLevel,
+    context: TenantContext | None = None,
+    *,
+    hybrid: bool = False,
 ) -> Tenant:
     """A tenant that is active at a level."""
     context = context or TenantContext(tenant_id=tenant_id)
@@ -149,5 +164,6 @@ def tenant(
             schema=SchemaName("app"),
             role=RoleName("tenancy_rows"),
             epoch=Epoch(1),
+            sensitive_schema=SchemaName("t_own") if hybrid else None,
         ),
     )

@@ -436,6 +436,7 @@ async def test_metrics_count_tenants_by_strategy(make):
         "row_level": 2,
         "schema_level": 0,
         "database_level": 1,
+        "hybrid": 0,
     }
     assert metrics["average_performance"]["operations"] == 3
     assert (metrics["ml_enabled"], metrics["ml_active"]) == (True, False)
@@ -522,7 +523,7 @@ async def test_a_collection_that_fails_is_an_event_and_not_the_end(make, gateway
         again.clear()
 
     orchestrator = await make(sleep=sleep)
-    gateway.fail("level_counts", ServerUnavailableError())
+    gateway.fail("strategy_counts", ServerUnavailableError())
     for _ in range(2):
         await turns()
         again.set()
@@ -637,8 +638,10 @@ async def test_a_strategy_that_does_not_exist_is_told_apart_from_a_wrong_name(ma
     orchestrator = await make()
 
     assert orchestrator.strategy("row_level").name == "row_level"
-    with pytest.raises(StrategyNotFoundError, match="'hybrid' does not exist yet; there are row"):
-        orchestrator.strategy("hybrid")
+    with pytest.raises(
+        StrategyNotFoundError, match="'edge_computing' does not exist yet; there are"
+    ):
+        orchestrator.strategy("edge_computing")
     with pytest.raises(StrategyNotFoundError, match="'shelf' is not a strategy; there are row_lev"):
         orchestrator.strategy("shelf")
 

@@ -96,7 +96,7 @@ def test_what_the_caller_does_to_its_targets_later_changes_nothing():
     assert config.performance_sla_targets == {"latency_ms": 5}
 
 
-@pytest.mark.parametrize("name", ["HybridStrategy", "AIDriverStrategy", "EdgeConfig"])
+@pytest.mark.parametrize("name", ["BlockchainSecurityStrategy", "AIDriverStrategy", "EdgeConfig"])
 def test_a_strategy_that_is_not_built_is_an_import_error_that_says_so(name):
     with pytest.raises(ImportError, match=f"{name} does not exist yet; .* has .*RowLevelStrategy"):
         importlib.import_module("tenancy.data_isolation.strategies").__getattr__(name)

@@ -237,7 +237,9 @@ async def test_strategies_with_options_of_their_own_work_below_the_orchestrator(
     finally:
         await orchestrator.cleanup()
 
-    assert gateway.creations == [{"level": DATABASE, "server": "server-2", "prefix": "x_"}]
+    assert gateway.creations == [
+        {"level": DATABASE, "server": "server-2", "prefix": "x_", "hybrid": False}
+    ]
 
 
 async def test_an_option_of_a_strategy_that_cannot_be_met_stops_the_orchestrator(gateway):

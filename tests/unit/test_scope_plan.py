@@ -546,6 +546,8 @@ def test_a_document_of_the_catalogs_becomes_a_snapshot():
                 "partition": False,
                 "typed": False,
                 "inherits": False,
+                "sensitive": True,
+                "reads": [],
                 "options": ["fillfactor=50"],
                 "rules": [],
                 "definition": None,
