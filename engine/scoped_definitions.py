@@ -29,7 +29,7 @@ from tenancy.data_isolation.engine.object_names import (
 )
 from tenancy.data_isolation.engine.rewriting import Rewriter
 from tenancy.data_isolation.engine.schema_script import Step, StepSort
-from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
+from tenancy.data_isolation.engine.schema_snapshot import Relation, SchemaSnapshot
 from tenancy.data_isolation.engine.scope_plan import force_statement, lift_statement
 from tenancy.data_isolation.engine.syntax_tree import (
     Node,
@@ -77,24 +77,26 @@ def scoped_steps(statement: MigrationStatement, snapshot: SchemaSnapshot) -> tup
 def visible_schema(snapshot: SchemaSnapshot) -> VisibleSchema:
     """The tables and views of `snapshot` without the column that tells tenants apart."""
     keys = {item.table: item.columns for item in snapshot.constraints if item.type == "p"}
-    relations = [item for item in snapshot.relations if item.kind in "rv"]
     return VisibleSchema(
         relations={
-            item.name: VisibleRelation(
-                name=item.name,
-                columns=tuple(
-                    column.name for column in item.columns if column.name != TENANT_COLUMN
-                ),
-                primary_key=tuple(
-                    name for name in keys.get(item.name, ()) if name != TENANT_COLUMN
-                ),
-                hidden=item.column(TENANT_COLUMN) is not None,
-                view=item.kind == "v",
-            )
-            for item in relations
+            item.name: _visible_relation(item, keys.get(item.name, ()))
+            for item in snapshot.relations
+            if item.kind in "rv"
         },
         functions=frozenset(routine.name for routine in snapshot.routines),
         types=frozenset(item.name for item in snapshot.types),
+    )
+
+
+def _visible_relation(relation: Relation, key: Sequence[str]) -> VisibleRelation:
+    shapes = tuple(item for item in relation.columns if item.name != TENANT_COLUMN)
+    return VisibleRelation(
+        name=relation.name,
+        columns=tuple(item.name for item in shapes),
+        primary_key=tuple(name for name in key if name != TENANT_COLUMN),
+        hidden=relation.column(TENANT_COLUMN) is not None,
+        view=relation.kind == "v",
+        shapes=shapes,
     )
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tenancy.data_isolation.engine.schema_snapshot import ColumnShape
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisibleRelation:
@@ -24,6 +26,7 @@ class VisibleRelation:
     `runs_code` says that reading or changing it can run functions of the schema (triggers, rules,
     defaults, checks, generated columns, the view's own query, or the same in a table that is
     reached by a foreign key's action); a schema without functions has no such relation.
+    `shapes` are the same columns with their types; empty where only the names are known.
     """
 
     name: str
@@ -32,6 +35,7 @@ class VisibleRelation:
     hidden: bool = True
     view: bool = False
     runs_code: bool = True
+    shapes: tuple[ColumnShape, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -25,14 +25,13 @@ from tenancy.data_isolation.serve import (
 )
 from tenancy.data_isolation.serve.terminal import (
     STATUS_ERROR,
+    STATUS_INTERRUPTED,
     STATUS_USAGE,
     CommandError,
     note,
     print_error,
     say,
 )
-
-_STATUS_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tenancy",
@@ -89,7 +88,7 @@ def run(arguments: list[str]) -> int:
         return STATUS_ERROR
     except (typer.Abort, KeyboardInterrupt):
         print_error("interrupted")
-        return _STATUS_INTERRUPTED
+        return STATUS_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough of it; nothing may be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ import typer
 
 from tenancy.data_isolation.core import IsolationLevel, Settings, TenantType
 from tenancy.data_isolation.core.errors import InvalidInputError
+from tenancy.data_isolation.serve import cli_export
 from tenancy.data_isolation.serve.json_documents import parse_json
 from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import (
@@ -26,7 +27,7 @@ _DEPTH_MAX = 64
 _PAGE = 500
 _PATH = "/v1/tenants"
 #: Erasing a database with much in it takes its time.
-_DELETE_TIMEOUT_S = 600.0
+_ERASE_TIMEOUT_S = 600.0
 
 app = typer.Typer(no_args_is_help=True)
 TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id.")]
@@ -96,7 +97,15 @@ def list_tenants(
     if as_json:
         print_json({"tenants": found, "next": following})
         return
-    columns = ("tenant_id", "tenant_type", "status", "isolation_level", "region", "compliance")
+    columns = (
+        "tenant_id",
+        "tenant_type",
+        "status",
+        "isolation_level",
+        "strategy",
+        "region",
+        "compliance",
+    )
     print_table(columns, [[item[name] for name in columns] for item in found])
     note(f"({len(found)} tenant{'' if len(found) == 1 else 's'})")
 
@@ -122,8 +131,9 @@ def resume(tenant: TenantName, as_json: AsJson = False) -> None:
         _tell(client.post(f"{_PATH}/{segment(tenant)}/resume"), as_json)
 
 
+@app.command("delete", hidden=True)
 @app.command()
-def delete(
+def erase(
     tenant: TenantName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -131,11 +141,14 @@ def delete(
     """Erase a tenant and all its data."""
     confirmed(f"Erase tenant {tenant} and all its data?", yes=yes)
     with RuntimeClient.connect(Settings.from_env()) as client:
-        client.delete(f"{_PATH}/{segment(tenant)}", timeout_s=_DELETE_TIMEOUT_S)
+        client.delete(f"{_PATH}/{segment(tenant)}", timeout_s=_ERASE_TIMEOUT_S)
     if as_json:
-        print_json({"tenant_id": tenant, "deleted": True})
+        print_json({"tenant_id": tenant, "erased": True, "deleted": True})
     else:
         say(f"tenant {tenant} is erased")
+
+
+cli_export.add_commands(app)
 
 
 def _tell(tenant: dict[str, Any], as_json: bool) -> None:
@@ -154,6 +167,7 @@ def _print(tenant: dict[str, Any]) -> None:
             "tenant_type",
             "status",
             "isolation_level",
+            "strategy",
             "region",
             "compliance",
         )

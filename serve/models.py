@@ -89,6 +89,13 @@ class TenantAnswer(Answer):
     isolation_level: IsolationLevel | None = Field(
         description="Null while the tenant is being created."
     )
+    strategy: str | None = Field(
+        description=(
+            "What holds the data: `row_level`, `schema_level`, `database_level`, or `hybrid`: "
+            "level `row`, with the tables that are marked sensitive in a schema of the tenant's "
+            "own."
+        )
+    )
     region: str | None
     compliance: list[str]
     placement: PlacementAnswer | None
@@ -97,7 +104,6 @@ class TenantAnswer(Answer):
 class NewTenantAnswer(TenantAnswer):
     """A tenant that was just made, and why its data is kept apart the way it is."""
 
-    strategy: str
     reasons: list[str]
 
 
@@ -296,12 +302,34 @@ class NamespaceFailure(Answer):
     error: str | None
 
 
+class RelationColumnAnswer(ColumnAnswer):
+    """A column of a table or view."""
+
+    not_null: bool
+    generated: bool = Field(description="Computed from other columns; it takes no value.")
+    identity: Literal["always", "by default"] | None = Field(
+        description=(
+            "Numbered by a sequence; `always` takes a value only with OVERRIDING SYSTEM VALUE."
+        )
+    )
+
+
+class RelationAnswer(Answer):
+    """A table or view as tenants see it."""
+
+    name: str
+    kind: Literal["table", "view"]
+    columns: list[RelationColumnAnswer]
+    primary_key: list[str] = Field(description="In the order of the key; empty for a view.")
+
+
 class SchemaAnswer(Answer):
     """The tenant-neutral schema: its migrations, its tables, and where its copies stand."""
 
     version: int
     migrations: list[MigrationAnswer]
-    tables: list[str]
+    tables: list[str] = Field(description="The names of `relations`.")
+    relations: list[RelationAnswer]
     namespaces: NamespacesAnswer
     failures: list[NamespaceFailure]
 

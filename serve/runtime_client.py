@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,21 @@ _CONNECT_TIMEOUT_S = 5.0
 _MARGIN_S = 10.0
 _ANSWER_DEPTH_MAX = 2_000
 _UP = "start it with `tenancy up`"
+
+
+class AnswerError(CommandError):
+    """The runtime answered with a problem (RFC 9457). The fields are the problem's own."""
+
+    def __init__(self, problem: Mapping[str, Any], retry_after_s: float = 0.0) -> None:
+        sqlstate = problem.get("sqlstate")
+        told = f" (SQLSTATE {sqlstate})" if sqlstate else ""
+        super().__init__(f"{problem['detail']}{told}")
+        #: The last part of the problem's type.
+        self.slug = str(problem.get("type")).rpartition(":")[2]
+        self.sqlstate = sqlstate
+        #: Whether the same request may succeed when it is sent again, and how long to wait first.
+        self.retryable = problem.get("retryable") is True
+        self.retry_after_s = retry_after_s
 
 
 class RuntimeClient:
@@ -158,12 +174,17 @@ def _answer(response: httpx.Response) -> Any:
         return None
     try:
         value = parse_json(response.content, depth_max=_ANSWER_DEPTH_MAX)
-    except InvalidInputError:
+    except InvalidInputError as error:
+        if response.is_success:
+            raise CommandError(f"the runtime's answer cannot be read: {error.detail}") from None
         value = None
     if response.is_success:
         return value
     if isinstance(value, dict) and isinstance(value.get("detail"), str):
-        sqlstate = value.get("sqlstate")
-        told = f" (SQLSTATE {sqlstate})" if sqlstate else ""
-        raise CommandError(value["detail"] + told)
+        raise AnswerError(value, _seconds(response.headers.get("Retry-After")))
     raise CommandError(f"the runtime answered with status {response.status_code}")
+
+
+def _seconds(text: str | None) -> float:
+    """What `Retry-After` says; 0 for a date or nothing."""
+    return float(text) if text is not None and text.isdecimal() else 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,12 +16,15 @@ from tenancy.data_isolation.core.errors import InvalidInputError, MigrationFaile
 from tenancy.data_isolation.engine.catalog_records import NamespaceState
 from tenancy.data_isolation.engine.fleet_run import FleetReport, NamespaceStatus
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.models import (
     MigrationAnswer,
     MigrationAppliedAnswer,
     MigrationBody,
     NamespaceFailure,
     NamespacesAnswer,
+    RelationAnswer,
+    RelationColumnAnswer,
     SchemaAnswer,
 )
 from tenancy.data_isolation.serve.openapi import answers, takes
@@ -30,6 +34,11 @@ from tenancy.data_isolation.serve.services import Services
 # Digits and an underscore are always meant as the number, however many digits there are.
 _NAME = re.compile(r"(?:([0-9]{1,20})_|(?![0-9]+_))([A-Za-z0-9][A-Za-z0-9_-]{0,99}?)(?:\.sql)?")
 _FAILURES_MAX = 20
+#: What `pg_attribute.attidentity` means.
+_IDENTITIES: Final[Mapping[str, Literal["always", "by default"]]] = {
+    "a": "always",
+    "d": "by default",
+}
 
 
 class SchemaRoutes:
@@ -37,7 +46,7 @@ class SchemaRoutes:
 
     def __init__(self, services: Services, requests: Requests) -> None:
         self._fleet = services.fleet
-        self._tables = services.tables
+        self._relations = services.relations
         self._requests = requests
         # One migration at a time: the next one has to see what the last one did.
         self._migrating = asyncio.Lock()
@@ -75,10 +84,12 @@ class SchemaRoutes:
         await self._requests.admin(request)
         migrations = await self._fleet.migrations()
         status = await self._fleet.status()
+        relations = await self._relations()
         answer = SchemaAnswer(
             version=migrations[-1].number if migrations else 0,
             migrations=[_migration(item) for item in migrations],
-            tables=list(await self._tables()),
+            tables=[item.name for item in relations],
+            relations=[_relation(item) for item in relations],
             namespaces=_summary(status),
             failures=[_failure(item) for item in status if item.error is not None][:_FAILURES_MAX],
         )
@@ -103,7 +114,7 @@ class SchemaRoutes:
             if not report.complete:
                 raise MigrationFailedError(_told(migration, report))
             # From now on this process knows the new tables.
-            await self._tables()
+            await self._relations()
             return MigrationAppliedAnswer(
                 **_migration(migration).model_dump(),
                 version=report.version,
@@ -133,6 +144,24 @@ def _migration(migration: Migration) -> MigrationAnswer:
         number=migration.number,
         name=f"{migration.number:04d}_{migration.name}",
         checksum=migration.checksum.hex(),
+    )
+
+
+def _relation(relation: VisibleRelation) -> RelationAnswer:
+    return RelationAnswer(
+        name=relation.name,
+        kind="view" if relation.view else "table",
+        columns=[
+            RelationColumnAnswer(
+                name=shape.name,
+                type=shape.type,
+                not_null=shape.not_null,
+                generated=bool(shape.generated),
+                identity=_IDENTITIES.get(shape.identity),
+            )
+            for shape in relation.shapes
+        ],
+        primary_key=list(relation.primary_key),
     )
 
 

@@ -10,6 +10,7 @@ from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
 from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
@@ -32,8 +33,8 @@ class Services:
     credentials: Credentials
     named_operations: NamedOperations
     fleet: Fleet
-    #: The names of the tenants' tables, as they are now.
-    tables: Callable[[], Awaitable[Sequence[str]]]
+    #: The tenants' tables and views as they are now, in the order of their names.
+    relations: Callable[[], Awaitable[Sequence[VisibleRelation]]]
     tokens: TokenVerifier | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)

@@ -17,6 +17,7 @@ from tenancy.data_isolation.core.errors import (
     TenantNotFoundError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id, parse_word
+from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName, placed_by
 from tenancy.data_isolation.serve.models import (
     NewTenantAnswer,
     PlacementAnswer,
@@ -103,10 +104,8 @@ class TenantRoutes:
         body = await self._requests.body(request, TenantBody)
         remembered = self._answers.find(key, body)
         if remembered is None:
-            tenant, strategy, reasons = await self._created(_context(body), repeatable=bool(key))
-            remembered = NewTenantAnswer(
-                **_answer(tenant).model_dump(), strategy=strategy, reasons=list(reasons)
-            )
+            tenant, reasons = await self._created(_context(body), repeatable=bool(key))
+            remembered = NewTenantAnswer(**_answer(tenant).model_dump(), reasons=list(reasons))
             self._answers.remember(key, body, remembered)
         return json_answer(
             remembered.model_dump(mode="json"),
@@ -151,8 +150,8 @@ class TenantRoutes:
 
     async def _created(
         self, context: TenantContext, *, repeatable: bool
-    ) -> tuple[Tenant, str, Sequence[str]]:
-        """The tenant, its strategy and the reasons. A creation that was cut off is finished."""
+    ) -> tuple[Tenant, Sequence[str]]:
+        """The tenant, and why it is where it is. A creation that was cut off is finished."""
         tenant_id = TenantId(context.tenant_id)
         try:
             present = await self._gateway.tenant(tenant_id)
@@ -167,9 +166,11 @@ class TenantRoutes:
         choice = await self._orchestrator.select_optimal_strategy(context, "create_tenant")
         # Where a creation that was cut off has begun, it goes on.
         begun = present.placement if present is not None else None
-        level = begun.level if begun is not None else choice.level
-        tenant = await self._gateway.create_tenant(context, level=level)
-        return tenant, choice.strategy, choice.reasons
+        holder = placed_by(begun) if begun is not None else choice.placed_by
+        tenant = await self._gateway.create_tenant(
+            context, level=LEVEL_OF_STRATEGY[holder], hybrid=holder is StrategyName.HYBRID
+        )
+        return tenant, choice.reasons
 
 
 class _RememberedAnswers:
@@ -240,6 +241,7 @@ def _answer(tenant: Tenant) -> TenantAnswer:
         tenant_type=tenant.tenant_type,
         status=tenant.status,
         isolation_level=placement.level if placement else None,
+        strategy=placed_by(placement) if placement else None,
         region=tenant.region,
         compliance=list(tenant.compliance),
         placement=PlacementAnswer(

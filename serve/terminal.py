@@ -20,6 +20,7 @@ from tenancy.data_isolation.serve.json_documents import dump_json
 #: Exit statuses of the command.
 STATUS_ERROR = 1
 STATUS_USAGE = 2
+STATUS_INTERRUPTED = 130
 
 #: The option that every command has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

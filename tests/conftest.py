@@ -16,6 +16,7 @@ pytest_plugins = [
     "support.server_home",
     "support.small_disk",
     "support.http_api",
+    "support.running_api",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

@@ -210,13 +210,28 @@ def _use_by_command(runtime: Runtime, directory: Path) -> None:
     runtime.json("tenant", "create", "brief")
     assert runtime.json("tenant", "suspend", "brief")["status"] == "suspended"
     assert runtime.json("tenant", "resume", "brief")["status"] == "active"
-    runtime.run("tenant", "delete", "brief", status=2)
-    assert runtime.json("tenant", "delete", "brief", "--yes")["deleted"] is True
+    runtime.run("tenant", "erase", "brief", status=2)
+    assert runtime.json("tenant", "erase", "brief", "--yes")["erased"] is True
     runtime.run("tenant", "show", "brief", status=1)
+    _export(runtime, directory)
 
     runtime.run("operation", "set", "newest", "select max(id) from users")
     assert [item["name"] for item in runtime.json("operation", "list")["operations"]] == ["newest"]
     runtime.run("operation", "remove", "newest")
+
+
+def _export(runtime: Runtime, directory: Path) -> None:
+    target = directory / "export"
+    exported = runtime.run("tenant", "export", "acme", "--output", str(target))
+    assert exported.stdout.splitlines()[-1] == f"exported to {target}"
+    assert (target / "users.ndjson").read_text().splitlines() == [
+        '{"id":1,"email":"a@b"}',
+        '{"id":2,"email":"c@d"}',
+    ]
+    again = runtime.run("tenant", "export", "acme", "--output", str(target), status=1)
+    assert "is not empty" in again.stderr
+    other = runtime.json("tenant", "export", "big", "--output", str(directory / "big"))
+    assert (other["tenant_id"], other["tables"][0]["rows"]) == ("big", 0)
 
 
 def _use_by_http(runtime: Runtime, status: dict[str, Any]) -> None:
