@@ -34,6 +34,8 @@ from tenancy.data_isolation.strategies.base import (
 )
 
 _log = logging.getLogger(__name__)
+#: A few operations within a moment are no load.
+_LOAD_WINDOW_MIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +147,7 @@ class HybridStrategy(PlacementStrategy):
         it is known.
         """
         now_s = self._clock.monotonic_s()
-        elapsed_s = max(now_s - self._reviewed_at_s, 1e-3)
+        elapsed_s = max(now_s - self._reviewed_at_s, _LOAD_WINDOW_MIN_S)
         operations, self._operations = self._operations, Counter()
         self._reviewed_at_s = now_s
         idle = [name for name in self._promotions if name not in operations]

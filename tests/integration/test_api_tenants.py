@@ -37,6 +37,26 @@ async def test_the_wanted_level_is_given_and_works(api: HttpApi, level):
     assert counted.json()["rows"] == [[0]]
 
 
+async def test_an_unknown_workload_starts_as_a_hybrid_tenant(api: HttpApi):
+    await api.migrate()
+    body = {"tenant_id": "new", "metadata": {"workload": "unknown"}}
+    made = await api.admin.post("/v1/tenants", json=body)
+    shown = await api.admin.get("/v1/tenants/new")
+    figures = await api.admin.get("/metrics")
+    counted = await api.admin.post(
+        "/v1/tenants/new/query", json={"query": "select count(*) from users"}
+    )
+
+    assert made.status_code == 201
+    assert (made.json()["strategy"], made.json()["isolation_level"]) == ("hybrid", "row")
+    assert any("hybrid is chosen" in reason for reason in made.json()["reasons"])
+    assert shown.json() == {key: made.json()[key] for key in shown.json()}
+    assert "tenancy_hybrid_tenants 1.0" in figures.text
+    assert 'tenancy_tenants{level="row"} 1.0' in figures.text
+    assert counted.json()["rows"] == [[0]]
+    assert (await api.admin.delete("/v1/tenants/new")).status_code == 204
+
+
 async def test_regulated_data_is_kept_apart_more_strongly_and_the_reason_told(api: HttpApi):
     plain = await api.admin.post("/v1/tenants", json={"tenant_id": "blog", "tenant_type": "free"})
     clinic = await api.admin.post(

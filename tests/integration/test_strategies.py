@@ -38,6 +38,8 @@ from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.strategies import (
     DatabaseConfig,
     DatabaseLevelStrategy,
+    HybridConfig,
+    HybridStrategy,
     OrchestratorConfig,
     RowLevelConfig,
     RowLevelStrategy,
@@ -52,6 +54,7 @@ create table users (
     email  text unique not null,
     name   text
 );
+comment on table users is '@sensitive';
 create table categories (id int primary key, label text not null);
 create table order_items (
     order_id  int,
@@ -128,7 +131,12 @@ async def test_tenants_are_placed_where_the_rules_say(install, orchestrator):
     assert found["clinic"]["database"] != install.database
     metrics = await orchestrator.get_orchestrator_metrics()
     assert metrics["total_tenants"] == 3
-    assert set(metrics["strategy_distribution"].values()) == {1}
+    assert metrics["strategy_distribution"] == {
+        "row_level": 1,
+        "schema_level": 1,
+        "database_level": 1,
+        "hybrid": 0,
+    }
 
 
 async def run_all_verbs(
@@ -444,6 +452,30 @@ async def test_each_strategy_works_alone(install, config):
 
     levels = {name: row["level"] for name, row in (await placements(install)).items()}
     assert levels == {f"alone-{level}": str(level) for level in IsolationLevel}
+
+
+async def test_hybrid_keeps_marked_tables_apart_and_proposes_what_was_outgrown(install, config):
+    strategy = HybridStrategy(HybridConfig(promotion_rows_min=2))
+    await strategy.initialize(config)
+    context = TenantContext(tenant_id="start")
+    for email in ("a@example.com", "b@example.com"):
+        await strategy.isolate_data(context, "create_user", {"email": email})
+    listed = await strategy.isolate_data(context, "list_users", {})
+    (promotion,) = await strategy.review()
+    await strategy.cleanup()
+
+    placed = (await placements(install))["start"]
+    assert (listed["row_count"], listed["isolation_level"]) == (2, "row")
+    assert promotion.reasons == ("rows 2 >= 2",)
+    assert placed["level"] == "row"
+    async with install.connected() as root:
+        own = await root.fetchval("select schema from tenancy.overlay")
+        apart = await root.fetchval(
+            "select count(*) from pg_class where relname = 'users'"
+            " and relnamespace = $1::text::regnamespace",
+            own,
+        )
+    assert apart == 1
 
 
 async def test_a_database_is_called_by_its_prefix_and_guarded_like_any_other(install, config):

@@ -324,6 +324,24 @@ async def test_the_orchestrator_works_through_actors(start):
         assert (await client.execute("acme", "select 1")).rows == [[1]]
 
 
+async def test_hybrid_tenants_work_through_actors(start):
+    running = await start()
+    await make_tenants(running.engine, "plain")
+    async with connect() as client:
+        orchestrator = UltraAdvancedStrategyOrchestrator(OrchestratorConfig())
+        await orchestrator.initialize(client.engine_config)
+        context = TenantContext(tenant_id="start", metadata={"workload": "dynamic"})
+        made = await orchestrator.isolate_data(
+            context, "create_order", {"query": INSERT, "params": [1, "x"]}
+        )
+        size = await client.gateway.tenant_size(TenantId("start"), rows_max=10)
+        await orchestrator.cleanup()
+
+        assert made["orchestrator"]["selected_strategy"] == "hybrid"
+        assert (size.rows, size.complete) == (1, True)
+        assert (await client.execute("start", SELECT, [1])).rows == [[1, "x"]]
+
+
 async def test_an_enterprise_tenant_has_a_process_of_its_own(start):
     running = await start()
     await make_tenants(running.engine, "acme")

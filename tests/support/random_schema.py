@@ -23,6 +23,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "jsonb": st.sampled_from([{}, {"a": 1}, [1, 2], "x", 1.5, True]),
 }
 
+#: Names of columns that a migration made NOT NULL begin with this.
+_REQUIRED = "d"
 _OPERATORS = st.sampled_from(["=", "<>", "<", ">=", "is not distinct from"])
 
 
@@ -71,18 +73,22 @@ def new_table(draw: Any, name: str, parents: list[Table]) -> tuple[Table, str]:
         lines.append(f"unique ({column})")
     if "c0" in columns and columns["c0"] == "integer" and draw(st.booleans()):
         lines.append("check (c0 < 100)")
-    return table, f"create table {name} ({', '.join(lines)})"
+    mark = f"; comment on table {name} is '@sensitive'" if draw(st.booleans()) else ""
+    return table, f"create table {name} ({', '.join(lines)}){mark}"
 
 
 @st.composite
 def migration(draw: Any, table: Table, number: int) -> str:
     """A later change of a table that has rows; `table` is changed to match."""
-    kind = draw(st.sampled_from(["add", "add default", "drop", "index", "backfill", "rename"]))
+    kind = draw(
+        st.sampled_from(["add", "add default", "drop", "index", "backfill", "rename", "mark"])
+    )
     plain = [
         column
         for column in table.columns
         if column not in table.key
         and column != "parent_id"
+        and not column.startswith(_REQUIRED)
         and not any(column in unique for unique in table.unique)
     ]
     if kind in ("drop", "backfill", "rename") and not plain:
@@ -92,10 +98,13 @@ def migration(draw: Any, table: Table, number: int) -> str:
             table.columns[f"n{number}"] = type_ = draw(st.sampled_from(sorted(VALUES)))
             return f"alter table {table.name} add column n{number} {type_}"
         case "add default":
-            table.columns[f"n{number}"] = "integer"
+            table.columns[f"{_REQUIRED}{number}"] = "integer"
             return (
-                f"alter table {table.name} add column n{number} integer not null default {number}"
+                f"alter table {table.name} "
+                f"add column {_REQUIRED}{number} integer not null default {number}"
             )
+        case "mark":
+            return f"comment on table {table.name} is 'From now on @sensitive'"
         case "drop":
             column = draw(st.sampled_from(plain))
             del table.columns[column]
@@ -121,8 +130,8 @@ def migration(draw: Any, table: Table, number: int) -> str:
 
 
 @st.composite
-def statement(draw: Any, table: Table) -> tuple[str, list[Any]]:
-    """A statement over a table, with its parameters."""
+def statement(draw: Any, table: Table, tables: list[Table]) -> tuple[str, list[Any]]:
+    """A statement over a table, and any of `tables` beside it, with its parameters."""
     kind = draw(
         st.sampled_from(
             ["insert", "insert", "insert", "upsert", "upsert", "update", "delete", "select", "star",
@@ -155,8 +164,12 @@ def statement(draw: Any, table: Table) -> tuple[str, list[Any]]:
         case "count":
             return f"select count(*), min(id), max(id) from {table.name} as x", []
         case "join":
-            order = ", ".join(f"{side}.{column}" for side in "ab" for column in table.key)
-            text = f"select a.*, b.id as other from {table.name} a join {table.name} b using (id)"
+            other = draw(st.sampled_from(tables))
+            keys = {"a": table.key, "b": other.key}
+            order = ", ".join(f"{side}.{column}" for side in keys for column in keys[side])
+            text = (
+                f"select a.*, b.id as other from {table.name} a join {other.name} b on a.id = b.id"
+            )
             return f"{text} order by {order}", []
         case _:
             text, sample = draw(

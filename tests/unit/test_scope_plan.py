@@ -598,6 +598,7 @@ def test_a_document_of_the_catalogs_becomes_a_snapshot():
                 name="t",
                 owner="o",
                 row_security=True,
+                sensitive=True,
                 options=("fillfactor=50",),
                 column_grants=("x",),
                 columns=(ColumnShape(name="a", type="text", not_null=True),),
