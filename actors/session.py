@@ -25,6 +25,7 @@ Used from one event loop; not safe for threads.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Coroutine
 from functools import partial
@@ -33,6 +34,7 @@ from typing import Any
 from tenancy.data_isolation.actors.wire import Packer, ResultPacker
 from tenancy.data_isolation.core.errors import TenancyError
 
+_log = logging.getLogger(__name__)
 _WAIT_SHARE = 0.5
 _WAIT_MAX_S = 0.05
 
@@ -88,14 +90,35 @@ class Session:
         self._heard_at = asyncio.get_running_loop().time()
         if self._running:
             await self._turn(waiting_max)
-        packer, results = Packer((len(self._running),), self._reply_bytes_max), ResultPacker()
-        while self._ready and not packer.full:
-            number, outcome = self._ready.popleft()
-            packer.add((number, results.pack(outcome)))  # The fields of `Answer`.
+        message = self._message()
         self._heard_at = asyncio.get_running_loop().time()
         if self._ready:
             self._wake()
+        return message
+
+    def _message(self) -> bytes:
+        """The answers that are ready, as far as they fit.
+
+        One that cannot travel becomes an error, and the message is begun anew: what was written of
+        it, and what the pickler remembers of it, would spoil the answers of others.
+        """
+        taken: list[tuple[int, Any]] = []
+        packer, results = self._packers()
+        while self._ready and not packer.full:
+            number, outcome = self._ready.popleft()
+            try:
+                packer.add((number, results.pack(outcome)))  # The fields of `Answer`.
+            except Exception:
+                _log.exception("the answer to call %d could not be packed", number)
+                self._ready.extendleft(reversed([*taken, (number, TenancyError())]))
+                taken = []
+                packer, results = self._packers()
+            else:
+                taken.append((number, outcome))
         return packer.message()
+
+    def _packers(self) -> tuple[Packer, ResultPacker]:
+        return Packer((len(self._running),), self._reply_bytes_max), ResultPacker()
 
     async def _turn(self, waiting_max: int) -> None:
         """Wait until this request is the one that replies."""

@@ -24,6 +24,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from tenancy.data_isolation.core.errors import StatementError
+from tenancy.data_isolation.core.json_values import holds_surrogate, is_deeper
 
 #: The wire form of a value that is not NULL, from PostgreSQL's text.
 Decode = Callable[[bytes], Any]
@@ -67,11 +68,20 @@ def decode_float(raw: bytes) -> float | str:
 
 
 def decode_json(raw: bytes) -> Any:
-    """Type json and jsonb."""
+    """Type json and jsonb.
+
+    Raises `StatementError` for what would not get through every part of the runtime: pickling
+    recurses, and half of a surrogate pair (RFC 8259, 8.2) is not text.
+    """
     try:
-        return _JSON.decode(raw.decode())
+        value = _JSON.decode(raw.decode())
     except RecursionError:
-        raise StatementError("a JSON value is nested too deep; select it as text") from None
+        raise StatementError(_TOO_DEEP) from None
+    if raw.count(b"[") + raw.count(b"{") > _JSON_DEPTH_MAX and is_deeper(value, _JSON_DEPTH_MAX):
+        raise StatementError(_TOO_DEEP)
+    if _SURROGATE.search(raw) and holds_surrogate(value):
+        raise StatementError("a JSON value holds half of a surrogate pair; select it as text")
+    return value
 
 
 def array_decoder(element: Decode, delimiter: bytes = b",") -> Decode:
@@ -167,6 +177,11 @@ def _json_fraction(text: str) -> float | Decimal | str:
     return number if math.isfinite(number) and Decimal(repr(number)) == exact else exact
 
 
+#: Lists and objects within each other. Pickling, which is how results leave an actor, recurses and
+#: ends at about 900; the whole reply would be lost, with the answers of others in it.
+_JSON_DEPTH_MAX = 500
+_TOO_DEEP = f"a JSON value is nested more than {_JSON_DEPTH_MAX} levels deep; select it as text"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _JSON = json.JSONDecoder(parse_float=_json_fraction, parse_int=_json_integer)
 
 

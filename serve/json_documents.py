@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import orjson
 
 from tenancy.data_isolation.core.errors import InvalidInputError
+from tenancy.data_isolation.core.json_values import holds_surrogate, is_deeper
 
 _INT64 = range(-(2**63), 2**64)
 
@@ -46,9 +47,9 @@ def parse_json(text: bytes, *, depth_max: int) -> Any:
             raise InvalidJsonError(str(error)) from None
         raise InvalidJsonError("a number in the body has too many digits") from None
     # A document cannot be deeper than it has opening brackets; most have fewer than the limit.
-    if text.count(b"[") + text.count(b"{") > depth_max and _is_deeper(value, depth_max):
+    if text.count(b"[") + text.count(b"{") > depth_max and is_deeper(value, depth_max):
         raise InvalidJsonError(_too_deep(depth_max))
-    if (b"\\ud" in text or b"\\uD" in text) and any(_has_surrogate(part) for part in _texts(value)):
+    if (b"\\ud" in text or b"\\uD" in text) and holds_surrogate(value):
         raise InvalidJsonError("a text in the body holds half of a surrogate pair")
     return value
 
@@ -96,39 +97,6 @@ _DECODER = json.JSONDecoder(
 
 def _too_deep(depth_max: int) -> str:
     return f"the body is nested more than {depth_max} levels deep"
-
-
-def _is_deeper(value: Any, depth_max: int) -> bool:
-    """Whether containers are nested deeper than `depth_max`."""
-    level = [value]
-    for _ in range(depth_max):
-        level = [part for parent in level for part in _containers_in(parent)]
-        if not level:
-            return False
-    return any(isinstance(item, list | dict) for item in level)
-
-
-def _containers_in(value: Any) -> Iterator[Any]:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (item for item in items if isinstance(item, list | dict))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in `value`, names included."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            waiting.extend(item)
-        elif isinstance(item, dict):
-            yield from item
-            waiting.extend(item.values())
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _number(value: Any) -> Any:

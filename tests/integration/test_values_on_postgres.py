@@ -326,3 +326,20 @@ def test_columns_are_named_as_format_type_spells_them(session, runner):
         ("f", "text"),
         ("g", "kinds.mood[]"),
     ]
+
+
+def test_json_that_not_everything_can_carry_is_told_and_not_passed_on(session, runner):
+    deep = "select (repeat('[', $1) || repeat(']', $1))::{}"
+    for kind in ("json", "jsonb"):
+        kept = runner.run(ask(session, deep.format(kind), 500)).rows[0][0]
+        assert repr(kept) == "[" * 500 + "]" * 500
+        for depth in (501, 900, 990, 5_000):
+            with pytest.raises(
+                StatementError, match="more than 500 levels deep; select it as text"
+            ):
+                runner.run(ask(session, deep.format(kind), depth))
+    for text in ('"\\ud800"', '{"\\uDFFF": 1}', '[1.50, "\\ud800x"]'):
+        with pytest.raises(StatementError, match="surrogate pair; select it as text"):
+            runner.run(ask(session, f"select '{text}'::json"))
+    pair = runner.run(ask(session, "select '\"\\ud83d\\ude00\"'::json")).rows[0][0]
+    assert pair == "\N{GRINNING FACE}"

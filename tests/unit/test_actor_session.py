@@ -44,6 +44,27 @@ async def test_a_reply_carries_all_that_ends_together(session):
     assert session.idle
 
 
+async def test_an_answer_that_cannot_travel_spoils_no_other(session, caplog):
+    deep = []
+    for _ in range(5_000):
+        deep = [deep]
+    rows = [["kept"], ["kept"]]
+    strange = QueryResult(columns=(), rows=[[rows, deep]], row_count=1)
+    for number, outcome in enumerate(
+        [_result(0), strange, QueryResult(columns=(), rows=rows, row_count=2), strange]
+    ):
+        session.start(number, _at_once(outcome))
+
+    answers = dict(list(unpack(await session.reply(waiting_max=2)))[1:])
+    found = {number: ResultUnpacker().unpack(outcome) for number, outcome in answers.items()}
+
+    assert found[0] == _result(0)
+    assert found[2].rows == rows
+    assert type(found[1]) is type(found[3]) is TenancyError
+    assert session.idle
+    assert caplog.text.count("could not be packed") == 2
+
+
 async def test_a_slow_operation_does_not_hold_up_the_fast_ones_of_its_request(session):
     gate = asyncio.Event()
     session.start(1, _when(gate, _result()))
