@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench demo up down clean
+.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
 
 install: $(STAMP)
 
@@ -68,6 +68,10 @@ wheel: $(STAMP)
 # Figures, printed; the last line is JSON. Nothing here passes or fails a build.
 bench: $(STAMP)
 	$(BIN)/python loadtests/main_job.py --demo
+
+# A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
+bench-tenants: $(STAMP)
+	$(BIN)/python loadtests/many_tenants.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

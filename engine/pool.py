@@ -6,7 +6,8 @@ per kind of session (`SessionKey`); in a line they wait per tenant.
 Rules this module keeps:
 
 * Fair: within a line tenants take turns; between lines the one that was served longest ago goes
-  first, and one that has less than its share of sessions may take one over.
+  first, and one that has less than its share of sessions may take one over. Statements that run for
+  long cannot take the whole server: the last sessions are for lines that have none.
 * Bounded: requests that wait, in all and per tenant, and how long they wait; sessions, in all, per
   line of a single tenant, and per tenant; sessions being opened. Who does not fit is refused.
 * A server that has no slot left is no error: the pool makes do with what it has and tries later.
@@ -44,6 +45,8 @@ _GROWTH_WAIT_S: Final = 0.02
 _TICK_S: Final = 0.01
 #: Every so many ticks all that wait are looked at for deadlines, not only the next in turn.
 _TICKS_PER_INSPECTION: Final = 10
+#: One in so many sessions of a server that several lines use is for a line that has none.
+_RESERVE: Final = 8
 #: Operations of one tenant that travel together before the next tenant's turn.
 _TURN: Final = 8
 #: Bytes of parameters that travel together.
@@ -305,18 +308,25 @@ class ServerPool:
             self._sweeper = self._loop.call_later(self._sweep_s, self._sweep)
 
     def _yields(self, line: Line) -> bool:
-        """Whether a session of this line has to make room for another line's."""
-        if self._slots < self._budget() or self._closing:
+        """Whether a session that this line has work for has to make room for another line's."""
+        if not line.waiting or len(self._idle) > len(line.idle):
+            return False  # The one that was free for the longest time makes room, if any has to.
+        if self._slots < self._budget() or self._closing >= self._settings.connections_opening_max:
             return False
-        lines = len(self._hungry) + (line.key not in self._hungry)
-        share = max(1, self._budget() // lines)
-        for rival in islice(self._hungry.values(), _TURN):
+        share = max(1, self._budget() // len(self._hungry))
+        provided = self._closing
+        # Each one that is passed over has a session, so there are no more of them than sessions.
+        for rival in self._hungry.values():
             if rival is line or rival.sessions >= min(share, rival.limit):
+                continue
+            if provided:
+                provided -= 1  # It will have the slot of a session that is closing.
                 continue
             if line.sessions + 1 > share:
                 return True
-            if not rival.sessions and (not line.waiting or rival.since < line.since):
-                return True
+            if not rival.sessions:
+                # Those behind it have waited for less long.
+                return rival.since < line.since
         return False
 
     # Opening and closing
@@ -334,30 +344,47 @@ class ServerPool:
         wanted = min(line.waiting, _EAGER_SESSIONS)
         if line.sessions >= wanted and not line.opening and now - line.since >= _GROWTH_WAIT_S:
             wanted = line.sessions + 1
-        while line.sessions < min(wanted, line.limit):
+        wanted = min(wanted, line.limit)
+        while line.sessions < wanted:
             if self._opening >= self._settings.connections_opening_max:
                 return
-            if self._slots >= self._budget() and not self._make_room(line):
+            if line.sessions and not self._may_have_another(line):
                 return
             if self._slots >= self._budget():
+                if line.sessions + line.promised < wanted:
+                    self._make_room(line)
                 return  # There will be room when the session that was asked to leave has left.
             line.opening += 1
             self._opening += 1
             self._slots += 1
             self._start(self._open(line))
 
-    def _make_room(self, line: Line) -> bool:
-        """Close the session of another line that was free for the longest time."""
-        if self._closing >= self._settings.connections_opening_max:
+    def _may_have_another(self, line: Line) -> bool:
+        """Whether a line that has a session may have one more, in view of those that have none."""
+        budget = self._budget()
+        within_reach = budget - self._slots + len(self._idle) - len(line.idle)
+        if within_reach <= budget // _RESERVE and len(self._lines) > 1:
             return False
+        if line.sessions < budget // max(1, len(self._hungry)):
+            return True
+        return all(rival.sessions for rival in self._hungry.values())
+
+    def _make_room(self, line: Line) -> None:
+        """Close the session of another line that was free for the longest time, if there is one."""
+        if self._closing >= self._settings.connections_opening_max:
+            return
         for session in self._idle:
             if session.key != line.key:
                 other = self._lines[session.key]
                 self._take(other, session)
-                self._part_with(session)
+                line.promised += 1
+                self._part_with(session).add_done_callback(lambda _: self._made_room(line))
                 self._tidy(other)
-                return True
-        return False
+                return
+
+    def _made_room(self, line: Line) -> None:
+        line.promised -= 1
+        self._feed()
 
     async def _open(self, line: Line) -> None:
         try:
@@ -426,9 +453,18 @@ class ServerPool:
 
     def _feed(self) -> None:
         """Open sessions for lines that wait, the one served longest ago first."""
-        for line in list(islice(self._hungry.values(), _TURN)):
-            if line.waiting:
-                self._grow(line)
+        for line in self._hungry.values():
+            # Few are passed over: those that have as many sessions as they may have.
+            if not self._has_room():
+                return
+            self._grow(line)
+
+    def _has_room(self) -> bool:
+        """Whether a session can be opened now, or closed in favour of another."""
+        most = self._settings.connections_opening_max
+        if self._opening >= most or self._loop.time() < self._full_until:
+            return False
+        return self._slots < self._budget() or (self._closing < most and bool(self._idle))
 
     def _tidy(self, line: Line) -> None:
         # A session that ends late may belong to an earlier line of the same key.
@@ -449,8 +485,10 @@ class ServerPool:
         everyone = self._ticks % _TICKS_PER_INSPECTION == 0
         for line in list(self._hungry.values()):
             self._expire(line, now, everyone)
-            self._serve(line)
+            if line.idle:
+                self._serve(line)
             self._tidy(line)
+        self._feed()
         if self._hungry:
             self._arm()
 

@@ -81,6 +81,7 @@ class Line:
         "limit",
         "opening",
         "paused_until",
+        "promised",
         "since",
         "tenants",
         "waiting",
@@ -96,6 +97,8 @@ class Line:
         self.idle: dict[Any, None] = {}
         self.busy = 0
         self.opening = 0
+        #: Sessions of other lines that are being closed to make room for one of this line.
+        self.promised = 0
         #: Since when the line waits for a session: the last time it got one, or became a line.
         self.since = now
         #: No session of this kind is opened before.

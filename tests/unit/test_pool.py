@@ -45,9 +45,15 @@ class Session:
         self.bound_tenant: TenantNo | None = None
         self.closed = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: Whether the server lets go of it.
+        self.let_go = asyncio.Event()
+        self.let_go.set()
 
     async def close(self) -> None:
+        self.closed = True
+        await self.let_go.wait()
         self.abort()
+        await asyncio.sleep(0)
 
     def abort(self) -> None:
         self.closed = True
@@ -224,6 +230,118 @@ async def test_more_kinds_than_sessions_are_all_served_though_one_never_stops():
         stop = True
         await asyncio.gather(*busy)
         assert scene.most <= 3
+
+
+async def test_tenants_that_hold_their_sessions_for_long_do_not_hide_those_behind_them():
+    """The former have waited longest; the others' only chance are tenants that never stop."""
+    async with stage(server_connections_max=10, tenant_connections_max=1) as scene:
+        held = [scene.want(n, key(f"held{n}"), alone=True) for n in range(8) for _ in range(2)]
+        await settle(lambda: all(want.session for want in held[::2]))
+        stop = False
+
+        async def never_stops(n: int) -> None:
+            while not stop:
+                want = scene.want(n, key(f"hot{n}"), alone=True)
+                want.released.set()
+                await want.done
+
+        busy = [asyncio.create_task(never_stops(20 + n % 2)) for n in range(8)]
+        await settle(lambda: scene.pool.slots == 10)
+        await turns()
+        cold = scene.want(30, key("cold"))
+        cold.released.set()
+        await asyncio.wait_for(cold.done, 1)
+        stop = True
+        await asyncio.gather(*busy)
+
+        assert cold.error is None
+        assert not any(want.done.done() for want in held)
+        for want in held:
+            want.released.set()
+
+
+async def test_a_few_tenants_cannot_hold_all_sessions_of_a_server():
+    async with stage(server_connections_max=16, tenant_connections_max=8) as scene:
+        held = [scene.want(n, key(f"held{n}"), alone=True) for n in range(3) for _ in range(9)]
+        await settle(lambda: sum(want.session is not None for want in held) == 14)
+        cold = [scene.want(9 + n, key(f"cold{n}")) for n in range(50)]
+        for want in cold:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in cold))
+
+        assert [want.error for want in cold] == [None] * 50
+        assert sum(want.session is not None for want in held) == 14
+        for want in held:
+            want.released.set()
+
+
+async def test_a_tenant_that_is_alone_may_hold_all_sessions_of_a_server():
+    async with stage(server_connections_max=8, tenant_connections_max=8) as scene:
+        held = [scene.want(1, key("held"), alone=True) for _ in range(9)]
+        await settle(lambda: sum(want.session is not None for want in held) == 8)
+        for want in held:
+            want.released.set()
+
+
+async def test_a_first_session_for_each_comes_before_a_second_one_for_any():
+    async with stage(server_connections_max=8) as scene:
+        held = [scene.want(n, key(f"held{n}"), alone=True) for n in range(3) for _ in range(4)]
+        others = [scene.want(9 + n, key(f"other{n}"), alone=True) for n in range(5)]
+        await settle(lambda: scene.pool.slots == 8)
+        await settle(lambda: all(want.session for want in [*others, *held[::4]]))
+
+        assert sum(want.session is not None for want in held) == 3
+        for want in [*held, *others]:
+            want.released.set()
+
+
+async def test_a_tenant_that_has_work_keeps_its_session_while_free_ones_can_make_room():
+    limits = {"server_connections_max": 3, "tenant_connections_max": 1}
+    async with stage(connections_opening_max=1, **limits) as scene:
+        hot = [scene.want(1, key("hot"), alone=True) for _ in range(4)]
+        free = [scene.want(n, key(f"free{n}")) for n in (2, 3)]
+        await settle(lambda: all(want.session for want in (hot[0], *free)))
+        for want in free:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in free))
+        scene.hold.clear()
+        cold = [scene.want(n, key(f"cold{n}")) for n in (4, 5)]
+        # One of the free sessions has gone, and the one in its place is being opened.
+        await settle(lambda: sum(item.closed for item in scene.sessions) == 1)
+        await turns()
+        for want in hot:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in hot))
+
+        assert len({id(want.session) for want in hot}) == 1
+        scene.hold.set()
+        for want in cold:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in cold))
+        assert scene.most <= 3
+
+
+async def test_one_who_needs_a_session_costs_the_others_no_more_than_one():
+    async with stage(server_connections_max=4) as scene:
+        free = [scene.want(n, key(f"free{n}")) for n in range(4)]
+        for want in free:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in free))
+        for session in scene.sessions:
+            session.let_go.clear()
+        cold = scene.want(9, key("cold"))
+        cold.released.set()
+        await settle(lambda: any(session.closed for session in scene.sessions))
+        for _ in range(3):
+            again = scene.want(3, key("free3"))
+            again.released.set()
+            await settle(lambda again=again: again.done.done())
+
+        assert [session.closed for session in scene.sessions] == [True, False, False, False]
+        for session in scene.sessions:
+            session.let_go.set()
+        await settle(lambda: cold.done.done())
+        assert sum(session.closed for session in scene.sessions) == 1
 
 
 async def test_one_tenant_has_so_many_sessions_at_work_and_no_more():
