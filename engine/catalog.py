@@ -90,8 +90,10 @@ class Catalog:
 
     # Tenants
 
-    async def add_tenant(self, context: TenantContext) -> Tenant:
-        """Make the tenant known, with status CREATING and no placement.
+    async def add_tenant(
+        self, context: TenantContext, placement: Placement | None = None
+    ) -> Tenant:
+        """Make the tenant known, with status CREATING and, when it is new, that placement.
 
         Repeated with the same properties it returns the tenant as it stands; with others it raises
         `TenantExistsError`. `context.isolation_level` is a wish and not kept here.
@@ -103,7 +105,16 @@ class Catalog:
             list(context.compliance),
             _json(context.metadata),
         )
-        if await self.pool.write(_SQL.statement("insert_tenant"), *values) is None:
+        if placement is None:
+            added = await self.pool.write(_SQL.statement("insert_tenant"), *values)
+        else:
+            try:
+                added = await self.pool.write(
+                    _SQL.statement("insert_placed_tenant"), *values, *_placement_values(placement)
+                )
+            except asyncpg.ForeignKeyViolationError as error:
+                raise _missing(error, None, placement.server) from None
+        if added is None:
             found = await self.pool.row(_SQL.statement("same_tenant"), *values)
             if found is None or not found["same"]:
                 raise TenantExistsError(
@@ -176,16 +187,7 @@ class Catalog:
             raise InvalidInputError(
                 f"the epoch of a placement only rises: {placement.epoch} follows {expected_epoch}"
             )
-        values = (
-            tenant_no,
-            placement.level,
-            placement.server,
-            placement.database,
-            placement.schema,
-            placement.role,
-            placement.epoch,
-            placement.sensitive_schema,
-        )
+        values = (tenant_no, *_placement_values(placement))
         try:
             if expected_epoch is None:
                 done = await self.pool.write(_SQL.statement("first_placement"), *values)
@@ -378,6 +380,19 @@ class Catalog:
         if not 1 <= limit <= longest:
             raise InvalidInputError(f"limit is {limit}; use 1 to {longest}")
         return limit
+
+
+def _placement_values(placement: Placement) -> tuple[str | int | None, ...]:
+    """A placement in the order of its columns."""
+    return (
+        placement.level,
+        placement.server,
+        placement.database,
+        placement.schema,
+        placement.role,
+        placement.epoch,
+        placement.sensitive_schema,
+    )
 
 
 def _tenant(row: asyncpg.Record) -> Tenant:

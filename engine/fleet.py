@@ -22,6 +22,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import MigrationConflictError
 from tenancy.data_isolation.core.identifiers import (
     DatabaseName,
+    Epoch,
     RoleName,
     SchemaName,
     ServerName,
@@ -228,22 +229,23 @@ class Fleet:
         connection: asyncpg.Connection,
         namespace: Namespace,
         tenant_no: TenantNo,
+        epoch: Epoch,
         *,
         overlay: SchemaName | None = None,
     ) -> bool:
-        """Give a new tenant the rows of the reference, once; whether there were any to give.
+        """Open a new tenant's fence at `epoch` and give it the rows of the reference, once.
 
-        Those of sensitive tables go to the tenant's `overlay`, where it has one.
-
-        `connection` is the admin's, to the namespace's database. Call it for every new tenant at
-        every level, after its fence was opened there and before it becomes active: it also notes
-        that the tenant has its first rows, so that migrations change them from then on.
+        Whether there were any to give. Those of sensitive tables go to the tenant's `overlay`,
+        where it has one. `connection` is the admin's, to the namespace's database. Call it for
+        every new tenant at every level, before it becomes active: it also notes that the tenant has
+        its first rows, so that migrations change them from then on.
         """
         with translated(changing=True):
             return await seed(
                 connection,
                 namespace,
                 tenant_no,
+                epoch,
                 settings=self._settings,
                 keys=self._keys,
                 overlay=overlay,

@@ -115,10 +115,11 @@ class NamespaceMaker(Protocol):
         connection: asyncpg.Connection,
         namespace: Namespace,
         tenant_no: TenantNo,
+        epoch: Epoch,
         *,
         overlay: SchemaName | None = None,
     ) -> bool:
-        """Give the tenant the rows that every new tenant starts with, once; whether there are."""
+        """Open the tenant's fence, and give it the rows that every new tenant starts with, once."""
         ...
 
     def template_idle(self) -> AbstractAsyncContextManager[None]:
@@ -171,13 +172,13 @@ class Provisioner:
         candidates = await self._candidates(server, context.region)
         if hybrid:
             candidates = await self._with_room(context, candidates)
-        tenant = await self._catalog.add_tenant(context)
+        chosen = _spread(TenantId(context.tenant_id), candidates)
+        wanted = self._placement(level, chosen, database_prefix, hybrid=hybrid)
+        tenant = await self._catalog.add_tenant(context, wanted)
         if tenant.status is TenantStatus.DELETING:
             raise TenantSuspendedError(f"tenant {tenant.tenant_id} is being deleted; wait for it")
         if tenant.placement is None:
-            chosen = _spread(tenant.tenant_id, candidates)
-            placement = self._placement(level, chosen, database_prefix, hybrid=hybrid)
-            tenant = await self._place(tenant, placement)
+            tenant = await self._place(tenant, wanted)
         placement = _placed(tenant)
         is_hybrid = placement.sensitive_schema is not None
         if (placement.level, is_hybrid) != (level, hybrid) or placement.server not in candidates:
@@ -231,7 +232,6 @@ class Provisioner:
         """Everything of a placement; `connection` is to the server's shared database."""
         match placement.level:
             case IsolationLevel.ROW:
-                await open_fence(connection, tenant.tenant_no, placement.epoch)
                 await self._overlay(connection, tenant, placement)
                 await self._seed(connection, tenant, placement)
             case IsolationLevel.SCHEMA:
@@ -264,6 +264,8 @@ class Provisioner:
         """A hybrid tenant's login, and its own schema for what is sensitive."""
         if placement.sensitive_schema is None:
             return
+        # Before the overlay is there, because migrations work for all tenants that have one.
+        await open_fence(connection, tenant.tenant_no, placement.epoch)
         await self._login(connection, placement)
         await ensure_member(connection, placement.role, HYBRID_ROLE)
         await self._namespaces.add_overlay(
@@ -278,7 +280,6 @@ class Provisioner:
         self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
     ) -> None:
         await grant_connect(connection, placement.database, placement.role)
-        await open_fence(connection, tenant.tenant_no, placement.epoch)
         await self._namespaces.create_namespace(connection, _namespace(tenant, placement))
         await self._seed(connection, tenant, placement)
 
@@ -289,6 +290,7 @@ class Provisioner:
             connection,
             _namespace(tenant, placement),
             tenant.tenant_no,
+            placement.epoch,
             overlay=placement.sensitive_schema,
         )
 

@@ -17,9 +17,15 @@ from graphlib import CycleError, TopologicalSorter
 import asyncpg
 
 from tenancy.data_isolation.core.errors import SchemaError, UnavailableError
-from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
+from tenancy.data_isolation.core.identifiers import (
+    Epoch,
+    SchemaName,
+    TenantNo,
+    quote_identifier,
+)
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.fence import open_fence
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
 from tenancy.data_isolation.engine.migration import Migration, refusal
 from tenancy.data_isolation.engine.namespace import Namespace
@@ -35,17 +41,17 @@ async def seed(
     connection: asyncpg.Connection,
     namespace: Namespace,
     tenant_no: TenantNo,
+    epoch: Epoch,
     *,
     settings: Settings,
     keys: BindingKeys,
     overlay: SchemaName | None = None,
 ) -> bool:
-    """Give a tenant its first rows; False when there are none, or when it has had them.
+    """Open a tenant's fence at `epoch`, and give it its first rows.
 
-    Rows of tables that are in the tenant's `overlay` go there.
-
-    `connection` is the admin's, to the namespace's database; the tenant's fence there must be open.
-    Raises `UnavailableError` when the namespace is behind the reference.
+    False when there are none, or when it has had them. Rows of tables that are in the tenant's
+    `overlay` go there. `connection` is the admin's, to the namespace's database. Raises
+    `UnavailableError` when the namespace is behind the reference, and then nothing was changed.
     """
     rows = TenantRows(connection, namespace, settings=settings, keys=keys)
     async with connection.transaction(isolation="read_committed"):
@@ -59,6 +65,7 @@ async def seed(
         await enter_schema(connection, namespace.schema, front=overlay)
         versions = _SQL.statement("versions", schema=namespace.schema, reference=REFERENCE_SCHEMA)
         here, there = (await connection.fetch(versions))[0]
+        await open_fence(connection, tenant_no, epoch)
         await rows.bind(tenant_no)
         if await connection.fetchval(_SQL.statement("set_mark"), SEED_MARK, here) is None:
             return False

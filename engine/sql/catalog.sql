@@ -130,6 +130,19 @@ values ($1, $2, $3, $4, $5::jsonb)
 on conflict (tenant_id) do nothing
 returning tenant_no;
 
+-- name: insert_placed_tenant
+-- A tenant and its first placement, in one commit.
+with made as (
+    insert into catalog.tenant (tenant_id, tenant_type, region, compliance, metadata)
+    values ($1, $2, $3, $4, $5::jsonb)
+    on conflict (tenant_id) do nothing
+    returning tenant_no
+)
+insert into catalog.placement
+    (tenant_no, level, server, database, schema, role, epoch, sensitive_schema)
+select tenant_no, $6, $7, $8, $9, $10, $11, $12 from made
+returning tenant_no;
+
 -- name: same_tenant
 select tenant_no,
        tenant_type = $2 and region is not distinct from $3 and compliance = $4

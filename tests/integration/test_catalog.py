@@ -240,6 +240,20 @@ async def test_a_placement_needs_a_known_tenant_and_a_known_server(catalog: Cata
         await catalog.set_placement(number, elsewhere, expected_epoch=None)
 
 
+async def test_a_tenant_and_its_first_placement_come_together(catalog: Catalog):
+    context = TenantContext(tenant_id="acme")
+    made = await catalog.add_tenant(context, placement(1))
+    again = await catalog.add_tenant(context, replace(placement(1), role=RoleName("t_other")))
+
+    assert made.placement == placement(1)
+    assert again == made
+    elsewhere = replace(placement(1), server=ServerName("nowhere"))
+    with pytest.raises(ServerNotFoundError):
+        await catalog.add_tenant(TenantContext(tenant_id="other"), elsewhere)
+    with pytest.raises(TenantNotFoundError):
+        await catalog.tenant(TenantId("other"))
+
+
 async def test_tenants_are_counted_by_strategy(catalog: Catalog):
     for name, level in (("a", "row"), ("b", "row"), ("c", "schema")):
         tenant = await add(catalog, name)

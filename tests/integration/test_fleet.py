@@ -27,6 +27,7 @@ from tenancy.data_isolation.core.errors import (
     SchemaRefusedError,
     UnavailableError,
 )
+from tenancy.data_isolation.core.identifiers import Epoch
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind, NamespaceState
 from tenancy.data_isolation.engine.layout import APP_SCHEMA
@@ -355,7 +356,9 @@ async def test_a_tenant_gets_its_first_rows_once(stage):
     await stage.rows(tenant, "delete from plan")
 
     async with stage.admin.session(SERVER, tenant.namespace.database) as connection:
-        again = await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no)
+        again = await stage.fleet.seed_tenant(
+            connection, tenant.namespace, tenant.tenant_no, Epoch(1)
+        )
 
     assert again is False
     assert await stage.rows(tenant, "select * from plan") == []
@@ -399,7 +402,7 @@ async def test_a_tenant_without_its_first_rows_gets_all_of_them_later(stage):
     assert await stage.rows(tenant, "select name from plan") == []
 
     async with stage.admin.session(SERVER, tenant.namespace.database) as connection:
-        await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no)
+        await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no, Epoch(1))
 
     assert await stage.rows(tenant, "select name from plan order by 1") == [("first",), ("second",)]
 
@@ -412,13 +415,14 @@ async def test_first_rows_wait_for_a_namespace_that_is_behind(stage):
         await stage.tenant("early")
 
 
-async def test_first_rows_need_an_open_fence(stage):
+async def test_first_rows_do_not_open_the_fence_of_a_later_placement(stage):
     tenant = await stage.tenant("one")
-    await stage.root.execute("delete from tenancy.fence")
+    await stage.root.execute("update tenancy.fence set epoch = 2, open = false")
 
     async with stage.admin.session(SERVER, tenant.namespace.database) as connection:
         with pytest.raises(ConflictError, match="no open fence"):
-            await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no)
+            await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no, Epoch(1))
+    assert not await stage.root.fetchval("select open from tenancy.fence")
 
 
 async def test_a_database_that_was_cloned_before_a_migration_is_brought_up(stage):
@@ -435,7 +439,7 @@ async def test_a_database_that_was_cloned_before_a_migration_is_brought_up(stage
         await connection.execute("insert into tenancy.fence values ($1, 1, true)", tenant.tenant_no)
         await stage.root.execute("update catalog.tenant set status = 'creating'")
         await stage.fleet.create_namespace(connection, tenant.namespace)
-        await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no)
+        await stage.fleet.seed_tenant(connection, tenant.namespace, tenant.tenant_no, Epoch(1))
 
     assert await stage.rows(tenant, "select name from plan") == [("x",)]
 

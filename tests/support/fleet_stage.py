@@ -103,7 +103,7 @@ class Stage:
             await connection.execute("insert into tenancy.fence values ($1, 1, true)", number)
             if level is not IsolationLevel.ROW:
                 await self.fleet.create_namespace(connection, namespace)
-            await self.fleet.seed_tenant(connection, namespace, number)
+            await self.fleet.seed_tenant(connection, namespace, number, Epoch(1))
         if status is not TenantStatus.CREATING:
             await self.catalog.set_status(
                 number, TenantStatus.ACTIVE, expected=TenantStatus.CREATING
