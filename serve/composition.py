@@ -64,6 +64,7 @@ async def open_services(
     return Services(
         settings=settings,
         gateway=gateway,
+        catalog=engine.catalog,
         orchestrator=orchestrator,
         credentials=engine.credentials,
         named_operations=engine.named_operations,

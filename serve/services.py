@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.named_operations import NamedOperations
@@ -29,6 +30,8 @@ class Services:
 
     settings: Settings
     gateway: TenantGateway
+    #: What is asked of tenants themselves; it answers sooner than an actor that would ask it.
+    catalog: Catalog
     orchestrator: UltraAdvancedStrategyOrchestrator
     credentials: Credentials
     named_operations: NamedOperations

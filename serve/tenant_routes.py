@@ -39,6 +39,7 @@ class TenantRoutes:
     def __init__(self, services: Services, requests: Requests) -> None:
         self._settings = services.settings
         self._gateway = services.gateway
+        self._catalog = services.catalog
         self._orchestrator = services.orchestrator
         self._requests = requests
         self._answers = _RememberedAnswers(services.settings)
@@ -119,7 +120,7 @@ class TenantRoutes:
         """One page of tenants."""
         await self._requests.admin(request)
         start = None if after is None else parse_tenant_id(after)
-        page = await self._gateway.tenants(after=start, limit=limit)
+        page = await self._catalog.tenants(after=start, limit=limit)
         answer = TenantsAnswer(
             tenants=[_answer(tenant) for tenant in page],
             next=page[-1].tenant_id if len(page) == limit else None,
@@ -129,7 +130,7 @@ class TenantRoutes:
     async def show(self, request: Request, tenant_id: str) -> Response:
         """One tenant."""
         tenant = await self._requests.tenant(request, tenant_id)
-        return _answered(await self._gateway.tenant(tenant))
+        return _answered(await self._catalog.tenant(tenant))
 
     async def suspend(self, request: Request, tenant_id: str) -> Response:
         """Refuse the tenant's operations."""
@@ -154,7 +155,7 @@ class TenantRoutes:
         """The tenant, and why it is where it is. A creation that was cut off is finished."""
         tenant_id = TenantId(context.tenant_id)
         try:
-            present = await self._gateway.tenant(tenant_id)
+            present = await self._catalog.tenant(tenant_id)
         except TenantNotFoundError:
             present = None
         if (
@@ -163,7 +164,11 @@ class TenantRoutes:
             and not (repeatable and _asks_for(context, present))
         ):
             raise TenantExistsError(f"tenant {tenant_id} exists already; use another id")
-        choice = await self._orchestrator.select_optimal_strategy(context, "create_tenant")
+        if present is None:
+            # It need not be looked for once more.
+            choice = await self._orchestrator.choose_for_new(context, "create_tenant")
+        else:
+            choice = await self._orchestrator.select_optimal_strategy(context, "create_tenant")
         # Where a creation that was cut off has begun, it goes on.
         begun = present.placement if present is not None else None
         holder = placed_by(begun) if begun is not None else choice.placed_by

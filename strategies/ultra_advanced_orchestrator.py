@@ -297,7 +297,7 @@ class UltraAdvancedStrategyOrchestrator:
         name = checked_request(operation, data)[0] if operation else None
         tenant = await self._tenants().find(context_id(context))
         if tenant is None:
-            return await self._choice_for_new(context, name)
+            return await self.choose_for_new(context, name)
         facts = Facts.of(context, tenant=tenant, operation=name)
         return self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant))
 
@@ -442,7 +442,7 @@ class UltraAdvancedStrategyOrchestrator:
         choices: list[Choice] = []
 
         async def create() -> Tenant:
-            choice = await self._choice_for_new(context, operation)
+            choice = await self.choose_for_new(context, operation)
             choices.append(choice)
             return await self._create(context, choice)
 
@@ -475,7 +475,8 @@ class UltraAdvancedStrategyOrchestrator:
             self._counts = ({**counts, strategy.name: counts.get(strategy.name, 0) + 1}, at_s)
         return tenant
 
-    async def _choice_for_new(self, context: TenantContext, operation: str | None) -> Choice:
+    async def choose_for_new(self, context: TenantContext, operation: str | None) -> Choice:
+        """As `select_optimal_strategy`, for a tenant that is known to have no data yet."""
         counts = await self._tenant_counts()
         facts = Facts.of(
             context,
