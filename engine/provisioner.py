@@ -71,6 +71,7 @@ from tenancy.data_isolation.engine.layout import (
 )
 from tenancy.data_isolation.engine.login_roles import ensure_login_role, ensure_member
 from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.provisioning_errors import provisioning
 from tenancy.data_isolation.engine.row_removal import remove_rows
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -188,9 +189,10 @@ class Provisioner:
             )
         if tenant.status is not TenantStatus.CREATING:
             return tenant
-        async with self._locked(tenant, placement) as connection:
-            await self._make(connection, tenant, placement)
-            await self._change(tenant, TenantStatus.CREATING, TenantStatus.ACTIVE)
+        with provisioning(tenant.tenant_id):
+            async with self._locked(tenant, placement) as connection:
+                await self._make(connection, tenant, placement)
+                await self._change(tenant, TenantStatus.CREATING, TenantStatus.ACTIVE)
         return await self._catalog.tenant(tenant.tenant_id)
 
     async def suspend(self, tenant: Tenant) -> Tenant:
@@ -198,8 +200,9 @@ class Provisioner:
         placement = _finished(tenant)
         if tenant.status is TenantStatus.ACTIVE:
             await self._change(tenant, TenantStatus.ACTIVE, TenantStatus.SUSPENDED)
-        async with self._home(placement) as connection:
-            await close_fence(connection, tenant.tenant_no, self._settings.statement_timeout_ms)
+        with provisioning(tenant.tenant_id):
+            async with self._home(placement) as connection:
+                await close_fence(connection, tenant.tenant_no, self._settings.statement_timeout_ms)
         return await self._catalog.tenant(tenant.tenant_id)
 
     async def resume(self, tenant: Tenant) -> Tenant:
@@ -207,11 +210,12 @@ class Provisioner:
         placement = _finished(tenant)
         if tenant.status is TenantStatus.ACTIVE:
             return tenant
-        async with self._locked(tenant, placement):
-            async with self._home(placement) as connection:
-                epoch = await self._next_epoch(connection, tenant, placement)
-                await open_fence(connection, tenant.tenant_no, epoch)
-            await self._change(tenant, TenantStatus.SUSPENDED, TenantStatus.ACTIVE)
+        with provisioning(tenant.tenant_id):
+            async with self._locked(tenant, placement):
+                async with self._home(placement) as connection:
+                    epoch = await self._next_epoch(connection, tenant, placement)
+                    await open_fence(connection, tenant.tenant_no, epoch)
+                await self._change(tenant, TenantStatus.SUSPENDED, TenantStatus.ACTIVE)
         return await self._catalog.tenant(tenant.tenant_id)
 
     async def delete(self, tenant: Tenant) -> None:
@@ -220,8 +224,9 @@ class Provisioner:
             await self._change(tenant, tenant.status, TenantStatus.DELETING)
         placement = tenant.placement
         if placement is not None:
-            async with self._locked(tenant, placement) as connection:
-                await self._unmake(connection, tenant, placement)
+            with provisioning(tenant.tenant_id):
+                async with self._locked(tenant, placement) as connection:
+                    await self._unmake(connection, tenant, placement)
         await self._catalog.remove_tenant(tenant.tenant_no)
 
     # Making

@@ -17,7 +17,7 @@ from tenancy.data_isolation.core.errors import MigrationFailedError, SchemaError
 from tenancy.data_isolation.core.identifiers import SchemaName
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.layout import APP_SCHEMA, REFERENCE_SCHEMA, template_database
-from tenancy.data_isolation.engine.namespace_schema import differences
+from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.roles import audit_database
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 from tenancy.data_isolation.engine.scope_plan import plan_scope
