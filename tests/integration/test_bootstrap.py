@@ -252,7 +252,7 @@ async def test_what_a_newer_release_set_up_is_refused(install: Install):
     async with install.connected() as admin:
         await admin.execute("update tenancy.installation set version = 99")
 
-    with pytest.raises(SetupError, match="at version 99, this release knows 1"):
+    with pytest.raises(SetupError, match="at version 99, this release knows 2"):
         await bootstrap_of(install).run()
 
 

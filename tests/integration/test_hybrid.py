@@ -290,6 +290,27 @@ async def test_size_counts_what_is_apart_and_what_is_shared(engine: Engine):
     assert (least.rows, least.complete) == (4, False)
 
 
+async def test_an_installation_of_an_earlier_release_can_have_hybrids_after_its_start(
+    install: Install,
+):
+    async with opened(install, tables=False) as engine:
+        await engine.apply_migration("0001_clinic", CLINIC)
+    async with install.connected() as root:
+        await root.execute(
+            "drop table tenancy.overlay;"
+            "alter table catalog.placement drop column sensitive_schema;"
+            "update tenancy.installation set version = 1;"
+            "revoke all on all tables in schema app from tenancy_hybrid;"
+            "revoke all on schema app from tenancy_hybrid"
+        )
+    async with await Engine.open(install.config) as engine:
+        tenant = await hybrid(engine)
+        await fill(engine, "st-mary")
+
+        assert await rows(engine, "st-mary", "select count(*) from visited") == [[2]]
+        await alike(install, tenant)
+
+
 # Later migrations
 
 LATER = {

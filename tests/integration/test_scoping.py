@@ -17,8 +17,8 @@ from tenancy.data_isolation.core.errors import MigrationFailedError, SchemaError
 from tenancy.data_isolation.core.identifiers import SchemaName
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.layout import APP_SCHEMA, REFERENCE_SCHEMA, template_database
-from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.roles import audit_database
+from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 from tenancy.data_isolation.engine.scope_plan import plan_scope
 from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot, scope
@@ -159,7 +159,10 @@ async def test_only_the_namespaces_role_has_rights_and_exactly_those(stage):
     await stage.migrate(RICH)
     tenant = await stage.tenant("own", IsolationLevel.SCHEMA)
 
-    for schema, role in ((APP_SCHEMA, "tenancy_rows"), (tenant.namespace.schema, tenant.role)):
+    for schema, roles in (
+        (APP_SCHEMA, {"tenancy_rows", "tenancy_hybrid"}),
+        (tenant.namespace.schema, {tenant.role}),
+    ):
         found = await _snapshot(stage, schema)
         rights = {
             (item.kind, grant.role, grant.privilege, grant.grantable)
@@ -167,13 +170,13 @@ async def test_only_the_namespaces_role_has_rights_and_exactly_those(stage):
             for grant in item.grants
         }
         assert rights == {
-            *((kind, role, name, False) for kind in "rv" for name in _RIGHTS),
-            ("S", role, "USAGE", False),
+            *((kind, role, name, False) for kind in "rv" for name in _RIGHTS for role in roles),
+            *(("S", role, "USAGE", False) for role in roles),
         }
         routines = {
             (grant.role, grant.privilege) for item in found.routines for grant in item.grants
         }
-        assert routines == {(role, "EXECUTE")}
+        assert routines == {(role, "EXECUTE") for role in roles}
         versions = found.relation("tenancy_schema_version")
         assert versions is not None
         assert versions.grants == ()
