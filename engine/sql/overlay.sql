@@ -232,3 +232,70 @@ where view.relnamespace = $1::text::regnamespace
               and own.relkind in ('r', 'v'))
 group by view.relname
 order by 1;
+
+-- name: unlike
+-- In what the overlays $2 differ from the schema $1, as far as it can be told without writing
+-- definitions out: overlay, and what. Types and functions are the same objects in both.
+with space as (
+    select oid, nspname::text as schema, nspname <> $1::text as is_overlay
+    from pg_namespace where nspname = any ($2::text[] || $1::text)
+),
+class as (
+    select space.schema, space.is_overlay, class.oid, class.relname::text as name, class.relkind,
+           class.relrowsecurity, class.relforcerowsecurity, class.reloptions
+    from space join pg_class as class on class.relnamespace = space.oid
+    where class.relkind in ('r', 'v')
+),
+trait as (
+    select class.oid, 'relation' as what, concat_ws(
+        ' ', relkind, relrowsecurity, relforcerowsecurity, reloptions) as value
+    from class
+    union all
+    -- Places without those of dropped columns.
+    select class.oid, format('column %s', attname), concat_ws(
+        ' ', row_number() over (partition by attrelid order by attnum), atttypid, atttypmod,
+        attnotnull, atthasdef, attidentity, attgenerated, attcollation)
+    from class join pg_attribute on attrelid = class.oid
+    where attnum > 0 and not attisdropped
+    union all
+    select class.oid, format('constraint %s', conname), concat_ws(
+        ' ', contype, condeferrable, condeferred, convalidated, confupdtype, confdeltype,
+        target.relname, cardinality(conkey), cardinality(confkey))
+    from class
+    join pg_constraint as con on con.conrelid = class.oid
+    left join pg_class as target on target.oid = con.confrelid
+    where contype <> 't'
+    union all
+    select class.oid, format('index %s', own.relname), concat_ws(
+        ' ', indisunique, indisvalid, indnkeyatts, indnatts, own.relam, own.reloptions,
+        indpred is not null)
+    from class
+    join pg_index on indrelid = class.oid
+    join pg_class as own on own.oid = indexrelid
+    union all
+    select class.oid, format('policy %s', polname), concat_ws(' ', polcmd, polpermissive, polroles)
+    from class join pg_policy on polrelid = class.oid
+    union all
+    select class.oid, format('trigger %s', tgname), concat_ws(' ', tgfoid, tgtype, tgenabled)
+    from class join pg_trigger on tgrelid = class.oid
+    where not tgisinternal
+),
+own as (
+    select class.schema, class.name, trait.what, trait.value
+    from class join trait using (oid) where class.is_overlay
+),
+shared as (
+    select class.name, trait.what, trait.value
+    from class join trait using (oid) where not class.is_overlay
+),
+due as (
+    select class.schema, shared.*
+    from class join shared using (name) where class.is_overlay
+)
+select coalesce(own.schema, due.schema) as overlay,
+       format('%s of %s', coalesce(own.what, due.what), coalesce(own.name, due.name)) as what
+from own full join due
+    on (due.schema, due.name, due.what) = (own.schema, own.name, own.what)
+where own.value is distinct from due.value
+order by 1, 2
+limit 100;

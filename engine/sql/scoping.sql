@@ -33,10 +33,16 @@ type as materialized (
           where row_class.oid = type.typrelid and row_class.relkind <> 'c'
       )
 ),
+-- By way of what they belong to: the catalog has no index on the namespace, and in a database of many
+-- schemas reading all of it would cost more than the rest.
 constraint_ as materialized (
     select con.*, to_jsonb(con) as document
-    from pg_constraint as con
-    join space on space.oid = con.connamespace
+    from relation
+    join pg_constraint as con on con.conrelid = relation.oid
+    union all
+    select con.*, to_jsonb(con)
+    from type
+    join pg_constraint as con on con.contypid = type.oid
 ),
 index_ as materialized (
     select ind.*, class.relname, class.relam, class.relnamespace
@@ -73,7 +79,12 @@ outside as materialized (
         (pg_identify_object(depend.classid, depend.objid, 0)).type as kind,
         target.identity as target
     from member
-    join pg_depend as depend using (classid, objid)
+    -- OFFSET keeps it a look into the index for each member, whatever the planner believes of them.
+    cross join lateral (
+        select * from pg_depend as entry
+        where entry.classid = member.classid and entry.objid = member.objid
+        offset 0
+    ) as depend
     cross join lateral pg_identify_object(depend.refclassid, depend.refobjid, 0) as target
     where depend.refclassid in (
             'pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass,
