@@ -35,16 +35,20 @@ class Growth:
 
     load_ops_s: float = 0.0
     size: TenantSize | None = None
-    #: When the size was measured, on the clock that measures intervals.
-    sized_at_s: float | None = None
+    #: When measuring the size was last tried, on the clock that measures intervals.
+    tried_at_s: float | None = None
 
     def with_load(self, load_ops_s: float) -> Growth:
         """With a load that was measured anew."""
         return replace(self, load_ops_s=load_ops_s)
 
-    def with_size(self, size: TenantSize, *, at_s: float) -> Growth:
+    def with_attempt(self, *, at_s: float) -> Growth:
+        """With the time at which the size is measured anew, if it can be."""
+        return replace(self, tried_at_s=at_s)
+
+    def with_size(self, size: TenantSize) -> Growth:
         """With a size that was measured anew."""
-        return replace(self, size=size, sized_at_s=at_s)
+        return replace(self, size=size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,6 +66,7 @@ class TenantRows:
         self._namespace = namespace
         self._settings = settings
         self._keys = keys
+        self._settling: dict[SchemaName | None, list[str]] = {}
 
     async def run_for_reference(self, statements: Sequence[str]) -> None:
         """Run statements for tenant 0, in a reference whose row security is not forced."""
@@ -86,8 +87,9 @@ class TenantRows:
         """
         if not tenants:
             return
+        # The constraints may be others than at the last run.
+        self._settling.clear()
         fences = await self._fences(tenants)
-        texts = [*statements, *await self._ends()]
         signed = len(tenants) <= self._settings.migration_bound_tenants_max
         if not signed:
             await self._run_texts("open_policies", overlays.values())
@@ -95,8 +97,10 @@ class TenantRows:
             fence = fences.get(tenant.tenant_no)
             if fence is None:
                 continue
+            overlay = overlays.get(tenant.tenant_no)
+            texts = [*statements, *await self.settling(overlay)]
             try:
-                async with self._in_front(overlays.get(tenant.tenant_no)):
+                async with self._in_front(overlay):
                     await self._turn(tenant, fence, texts, signed=signed)
             except asyncpg.PostgresError as error:
                 error.add_note(f"tenant number {tenant.tenant_no}")
@@ -152,12 +156,18 @@ class TenantRows:
         if closed:
             await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
 
-    async def _ends(self) -> list[str]:
-        """What ends a tenant's turn: settle what waits, and let it wait again for the next."""
-        rows = await self._connection.fetch(_SQL.statement("deferrable_constraints"))
-        deferred = ", ".join(row["name"] for row in rows if row["deferred"])
-        again = [f"set constraints {deferred} deferred"] if deferred else []
-        return [_SETTLE, *again] if rows else []
+    async def settling(self, overlay: SchemaName | None = None) -> list[str]:
+        """Statements that end a tenant's turn: settle what waits, and let it wait again.
+
+        In the namespace, and in the `overlay` of the tenant that has one.
+        """
+        if overlay not in self._settling:
+            schemas = [name for name in (self._namespace.schema, overlay) if name is not None]
+            rows = await self._connection.fetch(_SQL.statement("deferrable_constraints"), schemas)
+            deferred = ", ".join(row["name"] for row in rows if row["deferred"])
+            again = [f"set constraints {deferred} deferred"] if deferred else []
+            self._settling[overlay] = [_SETTLE, *again] if rows else []
+        return self._settling[overlay]
 
     async def _run(self, statements: Sequence[str]) -> None:
         for text in statements:

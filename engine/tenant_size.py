@@ -36,8 +36,14 @@ async def measured_size(
     return TenantSize(rows=min(rows, rows_max), bytes=size, complete=rows <= rows_max)
 
 
+def _without_comment(text: str) -> str:
+    return text.rpartition("\n")[2]
+
+
 def _statement(table: VisibleRelation) -> Statement:
-    text = _SQL.statement("table_size", table=table.name)
+    columns = [_SQL.statement("column_size", column=name) for name in table.columns]
+    sizes = " + ".join(_without_comment(text) for text in columns)
+    text = _SQL.statement("table_size", table=table.name).replace("%s", sizes or "0", 1)
     return Statement(
         source=text,
         text=text,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,13 +151,12 @@ class HybridStrategy(PlacementStrategy):
         self._reviewed_at_s = now_s
         idle = [name for name in self._promotions if name not in operations]
         counted = 0
-        for tenant_id in (*self._busiest(operations), *idle):
+        for tenant_id in (*(name for name, _ in operations.most_common()), *idle):
             before = self._growth.pop(tenant_id, None) or Growth()
-            load_ops_s = operations[tenant_id] / elapsed_s
-            due = before.sized_at_s is None or (
-                now_s - before.sized_at_s >= self.config.size_interval_s
+            growth = before.with_load(operations[tenant_id] / elapsed_s)
+            due = before.tried_at_s is None or (
+                now_s - before.tried_at_s >= self.config.size_interval_s
             )
-            growth = before.with_load(load_ops_s)
             if due and counted < self.config.review_tenants_max:
                 counted += 1
                 try:
@@ -179,20 +177,20 @@ class HybridStrategy(PlacementStrategy):
         reviewer, self._reviewer = self._reviewer, None
         if reviewer is not None:
             reviewer.cancel()
-            with suppress(asyncio.CancelledError):
-                await reviewer
+            await asyncio.wait([reviewer])
         await super().cleanup()
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         server = chosen_server(self.config.server, config, "HybridConfig.server")
         return Creation(allowed=self.config.auto_create_tenant, server=server), {}
 
-    def _busiest(self, operations: Counter[TenantId]) -> Iterator[TenantId]:
-        for tenant_id, _ in operations.most_common():
-            yield tenant_id
-
     async def _sized(self, tenant_id: TenantId, growth: Growth, now_s: float) -> Growth:
-        """With the size as it is now. Raises `NotFoundError` for a tenant that is gone."""
+        """With the size as it is now. Raises `NotFoundError` for a tenant that is gone.
+
+        What fails is not tried again before its time: counting a tenant that is too large to be
+        counted within the limit of a statement is work as well.
+        """
+        growth = growth.with_attempt(at_s=now_s)
         try:
             size = await self._lease.gateway.tenant_size(
                 tenant_id, rows_max=self.config.promotion_rows_min
@@ -202,7 +200,7 @@ class HybridStrategy(PlacementStrategy):
         except TenancyError as error:
             _log.warning("the size of tenant %s could not be measured: %s", tenant_id, error)
             return growth
-        return growth.with_size(size, at_s=now_s)
+        return growth.with_size(size)
 
     def _note(self, tenant_id: TenantId, growth: Growth) -> None:
         self._growth[tenant_id] = growth
@@ -223,4 +221,8 @@ class HybridStrategy(PlacementStrategy):
     async def _review_for_ever(self) -> None:
         while True:
             await self._sleep(self.config.review_interval_s)
-            await self.review()
+            try:
+                await self.review()
+            except Exception:
+                # The next review may go better; nobody awaits this task who could be told.
+                _log.exception("a review of hybrid tenants failed in a way that was not foreseen")

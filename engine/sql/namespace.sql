@@ -83,11 +83,12 @@ update tenancy.fence set open = $2 where tenant_no = $1;
 select set_config('tenancy.binding', $1, true);
 
 -- name: deferrable_constraints
--- Constraints and constraint triggers that can wait for the end of a transaction, and whether they do
--- so from the start.
-select quote_ident(con.conname) as name, con.condeferred as deferred
+-- Constraints and constraint triggers of the schemas $1 that can wait for the end of a transaction, and
+-- whether they do so from the start. With the schema, because a bare name would mean the first one only.
+select format('%I.%I', space.nspname, con.conname) as name, con.condeferred as deferred
 from pg_constraint as con
-where con.connamespace = current_schema()::regnamespace and con.condeferrable
+join pg_namespace as space on space.oid = con.connamespace
+where space.nspname = any ($1::text[]) and con.condeferrable
 order by 1;
 
 -- name: has_mark

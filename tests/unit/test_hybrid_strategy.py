@@ -20,6 +20,7 @@ from tenancy.data_isolation.core.errors import (
     ConflictError,
     ServerUnavailableError,
     SettingError,
+    StatementTimeoutError,
     TenantNotFoundError,
 )
 from tenancy.data_isolation.strategies import (
@@ -197,6 +198,38 @@ async def test_what_cannot_be_measured_stays_as_it_is_known(make, gateway, clock
     clock.pass_s(5)
     gateway.sizes[ACME] = TenantSize(rows=1, bytes=0, complete=True)
     assert await strategy.review() == ()
+
+
+async def test_a_size_that_cannot_be_measured_is_not_tried_again_at_once(make, gateway, clock):
+    strategy = await make(size_interval_s=100)
+    gateway.fail("tenant_size", StatementTimeoutError())
+    for _ in range(3):
+        await work(strategy)
+        clock.pass_s(10)
+        await strategy.review()
+    assert gateway.calls["tenant_size"] == 1
+
+    await work(strategy)
+    clock.pass_s(100)
+    await strategy.review()
+    assert gateway.calls["tenant_size"] == 2
+
+
+async def test_reviews_go_on_after_what_was_not_foreseen(make, gateway, caplog):
+    bell = Bell()
+    strategy = await make(sleep=bell.sleep, promotion_rows_min=1, size_interval_s=0.1)
+    gateway.sizes[ACME] = TenantSize(rows=1, bytes=0, complete=True)
+    gateway.fail("tenant_size", RuntimeError("boom"))
+    await work(strategy)
+    async with asyncio.timeout(10):
+        bell.ring()
+        while "not foreseen" not in caplog.text:
+            await asyncio.sleep(0)
+        await work(strategy)
+        bell.ring()
+        while not strategy.promotions:
+            await asyncio.sleep(0)
+    await strategy.cleanup()
 
 
 async def test_a_tenant_that_is_gone_is_proposed_no_more(make, gateway, clock):

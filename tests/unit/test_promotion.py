@@ -26,7 +26,7 @@ LIMITS = PromotionLimits(
 
 def grown(rows: int = 0, size: int = 0, load_ops_s: float = 0.0) -> Growth:
     return Growth(
-        load_ops_s=load_ops_s, size=TenantSize(rows=rows, bytes=size, complete=True), sized_at_s=0.0
+        load_ops_s=load_ops_s, size=TenantSize(rows=rows, bytes=size, complete=True)
     )
 
 
