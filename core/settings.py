@@ -105,9 +105,10 @@ class Settings:
     #: it keeps everybody else from the tables instead.
     migration_bound_tenants_max: int = 2_000
 
-    #: Hybrid tenants of one server: a migration of sensitive tables changes those of all of them in
-    #: one transaction, and a server has room for so many locks only.
-    hybrid_tenants_max: int = 500
+    #: Hybrid tenants of one server, give or take those that are made at the same moment: a migration
+    #: of sensitive tables changes those of all of them in one transaction, which takes a lock for
+    #: each table and index, and a server has room for so many (max_locks_per_transaction).
+    hybrid_tenants_max: int = 200
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000

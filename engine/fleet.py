@@ -45,7 +45,7 @@ from tenancy.data_isolation.engine.fleet_run import (
     NamespaceStatus,
     translated,
 )
-from tenancy.data_isolation.engine.layout import APP_SCHEMA, shared_database, template_database
+from tenancy.data_isolation.engine.layout import shared_database, template_database
 from tenancy.data_isolation.engine.migration import Migration, in_order, parse_migration
 from tenancy.data_isolation.engine.namespace import Namespace, fixed_namespaces
 from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema, Tenants
@@ -297,15 +297,11 @@ class Fleet:
                     if rows:
                         await self._bring_up(connection, namespace, registered)
                 known = await self._catalog.namespace(server, database, namespace.schema)
-                if namespace.kind is NamespaceKind.SHARED and known is not None:
-                    await self._admit_hybrids(connection, schema)
                 if known is None:
                     await self._note(namespace, await schema.version() or 0)
-
-    async def _admit_hybrids(self, connection: asyncpg.Connection, schema: NamespaceSchema) -> None:
-        """Give hybrid tenants their rights in shared tables that an older release has made."""
-        if not await connection.fetchval(_SQL.statement("hybrids_admitted"), APP_SCHEMA):
-            await schema.protect()
+                elif namespace.kind is NamespaceKind.SHARED and await schema.lacks_rights():
+                    # An older release has made it, without rights for hybrid tenants.
+                    await schema.protect()
 
     async def _bring_up(
         self,

@@ -21,6 +21,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import (
     MigrationConflictError,
     MigrationFailedError,
+    SchemaError,
     SchemaRefusedError,
 )
 from tenancy.data_isolation.core.identifiers import RoleName, SchemaName, TenantNo
@@ -37,6 +38,7 @@ from tenancy.data_isolation.engine.migration import (
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.overlay import Overlays
 from tenancy.data_isolation.engine.schema_differences import check_like
+from tenancy.data_isolation.engine.schema_grants import grant_statements
 from tenancy.data_isolation.engine.schema_script import (
     RegisteredMigration,
     Script,
@@ -92,7 +94,7 @@ class NamespaceSchema:
         self._namespace = namespace
         self._settings = settings
         self._rows = TenantRows(connection, namespace, settings=settings, keys=keys)
-        self._overlays = Overlays(connection, namespace, self._rows.working_for)
+        self._overlays = Overlays(connection, namespace, self._rows)
 
     async def version(self) -> int | None:
         """The number of the last applied migration; 0 for none, None when there is no namespace."""
@@ -143,6 +145,11 @@ class NamespaceSchema:
             if like is not None:
                 check_like(self._namespace, snapshot, like)
 
+    async def lacks_rights(self) -> bool:
+        """Whether `protect` has rights to give or to take."""
+        async with self._changing(lock="lock_shared"):
+            return any(grant_statements(await self._snapshot(), self._roles()))
+
     async def upgrade(self, registered: RegisteredMigration, tenants: Tenants) -> bool:
         """Apply one migration; False when it was applied already.
 
@@ -164,6 +171,7 @@ class NamespaceSchema:
                 else:
                     for step in steps:
                         with _blamed(migration, step.line):
+                            await self._overlays.precede(step)
                             await self._run(step.text)
                             await self._overlays.follow(step)
             await self._protect()
@@ -193,6 +201,7 @@ class NamespaceSchema:
         """
         statements = parse_migration(migration)
         async with self._changing(lock="lock_exclusive"):
+            await self._overlays.read_trial()
             steps: list[Step] = []
             protected = True
             for statement in statements:
@@ -298,15 +307,21 @@ class NamespaceSchema:
         """Run statements, each of which must be one statement for the server too."""
         for step in steps:
             with _blamed(migration, step.line):
+                await self._overlays.precede(step)
                 await self._connection.prepare(step.text)
                 await self._run(step.text)
+                await self._overlays.follow(step)
 
     async def _follow(self, migration: Migration, line: int) -> list[Step]:
         """Scope what a statement made. What is refused may be mended by the next statement."""
         plan = plan_scope(await self._snapshot(), roles=())
+        steps = [Step(sort=StepSort.DEFINITION, text=text, line=line) for text in plan.changes]
         with _blamed(migration, line):
-            await run_all(self._connection, plan.changes)
-        return [Step(sort=StepSort.DEFINITION, text=text, line=line) for text in plan.changes]
+            for step in steps:
+                await self._overlays.precede(step)
+                await run_all(self._connection, [step.text])
+                await self._overlays.follow(step)
+        return steps
 
     async def _settle(self, migration: Migration) -> None:
         """Scope the reference for good; now a refusal counts."""
@@ -314,6 +329,16 @@ class NamespaceSchema:
         if plan.refusals:
             raise refusal(migration, [str(found) for found in plan.refusals])
         await run_all(self._connection, plan.statements)
+        try:
+            await self._overlays.protect()
+        except SchemaError as error:
+            raise refusal(
+                migration,
+                [
+                    f"hybrid tenants could not follow: {error.detail}; give constraints, indexes "
+                    "and sequences names of their own, and a sequence to one table"
+                ],
+            ) from None
 
 
 def _check_same(namespace: Namespace, migration: Migration, checksum: str) -> None:

@@ -53,17 +53,42 @@ class OverlayStep:
         self._node: Node = statement_nodes(self._tree)[0]
 
     @property
+    def new_keys(self) -> tuple[frozenset[str], ...]:
+        """The pairs of tables that its foreign keys join, where both are there already."""
+        if type_name(self._node) != "AlterTableStmt":
+            return ()
+        return tuple(
+            frozenset({self._node.relation.relname, node.pktable.relname})
+            for node in self._foreign_keys()
+        )
+
+    @property
     def joins_tables(self) -> bool:
-        """Whether more tables may have to be kept apart after it: a foreign key, or a mark."""
+        """Whether more tables may have to be kept apart after it: a new table's key, or a mark."""
         match type_name(self._node):
-            case "CreateStmt" | "AlterTableStmt":
-                return any(
-                    type_name(node) == "Constraint" and node.contype == pb.CONSTR_FOREIGN
-                    for node in nodes(self._node)
-                )
+            case "CreateStmt":
+                return bool(self._foreign_keys())
             case "CommentStmt":
                 return bool(self._node.objtype == pb.OBJECT_TABLE)
         return False
+
+    @property
+    def view(self) -> str | None:
+        """The view that it makes or replaces."""
+        return str(self._node.view.relname) if type_name(self._node) == "ViewStmt" else None
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops something, and perhaps what depends on that."""
+        return type_name(self._node) == "DropStmt"
+
+    @property
+    def adopted_sequence(self) -> tuple[str, str] | None:
+        """The sequence that it gives to a table, and the table."""
+        if type_name(self._node) != "AlterSeqStmt":
+            return None
+        owner = self._owner()
+        return None if owner is None else (self._node.sequence.relname, owner)
 
     def text_for(self, names: Collection[str]) -> str | None:
         """What to run in an overlay with relations of these names; None when it has no part."""
@@ -71,23 +96,21 @@ class OverlayStep:
         kind = type_name(node)
         if kind in _SUBJECTS:
             return self._text if getattr(node, _SUBJECTS[kind]).relname in names else None
-        if kind == "ViewStmt":
-            return self._text if node.view.relname in names or self._reads(names) else None
         if kind == "CreateSeqStmt":
             return self._text if self._owner() in names else None
         if kind == "DropStmt" and node.remove_type in _DROPPED:
             return self._drop(names)
         return None
 
-    def _reads(self, names: Collection[str]) -> bool:
-        """Whether a view is made of something in the overlay."""
-        return any(
-            type_name(node) == "RangeVar" and node.relname in names
-            for node in nodes(self._node.query)
-        )
+    def _foreign_keys(self) -> list[Node]:
+        return [
+            node
+            for node in nodes(self._node)
+            if type_name(node) == "Constraint" and node.contype == pb.CONSTR_FOREIGN
+        ]
 
     def _owner(self) -> str | None:
-        """The table that a new sequence belongs to."""
+        """The table that a sequence is made to belong to."""
         for option in map(unwrap, self._node.options):
             if option.defname == "owned_by":
                 return words(unwrap(option.arg).items)[0]

@@ -72,13 +72,15 @@ from tenancy.data_isolation.engine.layout import (
 from tenancy.data_isolation.engine.login_roles import ensure_login_role, ensure_member
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
-from tenancy.data_isolation.engine.row_removal import remove_rows
+from tenancy.data_isolation.engine.row_removal import forget_empty, remove_rows
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("provisioning.sql")
 #: Attempts to clone the template while another process clones it or migrates it.
 _CLONE_ATTEMPTS = 20
 _CLONE_PAUSE_S = 0.05
+#: Times that rows are removed which a migration has given a tenant meanwhile.
+_REMOVAL_ATTEMPTS = 3
 
 
 class NamespaceMaker(Protocol):
@@ -367,10 +369,12 @@ class Provisioner:
         binding = self._keys.sign(
             placement.server, placement.database, tenant.tenant_no, Epoch(epoch + 1), pid
         )
-        await remove_rows(
-            connection, placement.schema, binding, self._settings.removal_batch_rows_max
-        )
-        await remove_fence(connection, tenant.tenant_no)
+        batch_rows = self._settings.removal_batch_rows_max
+        for _ in range(_REMOVAL_ATTEMPTS):
+            await remove_rows(connection, placement.schema, binding, batch_rows)
+            if await forget_empty(connection, placement.schema, binding, tenant.tenant_no):
+                return
+        raise OverloadedError(f"migrations give tenant {tenant.tenant_id} new rows; try again")
 
     async def _end_sessions(self, connection: asyncpg.Connection, placement: Placement) -> None:
         if await connection.fetchval(_SQL.statement("has_role"), placement.role):
@@ -386,6 +390,10 @@ class Provisioner:
             return
         if placement.level is IsolationLevel.SCHEMA:
             await revoke_connect(connection, placement.database, placement.role)
+        if placement.level is not IsolationLevel.DATABASE:
+            # An admin that is no superuser may not; then there is seldom anything to drop.
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(_SQL.statement("drop_owned", role=placement.role))
         await connection.execute(_SQL.statement("drop_role", role=placement.role))
 
     # Where

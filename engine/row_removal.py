@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 
 from tenancy.data_isolation.core.errors import ConflictError
-from tenancy.data_isolation.core.identifiers import SchemaName, quote_identifier
+from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
+from tenancy.data_isolation.engine.fence import remove_fence
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -55,6 +56,22 @@ async def remove_rows(
             f"rows of the tenant stay in {', '.join(left)}: a trigger or a foreign key of the "
             "schema keeps them; change that by a migration, then delete the tenant again"
         )
+
+
+async def forget_empty(
+    connection: asyncpg.Connection, schema: SchemaName, binding: str, tenant_no: TenantNo
+) -> bool:
+    """Remove the tenant's fence if it has no row in `schema`; False when it has some again.
+
+    No migration can give it rows between the two, and none works for it after that.
+    """
+    removal = _Removal(connection, schema, binding, 1)
+    async with connection.transaction():
+        await connection.execute(_NAMESPACE_SQL.statement("lock_shared"), schema)
+        if await removal.filled():
+            return False
+        await remove_fence(connection, tenant_no)
+    return True
 
 
 class _Removal:

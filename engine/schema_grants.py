@@ -99,7 +99,7 @@ def _objects(snapshot: SchemaSnapshot) -> Iterator[_Object]:
             wanted=() if relation.name == VERSION_TABLE else wanted,
             grants=relation.grants,
             column_grants=relation.column_grants,
-            apart=relation.name in apart,
+            apart=relation.name in apart or relation.belongs_to in apart,
         )
     for routine in snapshot.routines:
         yield _Object(

@@ -50,7 +50,7 @@ class Relation:
     """A row of `pg_class` with its columns and grants; the owner's own grants are left out.
 
     `sensitive` says that a table's comment has the mark `@sensitive`; `reads` are the tables and
-    views that a view is made of.
+    views that a view is made of; `belongs_to` is the table of a sequence that a column owns.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Relation:
     inherits: bool = False
     sensitive: bool = False
     reads: tuple[str, ...] = ()
+    belongs_to: str | None = None
     options: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     definition: str | None = None

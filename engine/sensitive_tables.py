@@ -16,15 +16,24 @@ from graphlib import TopologicalSorter
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 
 
-def sensitive_tables(snapshot: SchemaSnapshot, also: Collection[str] = ()) -> frozenset[str]:
-    """The tables that are marked or in `also`, and those that foreign keys join with them."""
+def sensitive_tables(
+    snapshot: SchemaSnapshot,
+    also: Collection[str] = (),
+    *,
+    new_keys: Collection[frozenset[str]] = (),
+) -> frozenset[str]:
+    """The tables that are marked or in `also`, and those that foreign keys join with them.
+
+    `new_keys` are pairs of tables that a foreign key is about to join.
+    """
     tables = {table.name for table in snapshot.tables}
     found = {table.name for table in snapshot.tables if table.sensitive} | (tables & set(also))
-    keys = [
+    keys: list[Collection[str]] = [
         {key.table, key.target} for key in snapshot.constraints if key.type == "f" and key.target
     ]
+    keys += new_keys
     while True:
-        joined = found.union(*(ends for ends in keys if ends & found)) & tables
+        joined = found.union(*(ends for ends in keys if found.intersection(ends))) & tables
         if joined == found:
             return frozenset(found)
         found = joined

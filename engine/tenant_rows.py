@@ -70,8 +70,9 @@ class TenantRows:
 
     async def run_for_reference(self, statements: Sequence[str]) -> None:
         """Run statements for tenant 0, in a reference whose row security is not forced."""
+        self._settling.clear()
         await self._bind_unsigned(REFERENCE_TENANT)
-        await self._run([*statements, _SETTLE])
+        await self._run([*statements, *await self.settling()])
         await self._unbind()
 
     async def run(

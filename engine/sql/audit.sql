@@ -40,7 +40,9 @@ join pg_roles m on m.oid = a.member
 join pg_roles g on g.oid = a.roleid
 where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
       and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'
-               and not a.admin_option)
+               and not a.admin_option
+               -- A column of PostgreSQL 16.
+               and not coalesce((to_jsonb(a) ->> 'set_option')::boolean, false))
    or ((g.rolname = any ($1::text[]) or g.rolname in ($2, 'tenancy_hybrid'))
        and not m.rolsuper and m.rolname <> current_user
        and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'));
@@ -53,6 +55,8 @@ from pg_shdepend s
 join pg_roles r on r.oid = s.refobjid
 left join pg_database d on d.oid = s.dbid
 where s.refclassid = 'pg_authid'::regclass and s.deptype = 'o' and r.rolname = any ($1::text[])
+  -- Default privileges, which a login can give for what it makes: these make nothing.
+  and s.classid <> 'pg_default_acl'::regclass
 group by r.rolname, d.datname;
 
 -- name: role_settings

@@ -56,10 +56,3 @@ where placement.level = 'row' and placement.server = $1 and placement.database =
   and tenant.tenant_no > $3
 order by tenant.tenant_no
 limit $4;
-
--- name: hybrids_admitted
--- Whether hybrid tenants have rights in the schema $1: on any of its tables, unless it has none.
-select coalesce(bool_or(pg_catalog.has_table_privilege('tenancy_hybrid', oid, 'SELECT')), true)
-from pg_catalog.pg_class
-where relnamespace = $1::pg_catalog.text::pg_catalog.regnamespace and relkind = 'r'
-  and not pg_catalog.starts_with(relname, 'tenancy_');

@@ -24,6 +24,19 @@ create schema {schema} authorization tenancy_owner;
 -- name: drop_schema
 drop schema if exists {schema} cascade;
 
+-- name: has_schema
+select to_regnamespace($1) is not null;
+
+-- name: lock_room
+-- Locks that all transactions together may hold (manual, 19.12).
+select current_setting('max_locks_per_transaction')::bigint
+       * (current_setting('max_connections')::bigint
+          + current_setting('max_prepared_transactions')::bigint);
+
+-- name: move_position
+-- $1 = a sequence, to go on where another one is.
+select setval($1::text::regclass, last_value, is_called) from {schema}.{sequence};
+
 -- name: drop_view
 drop view if exists {schema}.{view} cascade;
 
@@ -67,6 +80,11 @@ owned as (
 index_ as (
     select ind.indexrelid, ind.indisunique, class.relname, class.reloptions, method.amname,
            source.relname as table_name,
+           -- The definition from the first key on; a name can hold anything, a parenthesis too.
+           substr(pg_get_indexdef(ind.indexrelid), 1 + length(format(
+               'CREATE %sINDEX %I ON %I.%I USING %I (',
+               case when ind.indisunique then 'UNIQUE ' else '' end, class.relname, $1::text,
+               source.relname, method.amname))) as tail,
            exists (select from pg_constraint as con where con.conindid = ind.indexrelid
                    and con.contype in ('p', 'u', 'x')) as of_constraint
     from pg_index as ind
@@ -74,7 +92,7 @@ index_ as (
     join pg_class as class on class.oid = ind.indexrelid
     join pg_am as method on method.oid = class.relam
 )
-select stage, text from (
+select stage, name, text from (
     select 1 as stage, relname as name, format(
         'create table %1$I (like %2$I.%1$I including defaults including generated '
         'including storage including compression)', relname, $1::text) as text
@@ -104,6 +122,17 @@ select stage, text from (
     select 5, relname, format('alter sequence %I owned by %I.%I', relname, table_name, attname)
     from owned where not is_identity
     union all
+    -- LIKE makes a not-null constraint valid that is not (PostgreSQL 18).
+    select 6, source.relname || ' ' || con.conname || case part when 1 then '' else ' not null' end,
+           case part when 1 then format(
+                    'alter table %I drop constraint %I', source.relname, con.conname)
+                else format('alter table %I add constraint %I %s', source.relname, con.conname,
+                            pg_get_constraintdef(con.oid)) end
+    from pg_constraint as con
+    join source on source.oid = con.conrelid
+    cross join generate_series(1, 2) as part
+    where con.contype = 'n' and not con.convalidated
+    union all
     select case con.contype when 'f' then 8 else 6 end, source.relname || ' ' || con.conname,
            format('alter table %I add constraint %I %s', source.relname, con.conname,
                   pg_get_constraintdef(con.oid))
@@ -113,8 +142,7 @@ select stage, text from (
     union all
     select 7, relname, format(
         'create %sindex %I on %I using %I (%s',
-        case when indisunique then 'unique ' else '' end, relname, table_name, amname,
-        substr(pg_get_indexdef(indexrelid), strpos(pg_get_indexdef(indexrelid), ' (') + 2))
+        case when indisunique then 'unique ' else '' end, relname, table_name, amname, tail)
     from index_ where not of_constraint
     union all
     select 7, relname, format(
@@ -153,9 +181,19 @@ select format(
     (select string_agg(quote_ident(attname), ', ' order by attnum)
      from pg_attribute where attrelid = class.oid and attnum > 0 and not attisdropped),
     coalesce(array_to_string(class.reloptions, ', '), 'security_invoker=true'),
-    pg_get_viewdef(class.oid))
+    pg_get_viewdef(class.oid)) as text
 from pg_class as class
 where class.relnamespace = $1::text::regnamespace and class.relkind = 'v' and class.relname = $2;
+
+-- name: view_default_texts
+-- The statements that give the view $2 of the schema $1 the defaults of its columns; see above.
+select format('alter view %I alter column %I set default %s', class.relname, attname,
+              pg_get_expr(def.adbin, def.adrelid)) as text
+from pg_class as class
+join pg_attrdef as def on def.adrelid = class.oid
+join pg_attribute as attribute on attribute.attrelid = class.oid and attnum = def.adnum
+where class.relnamespace = $1::text::regnamespace and class.relkind = 'v' and class.relname = $2
+order by attnum;
 
 -- name: silenced_triggers
 -- The triggers of the tables $2 of the schema $1 that would fire: table and trigger.
@@ -210,8 +248,8 @@ join pg_class as sequence on sequence.oid = depend.objid and sequence.relkind = 
 where source.relnamespace = $1::text::regnamespace and source.relname = any ($3::text[]);
 
 -- name: astray
--- What in the overlay $1 is bound to a table of the schema $2 behind it: foreign keys, and views of
--- what the overlay has itself.
+-- What in the overlay $1 is bound to a table of the schema $2 behind it: foreign keys, views of what the
+-- overlay has itself, and defaults by a sequence that belongs to such a table.
 select format('foreign key %s of table %s', con.conname, con.conrelid::regclass) as what
 from pg_constraint as con
 join pg_class as target on target.oid = con.confrelid
@@ -231,6 +269,20 @@ where view.relnamespace = $1::text::regnamespace
               where own.relnamespace = view.relnamespace and own.relname = read.relname
               and own.relkind in ('r', 'v'))
 group by view.relname
+union all
+select format('default of column %s of table %s', attribute.attname, own.relname)
+from pg_class as own
+join pg_attrdef as def on def.adrelid = own.oid
+join pg_attribute as attribute on attribute.attrelid = own.oid and attribute.attnum = def.adnum
+join pg_depend as use
+    on use.classid = 'pg_attrdef'::regclass and use.objid = def.oid
+    and use.refclassid = 'pg_class'::regclass
+join pg_class as sequence on sequence.oid = use.refobjid and sequence.relkind = 'S'
+join pg_depend as belongs
+    on belongs.classid = 'pg_class'::regclass and belongs.objid = sequence.oid
+    and belongs.refclassid = 'pg_class'::regclass and belongs.deptype in ('a', 'i')
+where own.relnamespace = $1::text::regnamespace
+  and sequence.relnamespace = $2::text::regnamespace
 order by 1;
 
 -- name: unlike

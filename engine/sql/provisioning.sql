@@ -34,6 +34,10 @@ select epoch from tenancy.fence where tenant_no = $1;
 -- name: drop_schema
 drop schema if exists {schema} cascade;
 
+-- name: drop_owned
+-- Rights that are left to the role here, those that other logins gave it by default among them.
+drop owned by {role};
+
 -- name: drop_role
 drop role if exists {role};
 

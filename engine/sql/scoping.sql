@@ -143,7 +143,16 @@ select jsonb_build_object(
                 'partition', relation.relispartition,
                 'typed', relation.reloftype <> 0,
                 'sensitive', relation.relkind = 'r' and coalesce(
-                    obj_description(relation.oid, 'pg_class') ~ '(^|\s)@sensitive(\s|$)', false
+                    obj_description(relation.oid, 'pg_class') ~ '(^|\W)@sensitive(\W|$)', false
+                ),
+                'belongs_to', (
+                    select owner.relname
+                    from pg_depend as depend
+                    join pg_class as owner on owner.oid = depend.refobjid
+                    where relation.relkind = 'S'
+                      and depend.classid = 'pg_class'::regclass and depend.objid = relation.oid
+                      and depend.refclassid = 'pg_class'::regclass
+                      and depend.deptype in ('a', 'i')
                 ),
                 'reads', (
                     select coalesce(jsonb_agg(distinct read.relname), '[]')

@@ -25,9 +25,7 @@ LIMITS = PromotionLimits(
 
 
 def grown(rows: int = 0, size: int = 0, load_ops_s: float = 0.0) -> Growth:
-    return Growth(
-        load_ops_s=load_ops_s, size=TenantSize(rows=rows, bytes=size, complete=True)
-    )
+    return Growth(load_ops_s=load_ops_s, size=TenantSize(rows=rows, bytes=size, complete=True))
 
 
 def look(growth: Growth, before: Promotion | None = None, at: str = "now") -> Promotion | None:

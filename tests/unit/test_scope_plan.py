@@ -548,6 +548,7 @@ def test_a_document_of_the_catalogs_becomes_a_snapshot():
                 "inherits": False,
                 "sensitive": True,
                 "reads": [],
+                "belongs_to": None,
                 "options": ["fillfactor=50"],
                 "rules": [],
                 "definition": None,

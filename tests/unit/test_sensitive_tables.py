@@ -87,10 +87,8 @@ OWN = {"patients", "patients_pkey", "patients_id_seq", "visited"}
         ("drop policy p on rooms", False),
         ("alter table patients rename column a to b", True),
         ("alter view visited rename to seen", True),
-        ("create view v as select * from patients", True),
-        ("create view v as select * from rooms r where exists (select from patients)", True),
-        ("create view v as select * from rooms", False),
-        ("create or replace view visited as select * from rooms", True),
+        ("create view v as select * from patients", False),
+        ("alter view visited alter column a set default 1", True),
         ("create table patients (id int)", False),
         ("create type mood as enum ('a')", False),
         ("alter type mood add value 'b'", False),
@@ -118,13 +116,46 @@ def test_a_drop_of_several_is_cut_to_what_is_there():
     [
         ("create table a (id int, b int references c)", True),
         ("create table a (id int)", False),
-        ("alter table a add foreign key (b) references c", True),
-        ("alter table a add column b int references c", True),
-        ("alter table a add check (b > 0)", False),
+        ("alter table a add foreign key (b) references c", False),
         ("comment on table a is '@sensitive'", True),
         ("comment on column a.b is '@sensitive'", False),
         ("alter table a rename to b", False),
     ],
 )
-def test_foreign_keys_and_marks_may_join_tables(text, joins):
+def test_new_tables_and_marks_may_join_tables(text, joins):
     assert OverlayStep(text).joins_tables is joins
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("alter table a add foreign key (b) references c", [{"a", "c"}]),
+        (
+            "alter table a add column b int references c, add c int references a",
+            [{"a", "c"}, {"a"}],
+        ),
+        ("alter table a add check (b > 0)", []),
+        ("create table a (id int, b int references c)", []),
+    ],
+)
+def test_keys_between_tables_that_are_there_are_known_beforehand(text, pairs):
+    step = OverlayStep(text)
+
+    assert list(step.new_keys) == pairs
+    assert sensitive_tables(SCHEMA, {"a"}, new_keys=step.new_keys) == sensitive_tables(SCHEMA)
+
+
+def test_a_key_that_is_about_to_be_made_joins_like_one_that_is_there():
+    step = OverlayStep("alter table prices add foreign key (patient) references patients")
+
+    assert sensitive_tables(SCHEMA, new_keys=step.new_keys) == {
+        *("patients", "visits", "wards", "rooms", "prices"),
+    }
+
+
+def test_what_else_is_asked_of_a_step():
+    assert OverlayStep("create or replace view v as select 1").view == "v"
+    assert OverlayStep("drop type a cascade").drops
+    assert OverlayStep("alter sequence s owned by t.c").adopted_sequence == ("s", "t")
+    assert OverlayStep("alter sequence s restart").adopted_sequence is None
+    assert OverlayStep("create index on a (b)").view is None
