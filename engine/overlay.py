@@ -40,7 +40,7 @@ from tenancy.data_isolation.engine.scoping import read_snapshot, scope_snapshot,
 from tenancy.data_isolation.engine.sensitive_tables import sensitive_tables, views_of
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.tenant_column import IDEMPOTENCY_TABLE
-from tenancy.data_isolation.engine.tenant_rows import TenantRows
+from tenancy.data_isolation.engine.tenant_rows import SETTLE, TenantRows
 
 _SQL = SqlFile("overlay.sql")
 _NAMESPACE_SQL = SqlFile("namespace.sql")
@@ -326,9 +326,8 @@ class Overlays:
             _SQL.statement("move_texts"), *names, overlay.tenant_no
         )
         positions = await self._connection.fetchval(_SQL.statement("move_positions_text"), *names)
-        settling = await self._rows.settling(overlay.schema)
         async with self._rows.working_for(overlay.tenant_no):
-            for text in (texts["copy"], texts["remove"], *settling):
+            for text in (texts["copy"], texts["remove"], SETTLE):
                 await self._run(text)
         if positions is not None:
             await self._connection.execute(positions)

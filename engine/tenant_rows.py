@@ -38,7 +38,8 @@ _SQL = SqlFile("namespace.sql")
 #: The idempotency key under which a tenant's data says that it has its first rows. It moves along
 #: with the tenant, and is gone with it.
 SEED_MARK: Final = "tenancy:seed"
-_SETTLE: Final = "set constraints all immediate"
+#: Lets nothing wait for the end of the transaction.
+SETTLE: Final = "set constraints all immediate"
 #: The overlays (`overlay`) of a namespace that has none.
 NO_OVERLAYS: Final[Mapping[TenantNo, SchemaName]] = MappingProxyType({})
 
@@ -66,13 +67,11 @@ class TenantRows:
         self._namespace = namespace
         self._settings = settings
         self._keys = keys
-        self._settling: dict[SchemaName | None, list[str]] = {}
 
     async def run_for_reference(self, statements: Sequence[str]) -> None:
         """Run statements for tenant 0, in a reference whose row security is not forced."""
-        self._settling.clear()
         await self._bind_unsigned(REFERENCE_TENANT)
-        await self._run([*statements, *await self.settling()])
+        await self._run(await self._turn_of(statements))
         await self._unbind()
 
     async def run(
@@ -88,8 +87,6 @@ class TenantRows:
         """
         if not tenants:
             return
-        # The constraints may be others than at the last run.
-        self._settling.clear()
         fences = await self._fences(tenants)
         signed = len(tenants) <= self._settings.migration_bound_tenants_max
         if not signed:
@@ -99,7 +96,7 @@ class TenantRows:
             if fence is None:
                 continue
             overlay = overlays.get(tenant.tenant_no)
-            texts = [*statements, *await self.settling(overlay)]
+            texts = await self._turn_of(statements, overlay)
             try:
                 async with self._in_front(overlay):
                     await self._turn(tenant, fence, texts, signed=signed)
@@ -157,18 +154,19 @@ class TenantRows:
         if closed:
             await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
 
-    async def settling(self, overlay: SchemaName | None = None) -> list[str]:
-        """Statements that end a tenant's turn: settle what waits, and let it wait again.
+    async def _turn_of(
+        self, statements: Sequence[str], overlay: SchemaName | None = None
+    ) -> list[str]:
+        """The statements of one tenant's turn: what shall wait waits, and is settled at the end.
 
-        In the namespace, and in the `overlay` of the tenant that has one.
+        To settle is to let nothing wait any more, also in the turns that follow, so each one begins
+        with saying what waits: in the namespace, and in the tenant's `overlay` if it has one.
         """
-        if overlay not in self._settling:
-            schemas = [name for name in (self._namespace.schema, overlay) if name is not None]
-            rows = await self._connection.fetch(_SQL.statement("deferrable_constraints"), schemas)
-            deferred = ", ".join(row["name"] for row in rows if row["deferred"])
-            again = [f"set constraints {deferred} deferred"] if deferred else []
-            self._settling[overlay] = [_SETTLE, *again] if rows else []
-        return self._settling[overlay]
+        schemas = [name for name in (self._namespace.schema, overlay) if name is not None]
+        rows = await self._connection.fetch(_SQL.statement("deferrable_constraints"), schemas)
+        deferred = ", ".join(row["name"] for row in rows if row["deferred"])
+        begin = [f"set constraints {deferred} deferred"] if deferred else []
+        return [*begin, *statements, *([SETTLE] if rows else [])]
 
     async def _run(self, statements: Sequence[str]) -> None:
         for text in statements:
