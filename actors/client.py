@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -47,6 +48,7 @@ from tenancy.data_isolation.core.settings import EngineConfig, Settings
 from tenancy.data_isolation.core.types import Operation, QueryResult
 
 _RETRY_AFTER_S = 1.0
+_LISTENS_TIMEOUT_S = 5.0
 
 
 def connect(address: str | None = None, *, home: Path | str | None = None) -> TenancyClient:
@@ -218,6 +220,7 @@ def _existing(name: str, otherwise: Handle) -> Handle:
 def _join(address: str | None, home: Path | str | None) -> None:
     if address is None:
         address = _running(Path(home or os.environ.get("TENANCY_HOME", ".tenancy")))
+    _check_listens(address)
     if address.startswith("127.0.0.1:"):
         # Ray would look for the cluster at the machine's outward address. This is its own switch
         # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0), which it reads when it is imported.
@@ -236,6 +239,20 @@ def _join(address: str | None, home: Path | str | None) -> None:
         ) from None
 
 
+def _check_listens(address: str) -> None:
+    """Raise `SetupError` when nobody listens at `host:port`: Ray would try for ever."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # `auto` and its like are for Ray to find out.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENS_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SetupError(
+            f"no Ray cluster listens at {address} ({reason}); `tenancy status` says where it is"
+        ) from None
+
+
 def _running(home: Path) -> str:
     """The address of the cluster that runs under `home`; makes its token known to Ray."""
     file = home.expanduser().absolute() / "run" / "state.json"
@@ -243,6 +260,8 @@ def _running(home: Path) -> str:
         state = json.loads(file.read_text())
         address, token = state["ray_address"], state["ray_auth_token_file"]
     except (OSError, ValueError, KeyError, TypeError):
+        address = None
+    if address is None:
         raise SetupError(
             f"nothing runs under {home}; start it with `tenancy up`, or set TENANCY_HOME"
         ) from None

@@ -119,9 +119,9 @@ class Facts:
     required_security: int | None = None
     #: Worst latency that the matrix may give.
     required_latency: Latency | None = None
-    #: Databases of tenants that exist already, and hybrid tenants.
+    #: Databases of tenants that exist already, and hybrid tenants that there is still room for.
     databases: int | None = None
-    hybrids: int | None = None
+    hybrid_room: int | None = None
     #: Name of the operation that made the choice necessary.
     operation: str | None = None
 
@@ -132,7 +132,7 @@ class Facts:
         *,
         tenant: Tenant | None = None,
         databases: int | None = None,
-        hybrids: int | None = None,
+        hybrid_room: int | None = None,
         operation: str | None = None,
     ) -> Facts:
         """The facts that a caller's context tells, and the catalog when it knows the tenant.
@@ -157,7 +157,7 @@ class Facts:
             required_security=_told_rating(told, "required_security"),
             required_latency=_told_word(told, "required_latency", Latency),
             databases=databases,
-            hybrids=hybrids,
+            hybrid_room=hybrid_room,
             operation=operation,
         )
 

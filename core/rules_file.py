@@ -7,8 +7,8 @@ scalability and cost (5 = cheapest). `[[rules]]` are the rules, in order:
 - `when`: the facts that make it apply (all of them; a list means any of its words; no `when` =
   always). Words: compliance, tenant_type, workload, budget, wish, placement, operation. Numbers,
   with `_min` (at least) or `_max` (at most): size_bytes, size_rows, load_ops_s, databases (tenants
-  that have one), hybrids (hybrid tenants). A rule that asks for a fact that is not known does not
-  apply;
+  that have one), hybrid_room (hybrid tenants that the servers still have room for). A rule that
+  asks for a fact that is not known does not apply;
 - what it does, at least one of: `prefer` (strategies, best first), `at_least` (an isolation level),
   `avoid` (strategies), `security_at_least`, `cost_at_least` (ratings of the matrix);
 - `firm`: true when the demand is never set aside; others give way when nothing fits them all.
@@ -69,7 +69,7 @@ _WORDS: dict[str, type[StrEnum] | None] = {
     "placement": IsolationLevel,
     "operation": None,
 }
-_NUMBERS = ("size_bytes", "size_rows", "load_ops_s", "databases", "hybrids")
+_NUMBERS = ("size_bytes", "size_rows", "load_ops_s", "databases", "hybrid_room")
 _BOUNDS = tuple(f"{name}_{end}" for name in _NUMBERS for end in ("min", "max"))
 _DEEDS = ("prefer", "avoid", "at_least", "security_at_least", "cost_at_least")
 _RULE_KEYS = ("name", "because", "when", *_DEEDS, "firm")

@@ -8,6 +8,7 @@ misspelt limit is no limit.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -105,9 +106,9 @@ class Settings:
     #: it keeps everybody else from the tables instead.
     migration_bound_tenants_max: int = 2_000
 
-    #: Hybrid tenants of one server, give or take those that are made at the same moment: a migration
-    #: of sensitive tables changes those of all of them in one transaction, which takes a lock for
-    #: each table and index, and a server has room for so many (max_locks_per_transaction).
+    #: Hybrid tenants of one server, give or take those that are made at the same moment: a
+    #: migration of sensitive tables changes those of all of them in one transaction, which takes a
+    #: lock for each table and index, and a server has room for so many (max_locks_per_transaction).
     hybrid_tenants_max: int = 200
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
@@ -224,8 +225,12 @@ class Settings:
             if not variable.startswith(_PREFIX):
                 continue
             if variable not in names:
+                near = difflib.get_close_matches(variable, names, n=1)
+                meant = f"; did you mean {near[0]}? The" if near else "; the"
                 known = ", ".join(sorted(names))
-                raise SettingError(f"{variable} is not a setting; the settings are {known}")
+                raise SettingError(f"{variable} is not a setting{meant} settings are {known}")
+            if not text:
+                raise SettingError(f"{variable} is empty; give it a value, or unset it")
             values[names[variable]] = _parse(variable, text, hints[names[variable]])
         return cls(**(values | overrides))
 

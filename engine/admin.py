@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -158,6 +159,8 @@ class AdminConnections:
                 server_settings={
                     "application_name": "tenancy admin",
                     "search_path": "pg_catalog, pg_temp",
+                    # Reading the catalogs looks dear to the planner and is not; compiling is.
+                    "jit": "off",
                 },
             )
         except (*_UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
@@ -186,6 +189,17 @@ def _connect_error(
         case asyncpg.PostgresError():
             return ServerUnavailableError(f"{server} refused a connection: {error}", error.sqlstate)
         case OSError() | TimeoutError():
-            return ServerUnavailableError(f"{server} does not answer")
+            return ServerUnavailableError(
+                f"{server} ({_place(config.dsn)}) does not answer; see that it runs and that its "
+                "DSN (TENANCY_POSTGRES_DSN) names the right host and port"
+            )
         case _:
-            return SettingError(f"the DSN of {server} cannot be used; give a libpq URI")
+            return SettingError(
+                f"the DSN of {server} cannot be used; give TENANCY_POSTGRES_DSN as a libpq URI, "
+                "postgresql://user:password@host:5432/postgres"
+            )
+
+
+def _place(dsn: str) -> str:
+    """The host and port of a DSN, which hold no secret."""
+    return urlsplit(dsn).netloc.rpartition("@")[2] or "its socket"

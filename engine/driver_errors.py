@@ -12,7 +12,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -143,6 +143,26 @@ def driver_error(error: BaseException, *, wrote: bool) -> TenancyError:
             return TenancyError()
 
 
+def migration_text(error: asyncpg.PostgresError) -> str:
+    """What PostgreSQL says of a migration: its message, detail and hint, each one a sentence.
+
+    The tenant that it is about is told after the message, as `(tenant number N)`: the number is in
+    the notes of the error, or in the detail, where it is the value of a column no tenant sees.
+    """
+    report = ServerReport.of_driver(error)
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    key = _KEY.search(report.detail or "")
+    # The rows of tenant 0 are those of a reference, and nobody's.
+    if key is not None and not notes and int(key[2]) > 0:
+        notes = [f"tenant number {key[2]}"]
+    first = report.message.rstrip(".") + "".join(f" ({note})" for note in notes)
+    sentences = (
+        text if text.endswith((".", "?", "!")) else f"{text}."
+        for text in (first, *_explanations(report))
+    )
+    return " ".join(sentences)[:_DETAIL_CHARS_MAX]
+
+
 #: Classes and codes of the SQL standard's and PostgreSQL's errors (manual, appendix A).
 _KINDS: Final[dict[str, type[TenancyError]]] = {
     "22": ParameterError,
@@ -167,7 +187,8 @@ _SERVER_IS_AWAY: Final = ("57P", "080")
 
 _QUALIFIER = re.compile(r'\bt_[0-9a-f]{20}\.|"t_[0-9a-f]{20}"\.')
 _NAME = re.compile(r"\b(?:t_[0-9a-f]{20}|tenancy_(?:rows|owner|control))\b")
-_KEY = re.compile(r"[Kk]ey \(tenant_id(?:, ([^()]*))?\)=\((-?\d+)(?:, )?")
+# The columns end where the values begin; an index on expressions has parentheses of its own.
+_KEY = re.compile(r"[Kk]ey \(tenant_id(?:, (.*?))?\)=\((-?\d+)(?:, )?")
 _PARAMETER_IN_CONTEXT = re.compile(r"portal.* parameter \$(\d+)")
 _FAILING_ROW = "Failing row contains"
 
@@ -178,14 +199,20 @@ def _told(report: ServerReport, *, numbered: bool) -> str:
     position = _PARAMETER_IN_CONTEXT.search(report.context or "") if numbered else None
     if position is not None:
         text = f"parameter ${position[1]}: {text}"
+    for more in _explanations(report):
+        text += f" ({more.rstrip('.')})"
+    return text[:_DETAIL_CHARS_MAX]
+
+
+def _explanations(report: ServerReport) -> Iterator[str]:
+    """The detail and the hint, as a plain database would give them."""
     for more in (report.detail, report.hint):
         if more is None or more.startswith(_FAILING_ROW):
             continue
         told = _without_runtime(_without_tenant(more))
         # What still speaks of the runtime's column has no meaning at a plain database.
         if TENANT_COLUMN not in told:
-            text += f" ({told.rstrip('.')})"
-    return text[:_DETAIL_CHARS_MAX]
+            yield told
 
 
 def _without_tenant(text: str) -> str:

@@ -107,13 +107,15 @@ class Fleet:
         cannot be used; the ones before it are registered then.
         """
         wanted = in_order(migrations)
-        for migration in wanted:
-            parse_migration(migration)
         added = []
         with translated(changing=True):
             async with self._registry.session() as control, self._registry.registering(control):
                 known = await self._registry.migrations(control)
-                for migration in _unregistered(wanted, known):
+                fresh = _unregistered(wanted, known)
+                # All are read before one is tried. What is registered was allowed in its time.
+                for migration in fresh:
+                    parse_migration(migration)
+                for migration in fresh:
                     reference = self._schema(control, self._control_reference())
                     await reference.work_out(migration, self._registry.adding(control, migration))
                     added.append(migration)
@@ -433,6 +435,7 @@ def _unregistered(
             fresh.append(migration)
         elif registered.checksum != migration.checksum:
             raise MigrationConflictError(
-                f"{migration.title} exists already with another text; add a new one instead"
+                f"{registered.title} exists already with another text; give the new one "
+                f"({migration.name}) a number above {newest}"
             )
     return fresh

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,12 +17,14 @@ from tenancy.data_isolation.core.errors import (
     OverloadedError,
     ServerUnavailableError,
     TenancyError,
+    TenantNotFoundError,
 )
-from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import NamespaceRecord, NamespaceState
+from tenancy.data_isolation.engine.driver_errors import migration_text
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.namespace_schema import (
     GONE,
@@ -32,6 +35,8 @@ from tenancy.data_isolation.engine.namespace_schema import (
 from tenancy.data_isolation.engine.schema_script import RegisteredMigration
 
 _ERROR_CHARS_MAX = 2_000
+#: How messages from below name a tenant: the catalog alone knows its id.
+_NUMBERED = re.compile(r"\btenant number ([0-9]{1,18})\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,13 +189,26 @@ class FleetRun:
                 return work.outcome(record.version, NamespaceState.CURRENT)
             await lane.leave()
             if not again:
-                return work.outcome(record.version, NamespaceState.FAILED, reason)
+                break
             if attempt < self._settings.migration_attempts_max:
                 # Whoever is in the way gets on meanwhile; nothing else waits for this.
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
-        reason = f"{reason} (after {self._settings.migration_attempts_max} attempts)"
+        else:
+            reason = f"{reason} (after {self._settings.migration_attempts_max} attempts)"
+        reason = await self._named(reason or "", work.namespace)
         return work.outcome(record.version, NamespaceState.FAILED, reason)
+
+    async def _named(self, reason: str, namespace: Namespace) -> str:
+        """`reason` with the tenants' ids in place of their numbers, as far as they are known."""
+        if namespace.tenant_no is not None and _NUMBERED.search(reason) is None:
+            reason = f"tenant number {namespace.tenant_no}: {reason}"
+        told: dict[str, str] = {}
+        for number in {found[1] for found in _NUMBERED.finditer(reason)}:
+            with suppress(TenantNotFoundError):
+                tenant = await self._catalog.tenant_by_number(TenantNo(int(number)))
+                told[number] = f"tenant {tenant.tenant_id}"
+        return _NUMBERED.sub(lambda found: told.get(found[1], found[0]), reason)
 
     async def _attempt(self, work: _Work, lane: _Lane) -> tuple[str | None, bool]:
         """What went wrong, None when nothing did, and whether to try again."""
@@ -295,6 +313,5 @@ def _lost(changing: bool) -> TenancyError:
 
 def _told(error: Exception) -> TenancyError:
     if isinstance(error, asyncpg.PostgresError):
-        hint = f" {error.hint}" if error.hint else ""
-        return MigrationFailedError(f"{error.args[0]}.{hint}", error.sqlstate)
+        return MigrationFailedError(migration_text(error), error.sqlstate)
     return ServerUnavailableError("the server went away; run it again")

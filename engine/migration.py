@@ -121,7 +121,7 @@ def parse_migration(migration: Migration) -> tuple[MigrationStatement, ...]:
     """The statements of `migration`.
 
     Raises `SchemaRefusedError` with every statement that is not allowed: its kind, the name of its
-    object, its line and the reason.
+    object, its line and the reason; and when there is no statement.
     """
     try:
         tree = parse(migration.sql)
@@ -150,6 +150,9 @@ def parse_migration(migration: Migration) -> tuple[MigrationStatement, ...]:
         )
     if refused:
         raise refusal(migration, refused)
+    if not statements:
+        # Registered once, it could never be filled in: its text does not change any more.
+        raise SchemaRefusedError(f"{migration.title} holds no statement; nothing was changed")
     return tuple(statements)
 
 

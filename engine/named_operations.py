@@ -28,7 +28,12 @@ from tenancy.data_isolation.core.types import Operation
 from tenancy.data_isolation.engine.catalog_records import NamedOperation
 from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.statement import Statement
-from tenancy.data_isolation.engine.table_operations import VERBS, table_named, table_operation
+from tenancy.data_isolation.engine.table_operations import (
+    VERBS,
+    has_operations,
+    table_named,
+    table_operation,
+)
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 
 #: Names that a message lists at most.
@@ -208,7 +213,7 @@ def _picked(
 
 
 def _tables(schema: VisibleSchema | None) -> Iterable[VisibleRelation]:
-    return () if schema is None else (item for item in schema.relations.values() if not item.view)
+    return () if schema is None else filter(has_operations, schema.relations.values())
 
 
 def _some(names: Iterable[str]) -> str:

@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.identifiers import RoleName, SchemaName, Tenant
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind
+from tenancy.data_isolation.engine.driver_errors import migration_text
 from tenancy.data_isolation.engine.layout import HYBRID_ROLE, ROWS_ROLE
 from tenancy.data_isolation.engine.migration import (
     Migration,
@@ -172,7 +173,7 @@ class NamespaceSchema:
                     for step in steps:
                         with _blamed(migration, step.line):
                             await self._overlays.precede(step)
-                            await self._run(step.text)
+                            await self._take(step.text)
                             await self._overlays.follow(step)
             await self._protect()
             await self._record([migration])
@@ -248,6 +249,27 @@ class NamespaceSchema:
     async def _run(self, text: str) -> None:
         """Run SQL of a migration."""
         await self._connection.execute(_SQL.statement("run"), text)
+
+    async def _take(self, text: str) -> None:
+        """Run a definition where there are rows; when they do not allow it, the error has the key.
+
+        Forced row security keeps the key back from the owner too, so the definition is tried once
+        more without it. That comes to nothing in any case: the error undoes the whole transaction.
+        """
+        try:
+            async with self._connection.transaction():
+                await self._run(text)
+        except asyncpg.IntegrityConstraintViolationError as error:
+            if error.schema_name != self._namespace.schema or error.table_name is None:
+                raise
+            try:
+                await self._connection.execute(_SQL.statement("unforce", table=error.table_name))
+                await self._run(text)
+            except asyncpg.IntegrityConstraintViolationError:
+                raise
+            except asyncpg.PostgresError:
+                raise error from None
+            raise
 
     async def _exists(self) -> bool:
         found: bool = await self._connection.fetchval(
@@ -362,11 +384,4 @@ def _blamed(migration: Migration, line: int) -> Iterator[None]:
     except (*RETRYABLE, *GONE):
         raise
     except asyncpg.PostgresError as error:
-        raise _failed(place, error) from None
-
-
-def _failed(place: str, error: asyncpg.PostgresError) -> MigrationFailedError:
-    """PostgreSQL's message and hint. Its detail can hold a tenant's data and is left out."""
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    hint = f" {error.hint}" if error.hint else ""
-    return MigrationFailedError(f"{place}: {error.args[0]}{notes}.{hint}", error.sqlstate)
+        raise MigrationFailedError(f"{place}: {migration_text(error)}", error.sqlstate) from None

@@ -31,6 +31,7 @@ from tenancy.data_isolation.engine.rewriting import Rewriter
 from tenancy.data_isolation.engine.schema_script import Step, StepSort
 from tenancy.data_isolation.engine.schema_snapshot import Relation, SchemaSnapshot
 from tenancy.data_isolation.engine.scope_plan import force_statement, lift_statement
+from tenancy.data_isolation.engine.sensitive_tables import sensitive_tables, views_of
 from tenancy.data_isolation.engine.syntax_tree import (
     Node,
     Tree,
@@ -77,9 +78,11 @@ def scoped_steps(statement: MigrationStatement, snapshot: SchemaSnapshot) -> tup
 def visible_schema(snapshot: SchemaSnapshot) -> VisibleSchema:
     """The tables and views of `snapshot` without the column that tells tenants apart."""
     keys = {item.table: item.columns for item in snapshot.constraints if item.type == "p"}
+    tables = sensitive_tables(snapshot)
+    apart = {*tables, *views_of(snapshot, tables)}
     return VisibleSchema(
         relations={
-            item.name: _visible_relation(item, keys.get(item.name, ()))
+            item.name: _visible_relation(item, keys.get(item.name, ()), apart=item.name in apart)
             for item in snapshot.relations
             if item.kind in "rv"
         },
@@ -88,7 +91,7 @@ def visible_schema(snapshot: SchemaSnapshot) -> VisibleSchema:
     )
 
 
-def _visible_relation(relation: Relation, key: Sequence[str]) -> VisibleRelation:
+def _visible_relation(relation: Relation, key: Sequence[str], *, apart: bool) -> VisibleRelation:
     shapes = tuple(item for item in relation.columns if item.name != TENANT_COLUMN)
     return VisibleRelation(
         name=relation.name,
@@ -97,6 +100,7 @@ def _visible_relation(relation: Relation, key: Sequence[str]) -> VisibleRelation
         hidden=relation.column(TENANT_COLUMN) is not None,
         view=relation.kind == "v",
         shapes=shapes,
+        apart=apart,
     )
 
 

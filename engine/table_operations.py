@@ -15,6 +15,7 @@ from typing import Any
 from tenancy.data_isolation.core.errors import ParameterError
 from tenancy.data_isolation.core.identifiers import quote_identifier
 from tenancy.data_isolation.core.types import Operation
+from tenancy.data_isolation.engine.tenant_column import is_runtime_name
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 
 #: Rows that `list` gives when no limit is asked for.
@@ -25,11 +26,13 @@ _OFFSET_MAX = 2**31
 
 def table_named(entity: str, schema: VisibleSchema) -> VisibleRelation | None:
     """The table that an entity's name means: itself first, then its plural, then its singular."""
-    for name in _spellings(entity):
-        relation = schema.relations.get(name)
-        if relation is not None and not relation.view:
-            return relation
-    return None
+    known = (schema.relations.get(name) for name in _spellings(entity))
+    return next((item for item in known if item is not None and has_operations(item)), None)
+
+
+def has_operations(relation: VisibleRelation) -> bool:
+    """Whether verbs act on a relation: a table of the user's schema, not one of the runtime."""
+    return not relation.view and not is_runtime_name(relation.name)
 
 
 def table_operation(

@@ -27,6 +27,7 @@ class VisibleRelation:
     defaults, checks, generated columns, the view's own query, or the same in a table that is
     reached by a foreign key's action); a schema without functions has no such relation.
     `shapes` are the same columns with their types; empty where only the names are known.
+    `apart` says that hybrid tenants keep it in a schema of their own.
     """
 
     name: str
@@ -36,6 +37,7 @@ class VisibleRelation:
     view: bool = False
     runs_code: bool = True
     shapes: tuple[ColumnShape, ...] = ()
+    apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

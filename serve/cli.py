@@ -86,16 +86,32 @@ def run(arguments: list[str]) -> int:
     except TenancyError as error:
         print_error(error.detail)
         return STATUS_ERROR
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Abort:
+        # At a question: nothing was asked of the runtime yet.
         print_error("interrupted")
         return STATUS_INTERRUPTED
+    except KeyboardInterrupt:
+        return _interrupted()
     except BrokenPipeError:
         # Whoever read our output has enough of it; nothing may be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         return _told(error)
+    # Typer ends Ctrl-C with this status and without a word; no command of ours gives it otherwise.
+    if status == STATUS_INTERRUPTED:
+        return _interrupted()
     return status if isinstance(status, int) else 0
+
+
+def _interrupted() -> int:
+    """Tell of Ctrl-C; the exit status."""
+    print_error(
+        "interrupted",
+        "what was asked of the runtime may go on there; look with `tenancy status` and "
+        "`tenancy schema status`",
+    )
+    return STATUS_INTERRUPTED
 
 
 def _told(error: Exception) -> int:

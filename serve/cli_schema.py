@@ -77,6 +77,7 @@ def status(as_json: AsJson = False) -> None:
         [
             ("version", found["version"]),
             ("tables", found["tables"]),
+            ("sensitive", [item["name"] for item in found["relations"] if item["sensitive"]]),
             ("copies", namespaces["total"]),
             ("current", namespaces["current"]),
             ("behind", namespaces["behind"]),

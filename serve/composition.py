@@ -57,7 +57,7 @@ async def open_services(
     settings = engine.settings
     orchestrator = UltraAdvancedStrategyOrchestrator()
     await orchestrator.initialize(
-        EngineConfig(settings=settings, gateway=OperationGateway(gateway))
+        EngineConfig(settings=settings, servers=engine.servers, gateway=OperationGateway(gateway))
     )
     closing.push_async_callback(orchestrator.cleanup)
     clock = SystemClock()

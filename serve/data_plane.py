@@ -26,6 +26,7 @@ from tenancy.data_isolation.engine.embedded_redis import EmbeddedRedis
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+from tenancy.data_isolation.serve.home_server import HomeServer
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class DataPlane:
         self.redis_url = settings.redis_url
 
     async def start_servers(self) -> None:
-        """Have both running. Raises `EmbeddedServerError`."""
+        """Have both running. Raises `SetupError`s, also for a server that the home is not of."""
+        await asyncio.to_thread(HomeServer(self._settings).check)
         await asyncio.gather(self._start_postgres(), self._start_redis())
 
     async def set_up(self) -> None:
@@ -66,6 +68,7 @@ class DataPlane:
             await self._have_admin_key(engine.credentials)
         finally:
             await engine.close()
+        await asyncio.to_thread(HomeServer(self._settings).note)
 
     def write_configuration(self) -> Path:
         """Write what the tenant actors and the HTTP processes need to know; where it is."""

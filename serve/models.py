@@ -298,6 +298,9 @@ class NamespaceFailure(Answer):
     server: str
     kind: str
     tenant_no: int | None
+    tenant_id: str | None = Field(
+        description="The tenant whose own copy it is; null for a copy that tenants share."
+    )
     version: int
     error: str | None
 
@@ -321,6 +324,12 @@ class RelationAnswer(Answer):
     kind: Literal["table", "view"]
     columns: list[RelationColumnAnswer]
     primary_key: list[str] = Field(description="In the order of the key; empty for a view.")
+    sensitive: bool = Field(
+        description=(
+            "Hybrid tenants keep it in a schema of their own: it is marked `@sensitive` in its "
+            "comment, or foreign keys or a view join it with one that is."
+        )
+    )
 
 
 class SchemaAnswer(Answer):

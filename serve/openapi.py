@@ -44,6 +44,8 @@ _PROBLEMS: Mapping[int, str] = {
     503: "Something that is needed does not answer; see `Retry-After`.",
     504: "The statement ran longer than its limit.",
 }
+#: What FastAPI would answer to a wrong parameter; we do not.
+_DEFAULT_SHAPES = ("HTTPValidationError", "ValidationError")
 _ALWAYS = (500, 503)
 _WITH_BODY = (408, 413, 415, 422)
 _WITH_CREDENTIAL = (401, 403, 404, 429)
@@ -98,13 +100,18 @@ def answers(
         if shape is not None
         else {"description": "Done."}
     }
-    reference = {"$ref": _REFERENCE.format(model=models.ProblemAnswer.__name__)}
     for code in sorted(statuses):
-        found[code] = {
-            "description": _PROBLEMS[code],
-            "content": {problems.MEDIA_TYPE: {"schema": reference}},
-        }
+        found[code] = _problem(code)
     return found
+
+
+def _problem(status: int) -> dict[str, Any]:
+    """A response that is problem details."""
+    reference = {"$ref": _REFERENCE.format(model=models.ProblemAnswer.__name__)}
+    return {
+        "description": _PROBLEMS[status],
+        "content": {problems.MEDIA_TYPE: {"schema": reference}},
+    }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -121,12 +128,27 @@ def document(app: FastAPI) -> dict[str, Any]:
         [(shape, "validation") for shape in _named_shapes()], ref_template=_REFERENCE
     )
     components["schemas"] = components.get("schemas", {}) | shapes["$defs"]
+    _drop_defaults(found)
     for path, item in found["paths"].items():
         for operation in item.values():
             operation["security"] = (
                 [{name: []} for name in _SECURITY] if path.startswith("/v1/") else []
             )
     return found
+
+
+def _drop_defaults(found: dict[str, Any]) -> None:
+    """Put our problem in place of what FastAPI says of a wrong parameter.
+
+    It adds a 422 of its own to every route that has parameters and names none itself; `_invalid` of
+    the application answers these, as problem details.
+    """
+    for name in _DEFAULT_SHAPES:
+        found["components"]["schemas"].pop(name, None)
+    for item in found["paths"].values():
+        for operation in item.values():
+            if "422" in operation["responses"]:
+                operation["responses"]["422"] = _problem(422)
 
 
 def _named_shapes() -> Iterable[type[models.Body] | type[models.Answer]]:

@@ -12,10 +12,16 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenancy.data_isolation.core.errors import InvalidInputError, MigrationFailedError
+from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
+    MigrationFailedError,
+    TenantNotFoundError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId, TenantNo
 from tenancy.data_isolation.engine.catalog_records import NamespaceState
 from tenancy.data_isolation.engine.fleet_run import FleetReport, NamespaceStatus
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.models import (
     MigrationAnswer,
@@ -34,6 +40,8 @@ from tenancy.data_isolation.serve.services import Services
 # Digits and an underscore are always meant as the number, however many digits there are.
 _NAME = re.compile(r"(?:([0-9]{1,20})_|(?![0-9]+_))([A-Za-z0-9][A-Za-z0-9_-]{0,99}?)(?:\.sql)?")
 _FAILURES_MAX = 20
+#: Copies that a message names at most.
+_PLACES_MAX = 5
 #: What `pg_attribute.attidentity` means.
 _IDENTITIES: Final[Mapping[str, Literal["always", "by default"]]] = {
     "a": "always",
@@ -46,6 +54,7 @@ class SchemaRoutes:
 
     def __init__(self, services: Services, requests: Requests) -> None:
         self._fleet = services.fleet
+        self._catalog = services.catalog
         self._relations = services.relations
         self._requests = requests
         # One migration at a time: the next one has to see what the last one did.
@@ -84,6 +93,7 @@ class SchemaRoutes:
         await self._requests.admin(request)
         migrations = await self._fleet.migrations()
         status = await self._fleet.status()
+        failed = [item for item in status if item.error is not None][:_FAILURES_MAX]
         relations = await self._relations()
         answer = SchemaAnswer(
             version=migrations[-1].number if migrations else 0,
@@ -91,7 +101,9 @@ class SchemaRoutes:
             tables=[item.name for item in relations],
             relations=[_relation(item) for item in relations],
             namespaces=_summary(status),
-            failures=[_failure(item) for item in status if item.error is not None][:_FAILURES_MAX],
+            failures=[
+                _failure(item, await self._tenant_id(item.namespace.tenant_no)) for item in failed
+            ],
         )
         return json_answer(answer.model_dump())
 
@@ -112,7 +124,7 @@ class SchemaRoutes:
             await self._fleet.register([migration])
             report = await self._fleet.apply()
             if not report.complete:
-                raise MigrationFailedError(_told(migration, report))
+                raise MigrationFailedError(await self._told(migration, report))
             # From now on this process knows the new tables.
             await self._relations()
             return MigrationAppliedAnswer(
@@ -120,6 +132,47 @@ class SchemaRoutes:
                 version=report.version,
                 namespaces=_summary(await self._fleet.status()),
             )
+
+    async def _told(self, sent: Migration, report: FleetReport) -> str:
+        """Which migration some copies could not take, where, and the first reason.
+
+        It need not be the one that was sent: an older or newer one brings the fleet up as well.
+        """
+        failed = report.failures
+        reached = min((item.to_version for item in failed), default=report.version)
+        registered = await self._fleet.migrations()
+        stuck = next((item for item in registered if item.number > reached), sent)
+        places = [await self._place(item.namespace) for item in failed[:_PLACES_MAX]]
+        if len(failed) > _PLACES_MAX:
+            places.append(f"{len(failed) - _PLACES_MAX} more")
+        where = f" ({', '.join(places)})" if places else ""
+        reason = f": {failed[0].error}".rstrip(".") if failed else ""
+        what = (
+            f"{stuck.title} is registered, but"
+            if stuck.number == sent.number
+            else f"the schema is at version {report.version}, but {stuck.title} is stuck:"
+        )
+        copies = "1 copy" if len(failed) == 1 else f"{len(failed)} copies"
+        tried = "1 was" if report.left == 1 else f"{report.left} were"
+        return (
+            f"{what} {copies} of the schema{where} could not take it and {tried} not tried"
+            f"{reason}. Mend the data and send it again"
+        )
+
+    async def _place(self, namespace: Namespace) -> str:
+        """How a message names a copy of the schema."""
+        tenant_id = await self._tenant_id(namespace.tenant_no)
+        whose = namespace.kind.value if tenant_id is None else f"tenant {tenant_id}"
+        return f"{whose} on {namespace.server}"
+
+    async def _tenant_id(self, tenant_no: TenantNo | None) -> TenantId | None:
+        """The id of the tenant of that number; None when there is none (any more)."""
+        if tenant_no is None:
+            return None
+        try:
+            return (await self._catalog.tenant_by_number(tenant_no)).tenant_id
+        except TenantNotFoundError:
+            return None
 
     async def _numbered(self, body: MigrationBody) -> Migration:
         """The migration with its number: the one it names, or the next."""
@@ -162,6 +215,7 @@ def _relation(relation: VisibleRelation) -> RelationAnswer:
             for shape in relation.shapes
         ],
         primary_key=list(relation.primary_key),
+        sensitive=relation.apart,
     )
 
 
@@ -176,22 +230,13 @@ def _summary(status: Sequence[NamespaceStatus]) -> NamespacesAnswer:
     )
 
 
-def _failure(status: NamespaceStatus) -> NamespaceFailure:
+def _failure(status: NamespaceStatus, tenant_id: TenantId | None) -> NamespaceFailure:
     namespace = status.namespace
     return NamespaceFailure(
         server=namespace.server,
         kind=namespace.kind.value,
         tenant_no=namespace.tenant_no,
+        tenant_id=tenant_id,
         version=status.version,
         error=status.error,
-    )
-
-
-def _told(migration: Migration, report: FleetReport) -> str:
-    """What failed, with the first reason."""
-    failed = report.failures
-    reason = f": {failed[0].error}" if failed else ""
-    return (
-        f"{migration.title} is registered, but {len(failed)} copies of the schema could not take "
-        f"it and {report.left} were not tried{reason}. Mend the data and send it again"
     )

@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.core.errors import (
@@ -30,10 +31,12 @@ from tenancy.data_isolation.core.performance import Outcome, Performance, outcom
 from tenancy.data_isolation.core.promotion import Promotion
 from tenancy.data_isolation.core.rules import (
     STRATEGY_OF_LEVEL,
+    RuleBook,
     StrategyName,
     placed_by,
     strength,
 )
+from tenancy.data_isolation.core.rules_file import read_rules
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -45,6 +48,9 @@ from tenancy.data_isolation.core.types import (
     TenantSize,
     TenantStatus,
 )
+
+_Options = TypeVar("_Options")
+_RULES = Path(__file__).with_name("rules.toml")
 
 
 @runtime_checkable
@@ -231,6 +237,25 @@ def check_switches(config: Any) -> None:
             )
 
 
+def checked_options(given: _Options | None, kind: type[_Options]) -> _Options:
+    """The options that were given, or the default ones; `InvalidInputError` when they are none."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise InvalidInputError(f"options are a {kind.__name__}(...), not {type(given).__name__}")
+    return given
+
+
+def check_server(config: Any) -> None:
+    """Raise `SettingError` when the server that a config class names cannot be one."""
+    if config.server is None:
+        return
+    try:
+        parse_word(config.server, f"{type(config).__name__}.server")
+    except InvalidInputError as error:
+        raise SettingError(error.detail) from None
+
+
 def check_numbers(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Raise `SettingError` when a number of a config class is none, or out of its range.
 
@@ -270,6 +295,22 @@ def chosen_server(name: str | None, config: EngineConfig, option: str) -> Server
     if name is not None and servers and name not in servers:
         raise SettingError(f"{option}: there is no server {name!r}; there are {', '.join(servers)}")
     return None if name is None else ServerName(name)
+
+
+def rule_book(rules: str | Path | Mapping[str, Any] | None) -> RuleBook:
+    """The user's rules, or those of `rules.toml`; its matrix stands where none is given."""
+    ours = read_rules(_RULES.read_text(encoding="utf-8"), _RULES.name)
+    if rules is None:
+        return ours
+    if isinstance(rules, Mapping):
+        return read_rules(rules, "OrchestratorConfig.rules", defaults=ours)
+    if not isinstance(rules, str | Path):
+        raise SettingError("OrchestratorConfig.rules must be the path of a file, or a mapping")
+    try:
+        text = Path(rules).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"OrchestratorConfig.rules: {rules} cannot be read: {error}") from None
+    return read_rules(text, str(rules), defaults=ours)
 
 
 class KnownTenants:

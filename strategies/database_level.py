@@ -16,6 +16,7 @@ from tenancy.data_isolation.strategies.base import (
     Creation,
     PlacementStrategy,
     check_switches,
+    checked_options,
     known_servers,
 )
 
@@ -69,7 +70,7 @@ class DatabaseLevelStrategy(PlacementStrategy):
 
     def __init__(self, config: DatabaseConfig | None = None, *, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)
-        self.config = config or DatabaseConfig()
+        self.config = checked_options(config, DatabaseConfig)
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         servers = [(server, _Endpoint.of(server)) for server in known_servers(config)]

@@ -28,7 +28,9 @@ from tenancy.data_isolation.strategies.base import (
     Creation,
     PlacementStrategy,
     check_numbers,
+    check_server,
     check_switches,
+    checked_options,
     chosen_server,
 )
 
@@ -62,6 +64,7 @@ class HybridConfig:
 
     def __post_init__(self) -> None:
         check_switches(self)
+        check_server(self)
         check_numbers(self, _RANGES)
         if self.promotion_level not in (IsolationLevel.SCHEMA, IsolationLevel.DATABASE):
             raise SettingError(
@@ -106,7 +109,7 @@ class HybridStrategy(PlacementStrategy):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(clock=clock)
-        self.config = config or HybridConfig()
+        self.config = checked_options(config, HybridConfig)
         self._sleep = sleep
         self._limits = self.config.limits()
         #: Operations of each tenant since the last review.

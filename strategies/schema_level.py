@@ -11,7 +11,9 @@ from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.strategies.base import (
     Creation,
     PlacementStrategy,
+    check_server,
     check_switches,
+    checked_options,
     chosen_server,
 )
 
@@ -27,6 +29,7 @@ class SchemaLevelConfig:
 
     def __post_init__(self) -> None:
         check_switches(self)
+        check_server(self)
 
 
 class SchemaLevelStrategy(PlacementStrategy):
@@ -39,7 +42,7 @@ class SchemaLevelStrategy(PlacementStrategy):
         self, config: SchemaLevelConfig | None = None, *, clock: Clock | None = None
     ) -> None:
         super().__init__(clock=clock)
-        self.config = config or SchemaLevelConfig()
+        self.config = checked_options(config, SchemaLevelConfig)
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         server = chosen_server(self.config.server, config, "SchemaLevelConfig.server")

@@ -39,11 +39,9 @@ from tenancy.data_isolation.core.promotion import Promotion
 from tenancy.data_isolation.core.rules import (
     LEVEL_OF_STRATEGY,
     Facts,
-    RuleBook,
     StrategyName,
     placed_by,
 )
-from tenancy.data_isolation.core.rules_file import read_rules
 from tenancy.data_isolation.core.service_levels import checked_targets, compare
 from tenancy.data_isolation.core.settings import EngineConfig
 from tenancy.data_isolation.core.types import Tenant, TenantContext
@@ -55,10 +53,12 @@ from tenancy.data_isolation.strategies.base import (
     check_switches,
     checked_config,
     checked_context,
+    checked_options,
     checked_request,
     context_id,
     known_servers,
     placement_of,
+    rule_book,
 )
 from tenancy.data_isolation.strategies.database_level import DatabaseLevelStrategy
 from tenancy.data_isolation.strategies.hybrid_strategy import HybridStrategy
@@ -66,7 +66,6 @@ from tenancy.data_isolation.strategies.row_level import RowLevelStrategy
 from tenancy.data_isolation.strategies.schema_level import SchemaLevelStrategy
 
 _log = logging.getLogger(__name__)
-_RULES = Path(__file__).with_name("rules.toml")
 
 #: Options of parts that do not exist yet, and why they do nothing when they are switched on.
 _WITHOUT_EFFECT = {
@@ -177,7 +176,7 @@ class UltraAdvancedStrategyOrchestrator:
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.config = config or OrchestratorConfig()
+        self.config = checked_options(config, OrchestratorConfig)
         self._clock = clock or SystemClock()
         self._sleep = sleep
         given = strategies or (
@@ -189,7 +188,7 @@ class UltraAdvancedStrategyOrchestrator:
         self._strategies = {strategy.name: strategy for strategy in given}
         fallback = self.config.fallback_strategy
         self._policy = PlacementPolicy(
-            book=_rule_book(self.config.rules),
+            book=rule_book(self.config.rules),
             available=tuple(self._strategies),
             fallback=StrategyName(fallback) if fallback else None,
             compliance_validation=self.config.compliance_validation,
@@ -210,6 +209,7 @@ class UltraAdvancedStrategyOrchestrator:
         self._known: KnownTenants | None = None
         self._counts: tuple[Mapping[StrategyName, int], float] | None = None
         self._counts_age_s = 0.0
+        self._hybrids_max = 0
         self._collector: asyncio.Task[None] | None = None
 
     # Life
@@ -229,6 +229,8 @@ class UltraAdvancedStrategyOrchestrator:
             raise
         self._admission = self._room(waiting_max=settings.waiting_operations_max)
         self._counts_age_s = settings.known_tenant_s
+        # Behind a gateway the servers may not be known; there is one at least.
+        self._hybrids_max = settings.hybrid_tenants_max * max(1, len(servers))
         self._known = KnownTenants(
             gateway,
             clock=self._clock,
@@ -481,7 +483,7 @@ class UltraAdvancedStrategyOrchestrator:
         facts = Facts.of(
             context,
             databases=counts.get(StrategyName.DATABASE_LEVEL, 0),
-            hybrids=counts.get(StrategyName.HYBRID, 0),
+            hybrid_room=max(0, self._hybrids_max - counts.get(StrategyName.HYBRID, 0)),
             operation=operation,
         )
         now_s = self._clock.monotonic_s()
@@ -577,22 +579,6 @@ class UltraAdvancedStrategyOrchestrator:
             event["detail"] = detail
         self._events.append(event)
         _log.info("%s", event)
-
-
-def _rule_book(rules: str | Path | Mapping[str, Any] | None) -> RuleBook:
-    """The user's rules, or those of `rules.toml`; its matrix stands where none is given."""
-    ours = read_rules(_RULES.read_text(encoding="utf-8"), _RULES.name)
-    if rules is None:
-        return ours
-    if isinstance(rules, Mapping):
-        return read_rules(rules, "OrchestratorConfig.rules", defaults=ours)
-    if not isinstance(rules, str | Path):
-        raise SettingError("OrchestratorConfig.rules must be the path of a file, or a mapping")
-    try:
-        text = Path(rules).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"OrchestratorConfig.rules: {rules} cannot be read: {error}") from None
-    return read_rules(text, str(rules), defaults=ours)
 
 
 def _distribution(counts: Mapping[StrategyName, int]) -> dict[str, int]:

@@ -45,6 +45,10 @@ revoke all on function tenancy.run(text) from public;
 -- name: run
 select tenancy.run($1);
 
+-- name: unforce
+-- Let PostgreSQL tell the owner which key a definition stumbles over; the transaction is undone then.
+alter table {table} no force row level security;
+
 -- name: create_schema
 create schema if not exists {schema} authorization tenancy_owner;
 

@@ -338,6 +338,19 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
     assert set(document["components"]["securitySchemes"]) == {"apiKey", "token"}
 
 
+async def test_every_problem_in_the_openapi_document_is_problem_details(api: HttpApi):
+    document = (await api.anonymous.get("/openapi.json")).json()
+
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            for status, response in operation["responses"].items():
+                if path.startswith("/v1/") and status >= "400":
+                    told = (path, method, status)
+                    assert list(response["content"]) == ["application/problem+json"], told
+    assert "422" in document["paths"]["/v1/tenants/{tenant_id}"]["get"]["responses"]
+    assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
+
+
 async def test_every_reference_in_the_openapi_document_leads_somewhere(api: HttpApi):
     document = (await api.anonymous.get("/openapi.json")).json()
     found: list[str] = []

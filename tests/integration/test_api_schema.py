@@ -135,6 +135,57 @@ async def test_a_migration_that_cannot_be_is_refused_and_leaves_nothing(api: Htt
             assert (shown["version"], shown["tables"]) == (1, ["users"])
 
 
+async def test_what_a_migration_stumbles_over_is_told_with_the_tenants_by_their_ids(api: HttpApi):
+    await api.migrate("create table orders (id bigint primary key, item text)", "orders")
+    twice = "insert into orders values (1, 'anvil'), (2, 'anvil')"
+    for name, level in (("acme", "row"), ("own", "schema"), ("good", "schema")):
+        client = await api.tenant(name, level)
+        if name != "good":
+            done = await client.post(f"/v1/tenants/{name}/query", json={"query": twice})
+            assert done.status_code == 200, done.text
+    unique = {"name": "0002_uni", "sql": "create unique index orders_item on orders (item)"}
+
+    refused = (await api.admin.post(_MIGRATIONS, json=unique)).json()["detail"]
+    older = await api.admin.post(
+        _MIGRATIONS,
+        json={
+            "name": "0001_orders",
+            "sql": "create table orders (id bigint primary key, item text)",
+        },
+    )
+    shown = (await api.admin.get("/v1/schema")).json()
+
+    assert refused.startswith("migration 2 (uni) is registered, but 2 copies of the schema (")
+    assert "shared on " in refused
+    assert "tenant own on " in refused
+    assert refused.endswith("Key (item)=(anvil) is duplicated. Mend the data and send it again")
+    failures = {item["tenant_id"]: item for item in shown["failures"]}
+    assert set(failures) == {None, "own"}
+    for tenant, key in (("acme", None), ("own", "own")):
+        assert failures[key]["error"] == (
+            'migration 2 (uni), line 1: could not create unique index "orders_item" '
+            f"(tenant {tenant}). Key (item)=(anvil) is duplicated."
+        )
+    # Whoever sends what is everywhere already learns what is not.
+    told = older.json()["detail"]
+    assert told.startswith("the schema is at version 2, but migration 2 (uni) is stuck: 2 copies")
+    assert "migration 1" not in told
+    assert "shared on " in told
+
+
+async def test_the_tenant_whose_turn_it_was_is_told_by_its_id(api: HttpApi):
+    await api.migrate("create table t (id int primary key, a int not null)", "t")
+    for name, value in (("fits", 2), ("zero", 0)):
+        client = await api.tenant(name, "row")
+        await client.post(
+            f"/v1/tenants/{name}/query", json={"query": f"insert into t values (1, {value})"}
+        )
+
+    refused = await api.admin.post(_MIGRATIONS, json={"name": "d", "sql": "update t set a = 1 / a"})
+
+    assert "division by zero (tenant zero). Mend the data" in refused.json()["detail"]
+
+
 async def test_named_operations_are_set_shown_listed_and_removed(api: HttpApi):
     await api.migrate()
     path, first, other = "/v1/operations/top", "select 1", "select count(*) from users"

@@ -30,6 +30,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import Epoch
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind, NamespaceState
+from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.layout import APP_SCHEMA
 from tenancy.data_isolation.engine.migration import Migration
 
@@ -458,8 +459,28 @@ async def test_registering_again_changes_nothing(stage):
 async def test_another_text_under_a_known_number_is_a_conflict(stage):
     await stage.migrate(PLAN)
 
-    with pytest.raises(MigrationConflictError, match="another text"):
-        await stage.fleet.register(migrations("create table other (id int primary key)"))
+    other = Migration(number=1, name="other", sql="create table other (id int primary key)")
+    with pytest.raises(MigrationConflictError) as caught:
+        await stage.fleet.register([other])
+
+    assert str(caught.value) == (
+        "migration 1 (step-1) exists already with another text; give the new one (other) a number "
+        "above 1"
+    )
+
+
+async def test_what_is_registered_stays_so_even_if_it_would_be_refused_today(stage):
+    await stage.migrate(PLAN)
+    # An older release has registered files without a statement.
+    await stage.root.execute("update catalog.migration set sql = '', checksum = sha256('')")
+
+    fleet = Fleet(
+        settings=stage.settings, catalog=stage.catalog, admin=stage.admin, keys=stage.keys
+    )
+
+    assert await fleet.register(migrations("")) == ()
+    with pytest.raises(SchemaRefusedError, match=r"migration 2 \(step-2\) holds no statement"):
+        await fleet.register(migrations("", "-- later"))
 
 
 async def test_a_new_value_of_an_enum_waits_for_the_next_migration(stage):
@@ -533,7 +554,7 @@ async def test_a_tenant_whose_rows_do_not_fit_stays_behind_and_is_taken_up_later
     )
     assert failed.error is not None
     assert failed.error.startswith("migration 2 (step-2), line 1: could not create unique index")
-    assert "5" not in failed.error.split("unique index", 1)[1]
+    assert failed.error.endswith(" (tenant bad). Key (a)=(6) is duplicated.")
     assert report.left == 0
     versions = await _versions(stage)
     assert versions.pop((stage.install.database, bad.namespace.schema)) == 1
@@ -553,6 +574,24 @@ async def test_a_tenant_whose_rows_do_not_fit_stays_behind_and_is_taken_up_later
     assert second.complete
     assert [item.namespace.schema for item in second.outcomes] == [bad.namespace.schema]
     assert await stage.rows(bad, "select a, b from t order by 1") == [(6, None), (8, None)]
+
+
+async def test_the_key_that_is_told_leaves_the_tables_as_they_were(stage):
+    await stage.migrate("create table t (id int primary key, a int)")
+    first, other = await stage.tenant("first"), await stage.tenant("other")
+    await stage.rows(first, "insert into t values (1, 5), (2, 6)")
+    await stage.rows(other, "insert into t values (1, 5), (2, 5)")
+    before = await stage.dump()
+    wanted = "create unique index on t ((a + 1)) where id > 0"
+    await stage.fleet.register(migrations("-", wanted)[1:])
+
+    (failed,) = (await stage.fleet.apply()).failures
+
+    assert failed.error.endswith(" (tenant other). Key ((a + 1))=(6) is duplicated.")
+    assert await stage.rows(first, "select a from t order by id") == [(5,), (6,)]
+    forced = "select relforcerowsecurity from pg_class where oid = 'app.t'::regclass"
+    assert await stage.root.fetchval(forced)
+    assert [line for line in before if line not in await stage.dump()] == []
 
 
 async def test_a_run_stops_at_its_failure_budget(install):

@@ -11,7 +11,7 @@ import pytest
 import ray
 from support.orders import make_tenants
 
-from tenancy.data_isolation.actors.client import _running
+from tenancy.data_isolation.actors.client import _join, _running
 from tenancy.data_isolation.core.errors import SetupError
 
 PROGRAM = """
@@ -54,6 +54,20 @@ async def _run(*arguments):
     )
     output, errors = await process.communicate()
     return process.returncode, output.decode(), errors.decode()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_at_which_nobody_listens_is_told_at_once(address):
+    with pytest.raises(SetupError, match=f"no Ray cluster listens at {address}"):
+        _join(address, None)
+
+
+def test_a_home_that_was_stopped_is_told_like_one_that_never_ran(tmp_path):
+    (tmp_path / "run").mkdir()
+    state = {"state": "stopped", "ray_address": None, "ray_auth_token_file": "x"}
+    (tmp_path / "run" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(SetupError, match=r"nothing runs under .*tenancy up"):
+        _join(None, tmp_path)
 
 
 def _write_state(home, token):

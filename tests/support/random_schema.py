@@ -81,7 +81,9 @@ def new_table(draw: Any, name: str, parents: list[Table]) -> tuple[Table, str]:
 def migration(draw: Any, table: Table, number: int) -> str:
     """A later change of a table that has rows; `table` is changed to match."""
     kind = draw(
-        st.sampled_from(["add", "add default", "drop", "index", "backfill", "rename", "mark"])
+        st.sampled_from(
+            ["add", "add default", "drop", "index", "backfill", "rename", "mark", "unmark", "view"]
+        )
     )
     plain = [
         column
@@ -103,6 +105,11 @@ def migration(draw: Any, table: Table, number: int) -> str:
                 f"alter table {table.name} "
                 f"add column {_REQUIRED}{number} integer not null default {number}"
             )
+        case "unmark":
+            return f"comment on table {table.name} is null"
+        case "view":
+            # Names of its own, so that columns may still be dropped and renamed.
+            return f"create view v{number} as select count(*) as n from {table.name}"
         case "mark":
             return f"comment on table {table.name} is 'From now on @sensitive'"
         case "drop":

@@ -42,11 +42,18 @@ def test_other_variables_are_not_ours():
         ("TENANCY_HTTP_PORT", "70000"),
         ("TENANCY_MASTER_KEY", "abc"),
         ("TENANCY_STATEMENT_TIMEOUT", "5"),
+        ("TENANCY_POSTGRES_DSN", ""),
+        ("TENANCY_HOME", ""),
     ],
 )
 def test_a_bad_value_is_refused_and_the_variable_named(variable, value):
     with pytest.raises(SettingError, match=variable):
         Settings.from_env({variable: value})
+
+
+def test_a_variable_that_is_almost_one_of_ours_is_told_so():
+    with pytest.raises(SettingError, match="did you mean TENANCY_HTTP_PORT"):
+        Settings.from_env({"TENANCY_HTP_PORT": "1"})
 
 
 def test_secrets_do_not_show():

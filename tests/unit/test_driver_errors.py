@@ -23,6 +23,7 @@ from tenancy.data_isolation.engine.driver_errors import (
     ServerReport,
     connection_error,
     driver_error,
+    migration_text,
     statement_error,
 )
 
@@ -157,3 +158,36 @@ def test_errors_of_the_driver_are_translated_by_what_may_have_happened():
     ours = StatementError("ours")
     assert driver_error(ours, wrote=True) is ours
     assert type(driver_error(KeyError("x"), wrote=False)) is TenancyError
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"),
+    [
+        (
+            "Key (tenant_id, item)=(7, anvil) is duplicated.",
+            "no index (tenant number 7). Key (item)=(anvil) is duplicated.",
+        ),
+        (
+            "Key (tenant_id, lower(item))=(7, anvil) is duplicated.",
+            "no index (tenant number 7). Key (lower(item))=(anvil) is duplicated.",
+        ),
+        ("Key (tenant_id, item)=(0, anvil) is there.", "no index. Key (item)=(anvil) is there."),
+        ("Duplicate keys exist.", "no index. Duplicate keys exist."),
+        ("Failing row contains (7, secret).", "no index."),
+        (None, "no index."),
+    ],
+)
+def test_a_migration_is_told_with_the_detail_and_without_the_tenants_column(detail, told):
+    fields = {"C": "23505", "M": "no index"} | ({"D": detail} if detail else {})
+    error = asyncpg.PostgresError.new(fields)
+
+    assert migration_text(error) == told
+
+
+def test_the_tenant_whose_turn_it_was_is_told_once():
+    error = asyncpg.PostgresError.new(
+        {"C": "23505", "M": "twice", "D": "Key (tenant_id, a)=(7, 5) exists.", "H": "Look"}
+    )
+    error.add_note("tenant number 7")
+
+    assert migration_text(error) == "twice (tenant number 7). Key (a)=(5) exists. Look."

@@ -18,6 +18,7 @@ from tenancy.data_isolation.core import (
 )
 from tenancy.data_isolation.core.errors import (
     ConflictError,
+    InvalidInputError,
     ServerUnavailableError,
     SettingError,
     StatementTimeoutError,
@@ -123,11 +124,34 @@ async def test_a_stronger_wish_is_refused_and_creation_can_be_switched_off(make)
         ({"review_interval_s": "60"}, "review_interval_s is '60'; a number"),
         ({"promotion_level": "row"}, "promotion_level is 'row'; use schema or database"),
         ({"auto_create_tenant": 1}, "auto_create_tenant is 1"),
+        ({"server": "Bad Name!"}, r"HybridConfig\.server 'Bad Name!' is not valid"),
+        ({"server": 5}, r"HybridConfig\.server 5 is not valid"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, text):
     with pytest.raises(SettingError, match=text):
         HybridConfig(**options)
+
+
+def test_options_of_another_kind_are_told(gateway):
+    with pytest.raises(InvalidInputError, match=r"options are a HybridConfig\(\.\.\.\), not dict"):
+        HybridStrategy({"server": "main"})
+    with pytest.raises(InvalidInputError, match="OrchestratorConfig"):
+        UltraAdvancedStrategyOrchestrator({})
+
+
+async def test_without_room_an_unknown_workload_gets_the_next_best(gateway, clock):
+    orchestrator = UltraAdvancedStrategyOrchestrator(clock=clock, sleep=Bell().sleep)
+    settings = Settings(hybrid_tenants_max=1)
+    await orchestrator.initialize(EngineConfig(gateway=gateway, settings=settings))
+    try:
+        for name, strategy in (("acme", "hybrid"), ("globex", "row_level")):
+            context = TenantContext(tenant_id=name, metadata={"workload": "unknown"})
+            made = await orchestrator.isolate_data(context, "look", QUERY)
+            assert made["strategy"] == strategy
+        assert any("no room for hybrids" in text for text in made["orchestrator"]["reasons"])
+    finally:
+        await orchestrator.cleanup()
 
 
 async def test_a_tenant_that_outgrew_a_limit_is_proposed_with_the_reason(make, gateway, clock):

@@ -113,11 +113,6 @@ def test_statements_keep_their_text_and_know_their_line_and_sort():
     assert found[2].text == "update c\n   set n = 'x' -- end"
 
 
-@pytest.mark.parametrize("sql", ["", "  \n", "-- nothing", "/* nothing */ ;;"])
-def test_a_migration_may_hold_nothing(sql):
-    assert parse_migration(_migration(sql)) == ()
-
-
 def test_all_refusals_come_together_with_kind_name_line_and_reason():
     sql = (
         "create table a (id int primary key);\nselect 1;\n\ngrant select on a to x;\ndrop schema s;"
@@ -143,3 +138,9 @@ def test_a_long_list_of_refusals_is_cut():
 def test_text_that_is_no_sql_is_refused_with_its_place():
     with pytest.raises(SchemaRefusedError, match=r"migration 1 \(first\): .*line 2, column 1"):
         parse_migration(_migration("select 1;\nsurely not"))
+
+
+@pytest.mark.parametrize("sql", ["", " \n", "-- later", "/* nothing */ ;;\n-- yet"])
+def test_a_migration_without_a_statement_is_refused(sql):
+    with pytest.raises(SchemaRefusedError, match=r"^migration 1 \(first\) holds no statement"):
+        parse_migration(_migration(sql))

@@ -39,6 +39,8 @@ SCHEMA = VisibleSchema(
             relation("order_items", "order_id", "line", "sku", key=("order_id", "line")),
             relation("Odd Table", "a b", key=("a b",)),
             relation("active_users", "id", key=(), view=True),
+            relation("tenancy_idempotency", "key", key=("key",)),
+            relation("tenancy_schema_version", "number", "checksum", key=("number",)),
         )
     }
 )
@@ -319,6 +321,9 @@ async def test_a_verb_and_an_entity_act_on_the_table(operations, name, data, que
         ("boxes", "box"),
         ("order_item", "order_items"),
         ("active_user", None),
+        ("tenancy_idempotency", None),
+        ("tenancy_schema_version", None),
+        ("tenancy_schema_versions", None),
         ("", None),
         ("s", None),
         ("y", None),
@@ -390,6 +395,14 @@ async def test_a_name_that_stands_for_nothing_is_an_error_that_lists_what_exists
     assert "create, get, list, update, delete, upsert followed by _ and a table: " in told
     assert "users" in told
     assert "active_users" not in told
+    assert "tenancy_" not in told
+
+
+async def test_the_runtimes_own_tables_stand_for_nothing(operations):
+    with pytest.raises(OperationNotFoundError) as caught:
+        await operations.resolve("create_tenancy_schema_version", {"x": 1})
+
+    assert "checksum" not in str(caught.value)
 
 
 async def test_the_list_of_what_exists_is_bounded(operations, store):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tenancy.data_isolation.serve.cli import run
-from tenancy.data_isolation.serve.runtime_client import segment
+from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import print_error, print_table
 
 
@@ -100,6 +100,33 @@ def test_a_stopped_runtime_has_a_status_of_its_own_and_is_told_as_json(capsys):
 def test_ending_what_does_not_run_is_no_error(capsys):
     assert run(["down", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"state": "stopped", "was_running": False}
+
+
+def test_ctrl_c_is_told_with_what_may_go_on(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RuntimeClient, "connect", interrupted)
+
+    assert run(["schema", "status"]) == 130
+    told = capsys.readouterr()
+    assert told.out == ""
+    first, second = told.err.split("\n", 1)
+    assert first == "error: interrupted"
+    assert second.startswith("hint: what was asked of the runtime may go on there")
+    assert "`tenancy schema status`" in second
+
+
+def test_an_interrupted_export_is_told_once(tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RuntimeClient, "connect", interrupted)
+
+    assert run(["tenant", "export", "acme", "--output", str(tmp_path / "rows")]) == 130
+    assert (
+        capsys.readouterr().err == f"error: interrupted; nothing was left at {tmp_path / 'rows'}\n"
+    )
 
 
 def test_help_is_there_for_every_command(capsys):
