@@ -91,4 +91,5 @@ def status(as_json: AsJson = False) -> None:
             [[item["number"], item["name"], item["checksum"][:12]] for item in found["migrations"]],
         )
     for failure in found["failures"]:
-        say(f"failed on {failure['server']} ({failure['kind']}): {failure['error']}")
+        whose = f"tenant {failure['tenant_id']}" if failure["tenant_id"] else failure["kind"]
+        say(f"failed on {failure['server']} ({whose}): {failure['error']}")
