@@ -1,6 +1,5 @@
 """What JSON values can be that not everything can carry. Loops: depth has no limit here.
 
-
 Pure.
 """
 
