@@ -174,7 +174,7 @@ class NamespaceSchema:
                         with _blamed(migration, step.line):
                             await self._overlays.precede(step)
                             await self._take(step.text)
-                            await self._overlays.follow(step)
+                            await self._overlays.follow()
             await self._protect()
             await self._record([migration])
         return True
@@ -332,7 +332,7 @@ class NamespaceSchema:
                 await self._overlays.precede(step)
                 await self._connection.prepare(step.text)
                 await self._run(step.text)
-                await self._overlays.follow(step)
+                await self._overlays.follow()
 
     async def _follow(self, migration: Migration, line: int) -> list[Step]:
         """Scope what a statement made. What is refused may be mended by the next statement."""
@@ -342,7 +342,7 @@ class NamespaceSchema:
             for step in steps:
                 await self._overlays.precede(step)
                 await run_all(self._connection, [step.text])
-                await self._overlays.follow(step)
+                await self._overlays.follow()
         return steps
 
     async def _settle(self, migration: Migration) -> None:

@@ -147,8 +147,8 @@ class Overlays:
             # Views of an overlay depend on shared views and tables, and never the other way.
             await self._take(statement)
 
-    async def follow(self, step: Step) -> None:
-        """Take a step of a migration that the shared schema has just taken; after `precede`."""
+    async def follow(self) -> None:
+        """Take the step that `precede` was given, which the shared schema has taken since."""
         statement = self._step
         if statement is None:
             return
