@@ -116,7 +116,8 @@ class Batches:
 
         try:
             latest = max(ticket.deadline_at for ticket in several)
-            await self._executor.run(route, program, latest)
+            plain = all(ticket.plain for ticket in several)
+            await self._executor.run(route, program, latest, plain=plain)
         except TenancyError as error:
             for ticket in several:
                 ticket.refuse(error)
@@ -150,7 +151,10 @@ class Batches:
                     raise _numbered(undone.error, undone.index) from None
             raise TenancyError("the schema changes again and again; try again later")
 
-        results: list[QueryResult] = await self._executor.run(route, program, deadline_at)
+        plain = all(ticket.plain for ticket in tickets)
+        results: list[QueryResult] = await self._executor.run(
+            route, program, deadline_at, plain=plain
+        )
         return results
 
     async def _attempt(

@@ -95,6 +95,9 @@ class Connection:
         self.bound: Binding | None = None
         #: Whether something ran that may have left a trace in the session.
         self.dirty = False
+        #: Whose statements ran here since the session was last emptied; None = nobody's.
+        self._served: TenantNo | None = None
+        self._served_several = False
         #: When the session was last used (event loop's time).
         self.used_at = 0.0
         self._driver = driver
@@ -132,6 +135,16 @@ class Connection:
     def bound_tenant(self) -> TenantNo | None:
         """The tenant that the session is bound to, if that is known."""
         return self.bound.tenant_no if self.bound is not None else None
+
+    def serve(self, tenant_no: TenantNo) -> None:
+        """Statements of the tenant are about to run."""
+        if self._served != tenant_no:
+            self._served_several = self._served is not None or self._served_several
+            self._served = tenant_no
+
+    def has_served_others(self, tenant_no: TenantNo) -> bool:
+        """Whether there may be traces of another tenant: a binding, numbers of sequences."""
+        return self._served_several or self._served not in (None, tenant_no)
 
     @property
     def closed(self) -> bool:
@@ -256,6 +269,7 @@ class Connection:
         self._binder_ready = False
         self.bound = None
         self.dirty = False
+        self._served, self._served_several = None, False
         if section.error is not None or not section.ended:
             self.abort()
 

@@ -119,12 +119,18 @@ class Executor:
             raise
         return result
 
-    async def run(self, route: Route, program: Program, deadline_at: float) -> Any:
-        """Run a program that needs a session of the tenant's for several steps."""
+    async def run(
+        self, route: Route, program: Program, deadline_at: float, *, plain: bool = False
+    ) -> Any:
+        """Run a program that needs a session of the tenant's for several steps.
+
+        `plain` says that all its statements are.
+        """
         ticket = Ticket(
             route.key, route.tenant.tenant_no, route.placement.epoch, deadline_at=deadline_at
         )
         ticket.program = program
+        ticket.plain = plain
         ticket.alone = True
         self._submit(ticket)
         try:

@@ -103,6 +103,13 @@ class Flights:
         if len(tickets) == 1:
             lead.flying = connection
         try:
+            if not lead.plain and connection.has_served_others(lead.tenant_no):
+                # It could look for what another tenant left, or undo its own binding so that the
+                # one before it is in force again. Statements that the guard let through cannot,
+                # but the boundary is not to hang on the guard.
+                await connection.discard()
+            for ticket in tickets:
+                connection.serve(ticket.tenant_no)
             if lead.program is not None:
                 await self._run_program(connection, lead)
             else:

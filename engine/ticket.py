@@ -41,6 +41,7 @@ class Ticket(Request):
         "flying",
         "future",
         "left",
+        "plain",
         "program",
         "returns_rows",
         "statement",
@@ -64,6 +65,8 @@ class Ticket(Request):
         self.statement = statement
         self.arguments = arguments
         self.program: Program | None = None
+        #: Whether it was proven to leave nothing behind, and to look for nothing, in the session.
+        self.plain = statement is not None and statement.plain
         #: Whether it may change something, and whether it gives rows.
         self.writes = statement is None or statement.kind is not StatementKind.READ
         self.returns_rows = statement is not None and statement.returns_rows

@@ -141,8 +141,14 @@ def installed_model(
 @pytest.fixture
 async def install(installed_model: Install, tmp_path: Path) -> AsyncIterator[Install]:
     """A bootstrapped installation of this test's own, dropped after it."""
-    name = f"tenancy_{secrets.token_hex(5)}"
-    made = make_install(installed_model.server, name, tmp_path)
+    async with cloned(installed_model, f"tenancy_{secrets.token_hex(5)}", tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def cloned(model: Install, name: str, home: Path) -> AsyncIterator[Install]:
+    """A bootstrapped installation of that name, dropped at the end of the block."""
+    made = make_install(model.server, name, home)
     names = (name, f"{name}_template")
     try:
         await asyncio.gather(
