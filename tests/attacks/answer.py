@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-
-
 from tenancy.data_isolation.core.errors import (
     ConstraintError,
     SchemaError,
@@ -72,7 +70,7 @@ def of_postgres_error(error: Exception) -> Answer:
     parts += [str(getattr(error, name, None) or "") for name in ("detail", "hint", "context")]
     code = str(getattr(error, "sqlstate", None) or "")
     return Answer(
-        error=" | ".join(part for part in parts if part), code=code, blocker=_blocker(code, parts)
+        error=" | ".join(part for part in parts if part), code=code, blocker=blocker_of(code, parts)
     )
 
 
@@ -86,13 +84,14 @@ def of_runtime_error(error: TenancyError) -> Answer:
     elif isinstance(error, ConstraintError):
         blocker = Blocker.KEYS
     elif isinstance(error, StatementError):
-        blocker = _blocker(code, [error.detail])
+        blocker = blocker_of(code, [error.detail])
     else:
         blocker = Blocker.RUNTIME
     return Answer(error=error.detail, code=code, blocker=blocker)
 
 
-def _blocker(code: str, texts: list[str]) -> Blocker:
+def blocker_of(code: str, texts: list[str]) -> Blocker:
+    """What PostgreSQL's error code stands for."""
     if code in _BINDING_CODES:
         return Blocker.BINDING
     if code == "42501":
@@ -105,6 +104,3 @@ def _blocker(code: str, texts: list[str]) -> Blocker:
     if code == "42601" and any("multiple commands" in text for text in texts):
         return Blocker.PROTOCOL
     return Blocker.RULES
-
-
-

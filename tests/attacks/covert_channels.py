@@ -88,7 +88,9 @@ ATTACKS = (
         id="X01",
         title="an insert fails on a unique value of the victim's",
         goal=Goal.TELL_APART,
-        steps=["insert into orders (id, code, note) values (8{guessed_order}, '{guessed_code}', 'x')"],
+        steps=[
+            "insert into orders (id, code, note) values (8{guessed_order}, '{guessed_code}', 'x')"
+        ],
     ),
     Attack(
         id="X01",

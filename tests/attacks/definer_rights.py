@@ -6,6 +6,7 @@ from attacks.attack import Attack, Goal, Play, WeakLogin
 from attacks.row_security import refused
 from attacks.scene import Scene
 
+
 def _definer() -> Play:
     return refused(
         "create function all_notes() returns setof text security definer language sql "

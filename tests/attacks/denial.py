@@ -6,7 +6,7 @@ from attacks.attack import Attack, Goal, WeakLogin
 from attacks.scene import Scene
 
 #: Connections that a login of a tenant's own may hold, and a few more.
-_MANY = 24
+_MANY = 40
 
 
 async def _locked_out(scene: Scene) -> bool:

@@ -50,7 +50,7 @@ async def carry_out(attack: Attack, scene: Scene) -> Outcome:
 async def _try(attack: Attack, scene: Scene) -> bool:
     for text in attack.before:
         await scene.ask_victim(text)
-    before = await scene.victims_state()
+    before = await (scene.victims_state() if attack.before else scene.untouched_state())
     if attack.play is not None:
         reached = await attack.play(scene)
     elif attack.goal is Goal.TELL_APART:

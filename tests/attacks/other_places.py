@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 
 from attacks.attack import Attack, Goal, WeakLogin
-from attacks.scene import CANARY, Scene
+from attacks.scene import Scene
 
 _LONG = "a" * 60
 
@@ -76,7 +76,7 @@ ATTACKS = (
         goal=Goal.READ,
         steps=[
             'select note from "{victim_schema}".{victim_table}',
-            'select note from {victim_schema}.orders',
+            "select note from {victim_schema}.orders",
         ],
         weakness=["alter table orders disable row level security"],
     ),
@@ -86,7 +86,7 @@ ATTACKS = (
         title="a qualified name in a write",
         goal=Goal.CHANGE,
         steps=[
-            'update "{victim_schema}".{victim_table} set note = note || \'!\'',
+            "update \"{victim_schema}\".{victim_table} set note = note || '!'",
             'delete from "{victim_schema}".{victim_table}',
         ],
         weakness=["alter table orders disable row level security"],

@@ -94,6 +94,7 @@ class ProductStage:
         self._admins: dict[str, asyncpg.Connection] = {}
         self._stack = AsyncExitStack()
         self._whole: dict[Level, str] = {}
+        self.untouched: dict[Level, list[str]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -175,16 +176,22 @@ class ProductStage:
     async def _all_rows(self, level: Level) -> str:
         """A hash of everything that the pair has."""
         hashes = []
-        for tenant in (self.pairs[level].attacker, self.pairs[level].victim):
+        pair = self.pairs[level]
+        for database in {_placement(pair.attacker).database, _placement(pair.victim).database}:
             rows = " union all ".join(
                 f"select '{table} ' || t::text as row from {_placement(tenant).schema}.{table} t"
                 f" where tenant_id = {tenant.tenant_no}"
+                for tenant in (pair.attacker, pair.victim)
+                if _placement(tenant).database == database
                 for table in scenes.TABLES
             )
-            admin = await self.admin(_placement(tenant).database)
+            admin = await self.admin(database)
             hashes.append(
-                await admin.fetchval(f"select md5(string_agg(row, '|' order by row)) from ({rows}) r")
+                await admin.fetchval(
+                    f"select md5(string_agg(row, '|' order by row)) from ({rows}) r"
+                )
             )
+        hashes.sort()
         return repr(hashes)
 
     async def _restore(self, level: Level) -> None:
@@ -281,6 +288,13 @@ class ProductScene(Scene):
                 text = self.stage.binding(tenant, connection)
                 await connection.execute("select set_config('tenancy.binding', $1, false)", text)
             yield connection
+
+    async def untouched_state(self) -> list[str]:
+        """`victims_state` before anything has happened, which is always the same."""
+        known = self.stage.untouched
+        if self.level not in known:
+            known[self.level] = await self.victims_state()
+        return known[self.level]
 
     async def migrate(self, sql: str) -> None:
         """Bring a migration to the tenants' schema. Raises `SchemaRefusedError`."""

@@ -21,9 +21,7 @@ async def _shadowed_table(scene: Scene) -> bool:
 
 async def _planted_plan(scene: Scene) -> bool:
     """The victim's driver runs a statement that the attacker prepared under the same name."""
-    planted = (
-        "prepare get_orders as select set_config('{bind}', '{own}', false), note from orders"
-    )
+    planted = "prepare get_orders as select set_config('{bind}', '{own}', false), note from orders"
     await scene.attack_in_turn([planted])
     answer = await scene.ask_victim("execute get_orders")
     return not answer.failed

@@ -303,7 +303,9 @@ ATTACKS = (
         title="a pattern as the name of a tenant",
         goal=Goal.READ,
         play=_pattern_as_tenant,
-        weakness=["alter policy tenant on orders using (tenant like current_setting('app.tenant'))"],
+        weakness=[
+            "alter policy tenant on orders using (tenant like current_setting('app.tenant'))"
+        ],
     ),
     Attack(
         id="R13",

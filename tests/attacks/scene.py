@@ -155,6 +155,10 @@ class Scene(ABC):
         ours = isinstance(error, TenancyError)
         self.answers.append(of_runtime_error(error) if ours else of_postgres_error(error))
 
+    async def untouched_state(self) -> list[str]:
+        """`victims_state` before anything has happened."""
+        return await self.victims_state()
+
     async def victims_state(self) -> list[str]:
         """A hash of the victim's rows, and what the victim sees of them."""
         rows = " union all ".join(
@@ -242,7 +246,10 @@ async def listening(
 @asynccontextmanager
 async def connected(dsn: str, **settings: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection of asyncpg's, ended at the end of the block."""
-    connection = await asyncpg.connect(dsn, server_settings=settings or None, timeout=10)
+    # No cache of statements: attacks discard what is prepared behind the driver's back.
+    connection = await asyncpg.connect(
+        dsn, server_settings=settings or None, timeout=10, statement_cache_size=0
+    )
     try:
         yield connection
     finally:
