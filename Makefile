@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
 
 install: $(STAMP)
 
@@ -36,10 +36,26 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: check unit integration integration-15 ray acceptance wheel
+test: check unit attacks attacks-15 integration integration-15 ray acceptance wheel
 
 unit: $(STAMP)
 	$(BIN)/pytest tests/unit
+
+# The boundary between tenants under attack, and a fuzzer of hostile SQL.
+attacks: $(STAMP)
+	$(BIN)/pytest tests/attacks
+
+attacks-15: $(STAMP)
+	@if [ -x $(POSTGRES_15)/postgres ]; then \
+		$(BIN)/pytest tests/attacks --postgres-bin $(POSTGRES_15); \
+	else echo "no PostgreSQL 15 in $(POSTGRES_15): its attacks are left out"; fi
+
+# Attack by level and way in: stopped by what, or accepted and why; docs/attacks.md is made of it.
+attack-report: $(STAMP)
+	@if [ -x $(POSTGRES_15)/postgres ]; then \
+		$(BIN)/pytest tests/attacks/test_attacks.py -q --attack-report \
+			--postgres-bin $(POSTGRES_15); fi
+	$(BIN)/pytest tests/attacks/test_attacks.py -q --attack-report --attack-page docs/attacks.md
 
 integration: $(STAMP)
 	$(BIN)/pytest tests/integration

@@ -77,7 +77,9 @@ def of_postgres_error(error: Exception) -> Answer:
 def of_runtime_error(error: TenancyError) -> Answer:
     """The answer of an operation that the runtime refused, or PostgreSQL through it."""
     code = error.sqlstate or ""
-    if isinstance(error, StatementForbiddenError | StatementSyntaxError) and code != "42501":
+    if code in _BINDING_CODES:
+        blocker = Blocker.BINDING
+    elif isinstance(error, StatementForbiddenError | StatementSyntaxError) and code != "42501":
         blocker = Blocker.GUARD
     elif isinstance(error, SchemaError):
         blocker = Blocker.SCHEMA

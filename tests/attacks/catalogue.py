@@ -25,15 +25,15 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     *denial.ATTACKS,
 )
 
-#: Attacks of the catalogue that are no SQL of a tenant's: what they are, and the test that tries them.
+#: Attacks of the catalogue that are no SQL of a tenant's: what they are, and who tries them.
 ELSEWHERE: Final[dict[str, tuple[str, str]]] = {}
 
 #: Attacks of the catalogue that there is nothing to try for, with the reason.
 NOT_APPLICABLE: Final[dict[str, str]] = {
     "P08": (
         "A pooler in transaction mode, in front of PostgreSQL, gives a session to many. The runtime "
-        "has pools of its own and needs none; behind such a pooler it does not work, and does not "
-        "leak either: a binding is signed for one server process."
+        "has pools of its own and needs none; behind such a pooler it does not work, and does "
+        "not leak either: a binding is signed for one server process."
     ),
     "B05": (
         "Dumps that are restored by a superuser run what tenants put into them. The runtime dumps "

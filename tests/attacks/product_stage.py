@@ -302,13 +302,8 @@ class ProductScene(Scene):
 
     async def starts(self) -> bool:
         """Whether the runtime starts as things are."""
-        install = self.stage.install
         try:
-            await Bootstrap(
-                settings=install.settings,
-                master_key=install.master_key,
-                servers=(install.server_config,),
-            ).run()
+            await self._bootstrap().run()
         except UnsafeRoleError as error:
             self.answers.append(of_runtime_error(error))
             return False
@@ -326,6 +321,21 @@ class ProductScene(Scene):
             except TenancyError:
                 return False
         return True
+
+    async def is_noticed(self) -> bool:
+        """Whether the audit of roles and rights finds something."""
+        findings = await self._bootstrap().audit(every_database=True)
+        if findings:
+            self.note_error(UnsafeRoleError(f"{findings[0].subject} {findings[0].problem}"))
+        return bool(findings)
+
+    def _bootstrap(self) -> Bootstrap:
+        install = self.stage.install
+        return Bootstrap(
+            settings=install.settings,
+            master_key=install.master_key,
+            servers=(install.server_config,),
+        )
 
     async def hand_over(self, connection: asyncpg.Connection) -> None:
         """Bind the connection to the attacker, as the runtime does after plain statements."""

@@ -115,10 +115,11 @@ class Report:
     def _summary(self) -> Iterable[str]:
         accepted = [item for item in self.findings if item.reached and item.channel]
         reached = [item for item in self.findings if item.reached and not item.channel]
+        names = {item.attack.name for item in self.findings}
+        stopped = len(self.findings) - len(accepted) - len(reached)
         yield (
-            f"{len(self.findings)} attempts of {len({i.attack.name for i in self.findings})} attacks:"
-            f" {len(self.findings) - len(accepted) - len(reached)} stopped,"
-            f" {len(accepted)} by an accepted channel, {len(reached)} SUCCEEDED"
+            f"{len(self.findings)} attempts of {len(names)} attacks: {stopped} stopped, "
+            f"{len(accepted)} by an accepted channel, {len(reached)} SUCCEEDED"
         )
         for item in reached:
             yield f"SUCCEEDED: {item.attack.name} at level {item.level}, {item.way}"
@@ -167,13 +168,14 @@ def page(report: Report) -> str:
 _INTRODUCTION: Final = (
     "# Attacks on the boundary",
     "",
-    "This page is made by `make attack-report`; the attacks are in `tests/attacks`. Each is tried at",
-    "every level and by three ways in: as operations of the tenant (guarded), the same with the guard",
-    "switched off, in sessions that the victim's operations use before and after (handed), and straight",
-    "on a connection of the tenant's own login (direct). After each attempt the victim's rows and what",
-    "it sees of them are compared with what they were, and every answer is searched for rows of the",
-    "victim. The same attack has to succeed on a setup without the product (one login, the tenant in",
-    "a setting), else the test fails: an attack that never works proves nothing.",
+    "This page is made by `make attack-report`; the attacks are in `tests/attacks`. Each is tried",
+    "at every level and by three ways in: as operations of the tenant (guarded), the same with the",
+    "guard switched off, in sessions that the victim's operations use before and after (handed),",
+    "and straight on a connection of the tenant's own login (direct). After each attempt the",
+    "victim's rows and what it sees of them are compared with what they were, and every answer is",
+    "searched for rows of the victim. The same attack has to succeed on a setup without the product",
+    "(one login, the tenant in a setting), else the test fails: an attack that never works proves",
+    "nothing.",
     "",
     "Letters in the table, in the order guarded, handed, direct:",
 )
@@ -182,10 +184,8 @@ _INTRODUCTION: Final = (
 def _legend(mark: str = "  ") -> list[str]:
     meanings = {letter: str(blocker) for blocker, letter in _LETTERS.items()}
     meanings |= {_ACCEPTED: "accepted channel", _NOT_TRIED: "the way in makes no difference"}
-    return [
-        f"{mark}`{letter}` {text}" if mark != "  " else f"  {letter} {text}"
-        for letter, text in meanings.items()
-    ]
+    quote = "`" if mark.strip() else ""
+    return [f"{mark}{quote}{letter}{quote} {text}" for letter, text in meanings.items()]
 
 
 def _verdict(item: Finding) -> str:

@@ -109,6 +109,10 @@ class Scene(ABC):
         """Let a connection of the victim's go on as the attacker's, with nothing taken out."""
         raise NotImplementedError
 
+    async def is_noticed(self) -> bool:
+        """Whether the audit of roles and rights finds something."""
+        raise NotImplementedError
+
     async def places_of(self, tenants: list[str]) -> set[str]:
         """Where tenants of those names are put, at the attacker's level; they are gone then."""
         raise NotImplementedError
