@@ -26,18 +26,43 @@ ATTACKS: Final[tuple[Attack, ...]] = (
 )
 
 #: Attacks of the catalogue that are no SQL of a tenant's: what they are, and who tries them.
-ELSEWHERE: Final[dict[str, tuple[str, str]]] = {}
+ELSEWHERE: Final[dict[str, tuple[str, str]]] = {
+    "A06": (
+        "the tenant is lost, or taken from the context, across tasks and threads",
+        "tests/integration/test_attacks_above.py"
+        "::test_a_tenant_is_named_by_each_call_and_not_by_where_it_runs",
+    ),
+    "A08": (
+        "a pickle among the parameters",
+        "tests/integration/test_attacks_above.py::test_what_a_tenant_sends_is_never_unpickled",
+    ),
+    "A09": (
+        "a statement that races a cutover",
+        "tests/integration/test_binding.py"
+        "::test_a_statement_that_waited_for_a_drain_meets_the_closed_fence",
+    ),
+    "A12": (
+        "an export with rows of others in it",
+        "tests/integration/test_export.py"
+        "::test_every_kind_of_key_comes_out_whole_and_the_same_at_every_level",
+    ),
+}
 
 #: Attacks of the catalogue that there is nothing to try for, with the reason.
 NOT_APPLICABLE: Final[dict[str, str]] = {
     "P08": (
-        "A pooler in transaction mode, in front of PostgreSQL, gives a session to many. The runtime "
-        "has pools of its own and needs none; behind such a pooler it does not work, and does "
-        "not leak either: a binding is signed for one server process."
+        "A pooler in transaction mode, in front of PostgreSQL, gives a session to many. The "
+        "runtime has pools of its own and needs none; behind such a pooler it does not work, and "
+        "does not leak either: a binding is signed for one server process."
     ),
     "B05": (
         "Dumps that are restored by a superuser run what tenants put into them. The runtime dumps "
         "and restores nothing: an export is rows as JSON, a hybrid tenant's tables are copied by "
         "INSERT."
+    ),
+    "A13": "There is no audit ledger yet that could be cut off or reordered.",
+    "A14": (
+        "There are no replicas and no moves between regions yet. What a tenant has is on the "
+        "server of its placement; logs, figures and traces hold no rows (A10)."
     ),
 }

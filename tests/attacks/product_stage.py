@@ -87,9 +87,12 @@ class Pair:
 class ProductStage:
     """An installation with a pair of tenants at each level. Belongs to one event loop."""
 
-    def __init__(self, install: Install, guarded: Engine, handed: Engine) -> None:
+    def __init__(self, install: Install, guarded: Engine, open_one: Engine, single: Engine) -> None:
+        """`open_one` has no guard, `single` neither, and one session for all that it does."""
         self.install = install
-        self.engines = {Way.GUARDED: guarded, Way.HANDED: handed}
+        self.guarded = guarded
+        self._open_one = open_one
+        self._single = single
         self.pairs: dict[Level, Pair] = {}
         self._admins: dict[str, asyncpg.Connection] = {}
         self._stack = AsyncExitStack()
@@ -102,15 +105,18 @@ class ProductStage:
         """The stage, ready."""
         settings = dataclasses.replace(install.settings, statement_timeout_ms=10_000)
         config = EngineConfig(servers=install.config.servers, settings=settings)
+        one = dataclasses.replace(settings, server_connections_max=1)
         async with (
             await Engine.attach(config) as guarded,
-            await Engine.attach(config) as handed,
+            await Engine.attach(config) as open_one,
+            await Engine.attach(dataclasses.replace(config, settings=one)) as single,
         ):
             await guarded.apply_migration("0001_shop", SCHEMA)
-            await handed.shapes.refresh()
-            # The guard is the outer wall; the engine is made to work without one.
-            handed._executor._guard = OpenGuard(settings=settings)
-            stage = cls(install, guarded, handed)
+            for engine in (open_one, single):
+                await engine.shapes.refresh()
+                # The guard is the outer wall; the engine is made to work without one.
+                engine._executor._guard = OpenGuard(settings=settings)
+            stage = cls(install, guarded, open_one, single)
             async with stage._stack:
                 for level in Level:
                     await stage._populate(level)
@@ -133,6 +139,12 @@ class ProductStage:
             finally:
                 await stack.aclose()
                 await self._restore(level)
+
+    def engine(self, level: Level, way: Way) -> Engine:
+        """What runs the operations; at level ROW all of them in one session, without the guard."""
+        if way is not Way.HANDED:
+            return self.guarded
+        return self._single if level is Level.ROW else self._open_one
 
     def binding(self, tenant: Tenant, connection: asyncpg.Connection) -> str:
         """The binding of a tenant for a connection, as the runtime signs it."""
@@ -160,13 +172,13 @@ class ProductStage:
             ("victim", scenes.VICTIM_ORDER, scenes.VICTIM_ORDERS[level], CANARY),
         ):
             name = f"{party}-{level}"
-            tenant = await self.engines[Way.GUARDED].create_tenant(
+            tenant = await self.guarded.create_tenant(
                 TenantContext(tenant_id=name),
                 level=IsolationLevel.ROW if level is Level.HYBRID else IsolationLevel(level),
                 hybrid=level is Level.HYBRID,
             )
             for text in _ROWS:
-                await self.engines[Way.GUARDED].execute(
+                await self.guarded.execute(
                     name, Operation(query=text, params=[first, orders, note])
                 )
             tenants.append(tenant)
@@ -204,7 +216,7 @@ class ProductStage:
             (pair.victim, scenes.VICTIM_ORDER, scenes.VICTIM_ORDERS[level], CANARY),
         ):
             name = tenant.tenant_id
-            engine = self.engines[Way.GUARDED]
+            engine = self.guarded
             for table in ("receipts", "items", "orders", "tickets", "cards"):
                 await engine.execute(name, Operation(query=f"delete from {table}"))
             for text in _ROWS:
@@ -249,7 +261,7 @@ class ProductScene(Scene):
             return await super().attack_in_turn(texts, **more)
         filled = [self.filled(text, **more).replace("{semicolon}", ";") for text in texts]
         operations = [Operation(query=text) for text in filled]
-        engine = self.stage.engines[self.way]
+        engine = self.stage.engine(self.level, self.way)
         try:
             found = await engine.execute_batch(self.pair.attacker.tenant_id, operations)
         except TenancyError as error:
@@ -269,7 +281,7 @@ class ProductScene(Scene):
     async def _operation(self, tenant: Tenant, text: str, way: Way) -> Answer:
         operation = Operation(query=text, deadline_s=5 * scenes.PATIENCE_S)
         try:
-            result = await self.stage.engines[way].execute(tenant.tenant_id, operation)
+            result = await self.stage.engine(self.level, way).execute(tenant.tenant_id, operation)
         except TenancyError as error:
             return of_runtime_error(error)
         return of_rows(result.rows)
@@ -298,7 +310,7 @@ class ProductScene(Scene):
 
     async def migrate(self, sql: str) -> None:
         """Bring a migration to the tenants' schema. Raises `SchemaRefusedError`."""
-        await self.stage.engines[Way.GUARDED].apply_migration("0002_attack", sql)
+        await self.stage.guarded.apply_migration("0002_attack", sql)
 
     async def starts(self) -> bool:
         """Whether the runtime starts as things are."""
@@ -344,7 +356,7 @@ class ProductScene(Scene):
 
     async def places_of(self, tenants: list[str]) -> set[str]:
         """Where tenants of those names are put, at the attacker's level; they are gone then."""
-        engine = self.stage.engines[Way.GUARDED]
+        engine = self.stage.guarded
         places = set()
         for name in tenants:
             tenant = await engine.create_tenant(

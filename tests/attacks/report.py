@@ -173,9 +173,9 @@ _INTRODUCTION: Final = (
     "guard switched off, in sessions that the victim's operations use before and after (handed),",
     "and straight on a connection of the tenant's own login (direct). After each attempt the",
     "victim's rows and what it sees of them are compared with what they were, and every answer is",
-    "searched for rows of the victim. The same attack has to succeed on a setup without the product",
-    "(one login, the tenant in a setting), else the test fails: an attack that never works proves",
-    "nothing.",
+    "searched for rows of the victim. The same attack has to succeed on a setup without the",
+    "product (one login, the tenant in a setting), else the test fails: an attack that never works",
+    "proves nothing.",
     "",
     "Letters in the table, in the order guarded, handed, direct:",
 )

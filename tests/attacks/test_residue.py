@@ -115,7 +115,7 @@ async def _changeable(product: ProductStage) -> list[tuple[str, str]]:
             "from pg_settings where context = 'user' and name not in "
             # These end the session, the statement or the order of its answers.
             "('transaction_isolation', 'transaction_read_only', 'transaction_deferrable', "
-            "'client_encoding', 'statement_timeout', 'transaction_timeout', 'idle_session_timeout') "
-            "order by name"
+            "'client_encoding', 'statement_timeout', 'transaction_timeout', "
+            "'idle_session_timeout') order by name"
         )
     return [(row[0], row[1]) for row in rows]

@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 import pytest
-
 from attacks.catalogue import ATTACKS, ELSEWHERE, NOT_APPLICABLE
 from attacks.channels import CHANNELS
 
