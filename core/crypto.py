@@ -111,9 +111,9 @@ def role_salt(master: MasterKey, server: str, role: RoleName) -> bytes:
     return _derive(master, f"salt/{server}/{role}")[:16]
 
 
-def new_api_key() -> ApiKey:
-    """A fresh API key with 256 random bits: `tk_<id>_<secret>`."""
-    key_id = secrets.token_hex(8)
+def new_api_key(key_id: str | None = None) -> ApiKey:
+    """A fresh API key with 256 random bits: `tk_<id>_<secret>`. Rotating keeps the id."""
+    key_id = key_id or secrets.token_hex(8)
     text = f"{_API_KEY_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     return ApiKey(key_id, text, api_key_digest(text))
 

@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 from tenancy.data_isolation.core.errors import SettingError
 
 _PREFIX = "TENANCY_"
+_CREDENTIAL_CACHE_MS_MAX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,8 +180,13 @@ class Settings:
     #: Connections to the catalog per process, and rows in one page of a listing.
     catalog_connections_max: int = 4
     catalog_page_rows_max: int = 1_000
-    #: How long a verified API key is believed without asking the catalog again.
+    #: How long a verified credential is believed without asking again: a revocation takes effect
+    #: everywhere within this time. At most a second, which is what is promised.
     credential_cache_ms: int = 500
+    #: How long the old secret of a rotated API key may stay good.
+    credential_overlap_max_s: float = 604_800.0
+    #: How exactly the last use of an API key is noted: at most one write per key in this time.
+    credential_use_interval_s: float = 60.0
     #: Sessions that are being opened at the same time, per server and process.
     connections_opening_max: int = 4
     #: Statements that a session keeps prepared, and descriptions of statements per server.
@@ -209,6 +215,11 @@ class Settings:
         for name in ("postgres_port", "redis_port", "http_port"):
             if getattr(self, name) > 65_535:
                 raise SettingError(f"{_variable(name)} is not a port number (0 to 65535)")
+        if self.credential_cache_ms > _CREDENTIAL_CACHE_MS_MAX:
+            raise SettingError(
+                f"TENANCY_CREDENTIAL_CACHE_MS is {self.credential_cache_ms}; "
+                f"{_CREDENTIAL_CACHE_MS_MAX} is the most, so that revocations hold within a second"
+            )
         _check_key(self.master_key)
 
     @classmethod

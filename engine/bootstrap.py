@@ -54,7 +54,11 @@ _STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
         (1, _BINDING_SQL, "data_schemas_1"),
         (2, _OVERLAY_SQL, "overlay_2"),
     ),
-    "catalog": ((1, _CATALOG_SQL, "catalog_1"), (2, _CATALOG_SQL, "catalog_2")),
+    "catalog": (
+        (1, _CATALOG_SQL, "catalog_1"),
+        (2, _CATALOG_SQL, "catalog_2"),
+        (3, _CATALOG_SQL, "catalog_3"),
+    ),
 }
 #: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.
 _HARDENING = ("owner_rights", "close_languages", "close_functions")

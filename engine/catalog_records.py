@@ -94,3 +94,8 @@ class ApiKeyRecord:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    #: When it got its present secret, and until when the one before is good as well.
+    rotated_at: datetime | None
+    previous_until: datetime | None
+    #: Give or take `Settings.credential_use_interval_s`; None = never.
+    last_used_at: datetime | None

@@ -4,17 +4,22 @@ Rules this module keeps:
 
 * Only a hash of a key is stored; the key itself is shown once, by `create`.
 * An unknown key, a wrong one, one that is revoked and one that has expired are refused by the same
-  path, in the same words: one look-up and one comparison in constant time.
+  path, in the same words: one look-up, and comparisons in constant time.
 * What was verified is believed for `Settings.credential_cache_ms` without asking again, so a
-  revocation takes effect within that time in every process. Refusals are not remembered.
+  revocation and a rotation take effect within that time in every process, and an expiry at its
+  time. Refusals are not remembered.
+* A key that was rotated keeps its id, and so its place in lists and logs. Its old secret is good
+  until the overlap ends, and dies at once when there is none, or when it is rotated once more.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -27,8 +32,10 @@ from tenancy.data_isolation.core.crypto import (
     same_digest,
 )
 from tenancy.data_isolation.core.errors import (
+    ConflictError,
     InvalidInputError,
     NotFoundError,
+    TenancyError,
     TenantNotFoundError,
     UnauthenticatedError,
 )
@@ -38,6 +45,7 @@ from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import ApiKeyRecord, CredentialScope
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
+_log = logging.getLogger(__name__)
 _SQL = SqlFile("catalog.sql")
 #: Looked up and compared when a text is no key at all, so that it costs what any other one costs.
 _NO_KEY_ID = "0" * 16
@@ -66,7 +74,7 @@ class _Verified:
 
 
 class Credentials:
-    """Makes, verifies, lists and revokes API keys.
+    """Makes, verifies, lists, rotates and revokes API keys.
 
     Safe to use from any task of the catalog's event loop. Durability and errors are those of
     `Catalog`.
@@ -138,10 +146,40 @@ class Credentials:
         limit: int = 100,
     ) -> list[ApiKeyRecord]:
         """Keys in the order of their ids, starting after `after`; of one tenant, or all."""
+        size = self._catalog.page_length(limit)
         rows = await self._catalog.pool.rows(
-            _SQL.statement("api_keys"), after or "", tenant_no, self._catalog.page_length(limit)
+            _SQL.statement("api_keys"), after or "", tenant_no, None, size
         )
         return [_record(row) for row in rows]
+
+    async def show(self, key_id: str) -> ApiKeyRecord:
+        """The key of that id, without its secret; `NotFoundError` when there is none."""
+        if _KEY_ID.fullmatch(key_id):
+            row = await self._catalog.pool.row(_SQL.statement("api_keys"), "", None, key_id, 1)
+            if row is not None:
+                return _record(row)
+        raise _missing(key_id)
+
+    async def rotate(self, key_id: str, *, overlap_s: float = 0.0) -> tuple[ApiKey, ApiKeyRecord]:
+        """Give a key another secret; the key with it, and what is known of it now.
+
+        The old secret stays good for `overlap_s` seconds, and no longer than the key. Raises
+        `NotFoundError`, and `ConflictError` for a key that is good no more.
+        """
+        most_s = self._settings.credential_overlap_max_s
+        if not 0 <= overlap_s <= most_s:
+            raise InvalidInputError(
+                f"the overlap must be 0 to {most_s:g} seconds (TENANCY_CREDENTIAL_OVERLAP_MAX_S)"
+            )
+        record = await self.show(key_id)
+        key, now = new_api_key(key_id), self._clock.now()
+        until = now + timedelta(seconds=overlap_s) if overlap_s else None
+        if not await self._catalog.pool.write(
+            _SQL.statement("rotate_api_key"), key_id, key.digest, until, now
+        ):
+            raise ConflictError("the key is revoked or has expired; make a new one")
+        self._forget(key_id)
+        return key, dataclasses.replace(record, rotated_at=now, previous_until=until)
 
     async def revoke(self, key_id: str) -> None:
         """Let a key be good no more; `NotFoundError` when there is none of that id.
@@ -151,10 +189,8 @@ class Credentials:
         if not _KEY_ID.fullmatch(key_id) or not await self._catalog.pool.write(
             _SQL.statement("revoke_api_key"), key_id
         ):
-            raise NotFoundError(f"there is no API key {key_id[:32]!r}")
-        for digest, known in list(self._verified.items()):
-            if known.principal.key_id == key_id:
-                del self._verified[digest]
+            raise _missing(key_id)
+        self._forget(key_id)
 
     async def _look_up(self, text: str, digest: bytes) -> _Verified:
         """Ask the catalog. Everything that can be wrong with a key is decided in one place."""
@@ -162,10 +198,17 @@ class Credentials:
         key_id = api_key_id(text) or ""
         if not _KEY_ID.fullmatch(key_id):
             key_id = _NO_KEY_ID
-        row = await self._catalog.pool.row(_SQL.statement("api_key"), key_id)
+        interval_s = self._settings.credential_use_interval_s
+        row = await self._catalog.pool.row(_SQL.statement("api_key"), key_id, interval_s)
         stored = row["digest"] if row is not None else _NO_DIGEST
-        if not same_digest(stored, digest) or row is None or row["revoked_at"] is not None:
+        previous = (row["previous_digest"] if row is not None else None) or _NO_DIGEST
+        present, past = same_digest(stored, digest), same_digest(previous, digest)
+        if not (present or past) or row is None or row["revoked_at"] is not None:
             raise UnauthenticatedError
+        ends = [row["expires_at"], None if present else row["previous_until"]]
+        expires_at = min((end for end in ends if end is not None), default=None)
+        if row["use_is_news"] and (expires_at is None or expires_at > self._clock.now()):
+            await self._note_use(key_id)
         principal = Principal(
             key_id=key_id,
             scope=CredentialScope(row["scope"]),
@@ -174,13 +217,34 @@ class Credentials:
         )
         # Counted from before the question: what was revoked later may not be in the answer.
         until_s = asked_s + self._settings.credential_cache_ms / 1_000
-        return _Verified(principal, row["expires_at"], until_s)
+        return _Verified(principal, expires_at, until_s)
+
+    async def _note_use(self, key_id: str) -> None:
+        """Note that a key was used now. Who asks is let in even when that cannot be written."""
+        try:
+            await self._catalog.pool.write(
+                _SQL.statement("note_use_of_api_key"),
+                key_id,
+                self._settings.credential_use_interval_s,
+            )
+        except TenancyError as error:
+            _log.warning("the use of an API key was not noted: %s", error.slug)
+
+    def _forget(self, key_id: str) -> None:
+        """Believe nothing of a key any more."""
+        for digest, known in list(self._verified.items()):
+            if known.principal.key_id == key_id:
+                del self._verified[digest]
 
     def _remember(self, digest: bytes, known: _Verified) -> None:
         self._verified[digest] = known
         self._verified.move_to_end(digest)
         while len(self._verified) > self._settings.credential_cache_entries:
             self._verified.popitem(last=False)
+
+
+def _missing(key_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no API key {key_id[:32]!r}")
 
 
 def _record(row: asyncpg.Record) -> ApiKeyRecord:

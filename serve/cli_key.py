@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tenancy.data_isolation.core import Settings
-from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
+from tenancy.data_isolation.serve.runtime_client import RuntimeClient, keep_own_key, segment
 from tenancy.data_isolation.serve.terminal import (
     STATUS_USAGE,
     AsJson,
@@ -20,6 +20,10 @@ from tenancy.data_isolation.serve.terminal import (
 
 _PATH = "/v1/keys"
 _PAGE = 500
+_COLUMNS = (
+    *("key_id", "scope", "tenant_id", "label", "created_at", "expires_at", "revoked_at"),
+    *("rotated_at", "previous_until", "last_used_at"),
+)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -72,8 +76,31 @@ def list_keys(
     if as_json:
         print_json({"keys": found})
         return
-    columns = ("key_id", "scope", "tenant_id", "label", "created_at", "expires_at", "revoked_at")
-    print_table(columns, [[item[name] for name in columns] for item in found])
+    print_table(_COLUMNS, [[item[name] for name in _COLUMNS] for item in found])
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The id, as `key list` has it.")],
+    overlap_s: Annotated[
+        float,
+        typer.Option("--overlap", help="Seconds for which the old secret stays good; 0 = none."),
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Give an API key another secret and print it, this once."""
+    settings = Settings.from_env()
+    with RuntimeClient.connect(settings) as client:
+        made = client.post(f"{_PATH}/{segment(key_id)}/rotate", {"overlap_s": overlap_s})
+    # Shown before anything else can fail: it is nowhere else.
+    if as_json:
+        print_json(made)
+    else:
+        say(made["key"])
+        note(f"key {made['key_id']}; it is not shown again")
+    kept = keep_own_key(settings, made["key"])
+    if kept is not None:
+        note(f"it is the key of this command itself, so {kept} has the new one")
 
 
 @app.command()

@@ -33,6 +33,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 #: Answered however busy the process is: a probe that fails under load makes things worse.
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 _STATUS_CANCELLED = 499
+#: What is below here is somebody's data or about somebody, errors too: nobody on the way keeps it
+#: (RFC 9111, 5.2.2.5), so that no cache gives one tenant's answer to another.
+_PRIVATE_PREFIX = "/v1/"
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 class Edge:
@@ -52,7 +56,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        answer = _Sending(send)
+        answer = _Sending(send, private=scope["path"].startswith(_PRIVATE_PREFIX))
         try:
             await self._serve(scope, receive, answer)
         except asyncio.CancelledError:
@@ -106,17 +110,20 @@ def admitted(request: Request) -> Admitted:
 
 
 class _Sending:
-    """Passes messages on, and remembers the status."""
+    """Passes messages on, and remembers the status. Marks what is private."""
 
-    __slots__ = ("_send", "status")
+    __slots__ = ("_private", "_send", "status")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, *, private: bool) -> None:
         self._send = send
+        self._private = private
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self._private:
+                message["headers"] = [*message.get("headers", ()), _NO_STORE]
         await self._send(message)
 
 

@@ -4,7 +4,8 @@ Rules this module keeps (RFC 8725, "JSON Web Token Best Current Practices"):
 
 * Only asymmetric algorithms of a fixed list; each key verifies with its own algorithm and no other,
   whatever the token says. `none` and the symmetric ones do not exist here.
-* Issuer, audience and expiry must be there and must be right.
+* Issuer, audience and expiry must be there and must be right. A name that stands twice is refused
+  (RFC 7515, 4; RFC 7519, 4): readers differ in which of the two they take.
 * Keys come from where the operator says and nowhere else: `jku`, `x5u` and `jwk` in a token are not
   looked at. A token with an unknown key makes us read the keys again, but not more often than the
   setting allows.
@@ -27,10 +28,12 @@ import jwt
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
     SettingError,
     UnauthenticatedError,
     UnavailableError,
 )
+from tenancy.data_isolation.serve.json_documents import parse_json
 
 ALGORITHMS = ("RS256", "ES256", "EdDSA")
 _KEY_TYPES = frozenset({"RSA", "EC", "OKP"})
@@ -38,6 +41,7 @@ _KEYS_MAX = 100
 _KEY_SET_BYTES_MAX = 256 * 1024
 _FETCH_TIMEOUT_S = 5.0
 _TOKEN_CHARACTERS_MAX = 16 * 1024
+_TOKEN_DEPTH_MAX = 16
 _LOCAL = "localhost"
 
 
@@ -151,7 +155,7 @@ class TokenVerifier:
         if len(token) > _TOKEN_CHARACTERS_MAX:
             raise UnauthenticatedError("the token is too long")
         try:
-            header = jwt.get_unverified_header(token)
+            header = _header(token)
             key = await self._key(header)
             claims = jwt.decode(
                 token,
@@ -165,7 +169,7 @@ class TokenVerifier:
             expires_at_s = float(claims["exp"]) + self._leeway_s
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError("the token has expired") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        except (jwt.PyJWTError, InvalidInputError, ValueError, TypeError, OverflowError):
             raise UnauthenticatedError("the token is not valid here") from None
         tenant_id = claims.get(self._claim)
         if not isinstance(tenant_id, str) or not tenant_id:
@@ -243,6 +247,23 @@ def _start_of(path: Path) -> bytes:
     if len(document) > _KEY_SET_BYTES_MAX:
         raise ValueError("too large")
     return document
+
+
+def _header(token: str) -> Mapping[str, Any]:
+    """The header of a token (RFC 7515, 7.1), once header and claims were read strictly.
+
+    PyJWT reads them with Python's own `json`, which takes the last of two equal names, and NaN.
+    """
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise ValueError("not a token in its compact form")
+    header, claims = (
+        parse_json(jwt.utils.base64url_decode(part), depth_max=_TOKEN_DEPTH_MAX)
+        for part in parts[:2]
+    )
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise ValueError("not two objects")
+    return header
 
 
 def _unreadable(why: str) -> UnavailableError:

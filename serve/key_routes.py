@@ -1,4 +1,4 @@
-"""API keys: making, listing and revoking them. For administrators."""
+"""API keys: making, listing, rotating and revoking them. For administrators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from tenancy.data_isolation.core import Tenant
 from tenancy.data_isolation.core.errors import InvalidInputError
 from tenancy.data_isolation.core.identifiers import parse_tenant_id
 from tenancy.data_isolation.engine.catalog_records import ApiKeyRecord, CredentialScope
-from tenancy.data_isolation.serve.models import KeyAnswer, KeyBody, KeysAnswer, NewKeyAnswer
+from tenancy.data_isolation.serve.models import (
+    KeyAnswer,
+    KeyBody,
+    KeyRotationBody,
+    KeysAnswer,
+    NewKeyAnswer,
+    RotatedKeyAnswer,
+)
 from tenancy.data_isolation.serve.openapi import answers, takes
 from tenancy.data_isolation.serve.request_options import IDEMPOTENCY_KEY
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
@@ -20,7 +27,7 @@ _PAGE = 100
 
 
 class KeyRoutes:
-    """The routes `/v1/keys` and `/v1/keys/{key_id}`."""
+    """The routes `/v1/keys`, `/v1/keys/{key_id}` and `/v1/keys/{key_id}/rotate`."""
 
     def __init__(self, services: Services, requests: Requests) -> None:
         self._gateway = services.gateway
@@ -50,6 +57,26 @@ class KeyRoutes:
         )
         add(
             "/v1/keys/{key_id}",
+            self.show,
+            methods=["GET"],
+            summary="Show an API key, without its secret",
+            responses=answers(KeyAnswer),
+        )
+        add(
+            "/v1/keys/{key_id}/rotate",
+            self.rotate,
+            methods=["POST"],
+            summary="Give an API key another secret",
+            description=(
+                "The key keeps its id, label, tenant and expiry. The answer is the only place "
+                "where the new secret is ever shown. A key that is revoked or has expired is a "
+                "conflict (409)."
+            ),
+            responses=answers(RotatedKeyAnswer, 409, body=True),
+            openapi_extra=takes(KeyRotationBody),
+        )
+        add(
+            "/v1/keys/{key_id}",
             self.revoke,
             methods=["DELETE"],
             summary="Revoke an API key",
@@ -61,11 +88,7 @@ class KeyRoutes:
     async def create(self, request: Request) -> Response:
         """Make a key."""
         await self._requests.admin(request)
-        if IDEMPOTENCY_KEY in request.headers:
-            raise InvalidInputError(
-                f"a key is shown once, so making it cannot be repeated; leave {IDEMPOTENCY_KEY} "
-                "out, and revoke the key whose answer was lost"
-            )
+        _refuse_repetition(request)
         body = await self._requests.body(request, KeyBody)
         scope = CredentialScope(body.scope)
         tenant = await self._tenant_of(body, scope)
@@ -83,12 +106,7 @@ class KeyRoutes:
             label=body.label,
             expires_at=body.expires_at,
         )
-        return json_answer(
-            answer.model_dump(mode="json"),
-            status=201,
-            # RFC 9111, 5.2.2.5: an answer with a secret in it is kept nowhere on the way.
-            headers={"Cache-Control": "no-store"},
-        )
+        return json_answer(answer.model_dump(mode="json"), status=201)
 
     async def list(
         self,
@@ -111,6 +129,21 @@ class KeyRoutes:
         )
         return json_answer(answer.model_dump(mode="json"))
 
+    async def show(self, request: Request, key_id: str) -> Response:
+        """One key."""
+        await self._requests.admin(request)
+        answer = _answer(await self._credentials.show(key_id))
+        return json_answer(answer.model_dump(mode="json"))
+
+    async def rotate(self, request: Request, key_id: str) -> Response:
+        """Give a key another secret."""
+        await self._requests.admin(request)
+        _refuse_repetition(request)
+        body = await self._requests.body(request, KeyRotationBody)
+        key, record = await self._credentials.rotate(key_id, overlap_s=body.overlap_s)
+        answer = RotatedKeyAnswer(**_answer(record).model_dump(), key=key.text)
+        return json_answer(answer.model_dump(mode="json"))
+
     async def revoke(self, request: Request, key_id: str) -> Response:
         """Let a key be good no more."""
         await self._requests.admin(request)
@@ -127,6 +160,15 @@ class KeyRoutes:
         return await self._gateway.tenant(parse_tenant_id(body.tenant_id))
 
 
+def _refuse_repetition(request: Request) -> None:
+    """Refuse an idempotency key: the answer, which holds a secret, is not kept to be repeated."""
+    if IDEMPOTENCY_KEY in request.headers:
+        raise InvalidInputError(
+            f"a key is shown once, so making it cannot be repeated; leave {IDEMPOTENCY_KEY} "
+            "out, and revoke the key whose answer was lost"
+        )
+
+
 def _answer(record: ApiKeyRecord) -> KeyAnswer:
     return KeyAnswer(
         key_id=record.key_id,
@@ -136,4 +178,7 @@ def _answer(record: ApiKeyRecord) -> KeyAnswer:
         created_at=record.created_at,
         expires_at=record.expires_at,
         revoked_at=record.revoked_at,
+        rotated_at=record.rotated_at,
+        previous_until=record.previous_until,
+        last_used_at=record.last_used_at,
     )

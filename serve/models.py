@@ -361,6 +361,19 @@ class KeyBody(Body):
     )
 
 
+class KeyRotationBody(Body):
+    """How an API key gets another secret."""
+
+    overlap_s: float = Field(
+        default=0,
+        ge=0,
+        description=(
+            "Seconds for which the old secret stays good beside the new one; 0 = it is dead at "
+            "once. At most what `TENANCY_CREDENTIAL_OVERLAP_MAX_S` says."
+        ),
+    )
+
+
 class KeyAnswer(Answer):
     """An API key, without its secret."""
 
@@ -371,6 +384,19 @@ class KeyAnswer(Answer):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    rotated_at: datetime | None = Field(description="When it got its present secret; null = never.")
+    previous_until: datetime | None = Field(
+        description="Until when the secret before the present one is good as well."
+    )
+    last_used_at: datetime | None = Field(
+        description="To within a minute (`TENANCY_CREDENTIAL_USE_INTERVAL_S`); null = never."
+    )
+
+
+class RotatedKeyAnswer(KeyAnswer):
+    """An API key with its new secret. `key` is shown this once and kept nowhere."""
+
+    key: str
 
 
 class NewKeyAnswer(Answer):

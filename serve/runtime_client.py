@@ -12,7 +12,9 @@ from urllib.parse import quote
 import httpx
 
 from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.core.crypto import api_key_id
 from tenancy.data_isolation.core.errors import InvalidInputError
+from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 from tenancy.data_isolation.serve.json_documents import dump_json, parse_json
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 from tenancy.data_isolation.serve.terminal import CommandError
@@ -156,6 +158,20 @@ def segment(text: str) -> str:
     """A text as one part of a path."""
     # A dot alone would be taken for a way in the tree of paths.
     return quote(text, safe="") if text.strip(".") else quote(text, safe="").replace(".", "%2E")
+
+
+def keep_own_key(settings: Settings, key: str) -> Path | None:
+    """Put a rotated key in the place of the administrator's, if it is that one; the file then.
+
+    Without it, who rotates the key that these commands use would lock them out.
+    """
+    state = running_state(settings)
+    path = Path(state.admin_key_file or os.devnull)
+    if api_key_id(_admin_key(state)) != api_key_id(key):
+        return None
+    with file_errors(path):
+        replace_file(path, key.encode() + b"\n")
+    return path
 
 
 def _admin_key(state: RuntimeState) -> str:

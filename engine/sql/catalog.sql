@@ -116,6 +116,15 @@ alter table catalog.placement
     add column sensitive_schema text check (sensitive_schema is null or level = 'row');
 create index on catalog.placement (server) where sensitive_schema is not null;
 
+-- name: catalog_3
+-- The secret that a key had before it was rotated, for as long as it may still be used.
+alter table catalog.api_key
+    add column previous_digest bytea check (length(previous_digest) = 32),
+    add column previous_until  timestamptz,
+    add column rotated_at      timestamptz,
+    add column last_used_at    timestamptz,
+    add check ((previous_digest is null) = (previous_until is null));
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region
@@ -269,20 +278,41 @@ insert into catalog.api_key (key_id, digest, scope, tenant_no, label, expires_at
 values ($1, $2, $3, $4, $5, $6);
 
 -- name: api_key
-select k.digest, k.scope, k.tenant_no, t.tenant_id, k.expires_at, k.revoked_at
+select k.digest, k.previous_digest, k.previous_until, k.scope, k.tenant_no, t.tenant_id,
+       k.expires_at, k.revoked_at,
+       k.last_used_at is null or k.last_used_at < now() - make_interval(secs => $2) as use_is_news
 from catalog.api_key k left join catalog.tenant t using (tenant_no)
 where k.key_id = $1;
 
 -- name: api_keys
+-- All, those of a tenant ($2), or the one of an id ($3), in pages.
 select k.key_id, k.scope, k.tenant_no, t.tenant_id, k.label, k.created_at, k.expires_at,
-       k.revoked_at
+       k.revoked_at, k.rotated_at, k.previous_until, k.last_used_at
 from catalog.api_key k left join catalog.tenant t using (tenant_no)
 where k.key_id > $1 and ($2::bigint is null or k.tenant_no = $2)
+and ($3::text is null or k.key_id = $3)
 order by k.key_id
-limit $3;
+limit $4;
+
+-- name: note_use_of_api_key
+-- Processes that use a key at the same moment note it once.
+update catalog.api_key set last_used_at = now()
+where key_id = $1
+and (last_used_at is null or last_used_at < now() - make_interval(secs => $2));
+
+-- name: rotate_api_key
+-- Nothing, unless the key is good at $4. Without an overlap ($3 is null) the old secret is gone.
+update catalog.api_key
+set digest = $2,
+    previous_digest = case when $3::timestamptz is not null then digest end,
+    previous_until = $3,
+    rotated_at = $4
+where key_id = $1 and revoked_at is null and (expires_at is null or expires_at > $4)
+returning key_id;
 
 -- name: revoke_api_key
-update catalog.api_key set revoked_at = coalesce(revoked_at, now())
+update catalog.api_key
+set revoked_at = coalesce(revoked_at, now()), previous_digest = null, previous_until = null
 where key_id = $1
 returning key_id;
 

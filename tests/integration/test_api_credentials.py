@@ -30,6 +30,8 @@ _ADMIN_ROUTES = (
     ("DELETE", "/v1/operations/x", None),
     ("GET", "/v1/keys", None),
     ("POST", "/v1/keys", {"scope": "admin"}),
+    ("GET", "/v1/keys/0123456789abcdef", None),
+    ("POST", "/v1/keys/0123456789abcdef/rotate", {}),
     ("DELETE", "/v1/keys/0123456789abcdef", None),
 )
 _TENANT_ROUTES = (
@@ -196,6 +198,53 @@ async def test_keys_are_made_shown_once_listed_and_revoked(api: HttpApi):
     assert body["key"].rpartition("_")[2] not in json.dumps(listed)
     client = await api.client(body["key"])
     assert (await client.get("/v1/tenants/acme")).status_code == 200
+
+
+async def test_a_key_is_rotated_over_http(api: HttpApi):
+    await api.tenant("acme", "row")
+    made = (await api.admin.post("/v1/keys", json={"scope": "tenant", "tenant_id": "acme"})).json()
+    path = f"/v1/keys/{made['key_id']}"
+    old = await api.client(made["key"])
+    assert (await old.get("/v1/tenants/acme")).status_code == 200
+
+    overlapping = await api.admin.post(f"{path}/rotate", json={"overlap_s": 60})
+    second = await api.client(overlapping.json()["key"])
+    during = [(await client.get("/v1/tenants/acme")).status_code for client in (old, second)]
+    at_once = await api.admin.post(f"{path}/rotate", json={})
+    third = await api.client(at_once.json()["key"])
+    after = [(await client.get("/v1/tenants/acme")).status_code for client in (old, second, third)]
+
+    assert (overlapping.status_code, at_once.status_code) == (200, 200)
+    assert overlapping.json()["previous_until"] is not None
+    assert at_once.json()["previous_until"] is None
+    assert (during, after) == ([200, 200], [401, 401, 200])
+    shown = await api.admin.get(path)
+    told = {name: value for name, value in at_once.json().items() if name != "key"}
+    assert shown.json() | {"last_used_at": None} == told | {"last_used_at": None}
+    for secret in (made["key"], overlapping.json()["key"], at_once.json()["key"]):
+        assert secret.rpartition("_")[2] not in shown.text
+    assert shown.json()["last_used_at"] is not None
+
+
+async def test_what_cannot_be_rotated_is_told(api: HttpApi, subtests):
+    made = (await api.admin.post("/v1/keys", json={"scope": "admin"})).json()
+    path = f"/v1/keys/{made['key_id']}/rotate"
+    for body, status in (
+        ({"overlap_s": -1}, 422),
+        ({"overlap_s": 1e9}, 422),
+        ({"overlap_s": "1"}, 422),
+        ({"overlap_s": True}, 422),
+        ({"overlap": 1}, 422),
+    ):
+        with subtests.test(body=body):
+            assert (await api.admin.post(path, json=body)).status_code == status
+    ghost = "/v1/keys/0123456789abcdef"
+    assert (await api.admin.post(f"{ghost}/rotate", json={})).status_code == 404
+    assert (await api.admin.get(ghost)).status_code == 404
+    repeated = await api.admin.post(path, json={}, headers={"Idempotency-Key": "k"})
+    assert repeated.status_code == 422
+    await api.admin.delete(f"/v1/keys/{made['key_id']}")
+    assert (await api.admin.post(path, json={})).status_code == 409
 
 
 async def test_a_key_for_administrators_administers(api: HttpApi):

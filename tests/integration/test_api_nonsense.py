@@ -24,6 +24,7 @@ _ROUTES = (
     ("DELETE", "/v1/operations/{}"),
     ("POST", "/v1/keys"),
     ("GET", "/v1/keys"),
+    ("POST", "/v1/keys/{}/rotate"),
     ("DELETE", "/v1/keys/{}"),
 )
 _NAMES = (

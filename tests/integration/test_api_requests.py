@@ -321,6 +321,8 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
         ("delete", "/v1/operations/{name}"),
         ("get", "/v1/keys"),
         ("post", "/v1/keys"),
+        ("get", "/v1/keys/{key_id}"),
+        ("post", "/v1/keys/{key_id}/rotate"),
         ("delete", "/v1/keys/{key_id}"),
         ("get", "/healthz"),
         ("get", "/readyz"),

@@ -11,6 +11,8 @@ from support.install import Install
 from support.settable_clock import SettableClock
 
 from tenancy.data_isolation.core.errors import (
+    ConflictError,
+    DiskFullError,
     InvalidInputError,
     NotFoundError,
     TenantNotFoundError,
@@ -135,6 +137,131 @@ async def test_a_key_expires_at_its_time_even_when_it_is_remembered(
     for _ in range(2):
         with pytest.raises(UnauthenticatedError):
             await credentials.verify(key.text)
+
+
+async def _is_good(credentials: Credentials, text: str) -> bool:
+    try:
+        await credentials.verify(text)
+    except UnauthenticatedError:
+        return False
+    return True
+
+
+async def test_a_rotated_key_has_a_new_secret_and_the_old_one_is_dead_within_a_second_everywhere(
+    install: Install, catalog: Catalog, credentials: Credentials, clock: SettableClock, acme: Tenant
+):
+    elsewhere = Credentials(settings=install.settings, catalog=catalog, clock=clock)
+    old = await credentials.create(TENANT, tenant_no=acme.tenant_no, label="app")
+    for where in (credentials, elsewhere):
+        await where.verify(old.text)
+
+    new, record = await credentials.rotate(old.key_id)
+
+    assert new.text != old.text
+    assert (new.key_id, record.key_id, record.label) == (old.key_id, old.key_id, "app")
+    assert (record.rotated_at, record.previous_until) == (clock.now(), None)
+    assert (await credentials.verify(new.text)).tenant_id == "acme"
+    assert not await _is_good(credentials, old.text)
+    clock.pass_s(install.settings.credential_cache_ms / 1_000)
+    assert not await _is_good(elsewhere, old.text)
+    assert await _is_good(elsewhere, new.text)
+
+
+async def test_with_an_overlap_both_secrets_are_good_until_it_ends(
+    credentials: Credentials, clock: SettableClock
+):
+    first = await credentials.create(ADMIN)
+    second, record = await credentials.rotate(first.key_id, overlap_s=60)
+
+    assert record.previous_until == clock.now() + timedelta(seconds=60)
+    assert (await credentials.show(first.key_id)).previous_until == record.previous_until
+    clock.pass_s(59.9)
+    assert await _is_good(credentials, first.text)
+    assert await _is_good(credentials, second.text)
+    clock.pass_s(0.1)
+    assert not await _is_good(credentials, first.text)
+    assert await _is_good(credentials, second.text)
+
+
+async def test_rotating_once_more_ends_an_overlap_and_so_does_revoking(credentials: Credentials):
+    first = await credentials.create(ADMIN)
+    second, _ = await credentials.rotate(first.key_id, overlap_s=60)
+    third, _ = await credentials.rotate(first.key_id, overlap_s=60)
+
+    good = [await _is_good(credentials, key.text) for key in (first, second, third)]
+    await credentials.revoke(first.key_id)
+    left = [await _is_good(credentials, key.text) for key in (first, second, third)]
+
+    assert good == [False, True, True]
+    assert left == [False, False, False]
+
+
+async def test_no_secret_of_a_key_outlives_its_expiry(
+    credentials: Credentials, clock: SettableClock
+):
+    old = await credentials.create(ADMIN, expires_at=clock.now() + timedelta(seconds=10))
+    new, _ = await credentials.rotate(old.key_id, overlap_s=60)
+    assert await _is_good(credentials, old.text)
+
+    clock.pass_s(10)
+
+    assert not await _is_good(credentials, old.text)
+    assert not await _is_good(credentials, new.text)
+    with pytest.raises(ConflictError):
+        await credentials.rotate(old.key_id)
+
+
+async def test_what_cannot_be_rotated_is_told_and_stays_as_it_was(credentials: Credentials):
+    key = await credentials.create(ADMIN)
+    for overlap_s in (-1.0, float("nan"), float("inf"), 604_801.0):
+        with pytest.raises(InvalidInputError, match="TENANCY_CREDENTIAL_OVERLAP_MAX_S"):
+            await credentials.rotate(key.key_id, overlap_s=overlap_s)
+    for key_id in ("0" * 16, "nothing", "\x00"):
+        with pytest.raises(NotFoundError):
+            await credentials.rotate(key_id)
+        with pytest.raises(NotFoundError):
+            await credentials.show(key_id)
+    assert await _is_good(credentials, key.text)
+    await credentials.revoke(key.key_id)
+    with pytest.raises(ConflictError):
+        await credentials.rotate(key.key_id)
+
+
+async def test_the_last_use_is_noted_of_a_good_key_only_and_not_at_each_use(
+    install: Install, catalog: Catalog, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+):
+    settings = dataclasses.replace(install.settings, credential_cache_ms=1)
+    credentials = Credentials(settings=settings, catalog=catalog, clock=clock)
+    key = await credentials.create(ADMIN)
+    assert not await _is_good(credentials, f"tk_{key.key_id}_wrong")
+    assert (await credentials.show(key.key_id)).last_used_at is None
+    written = []
+    write = catalog.pool.write
+
+    async def counted(*arguments):
+        written.append(arguments)
+        return await write(*arguments)
+
+    monkeypatch.setattr(catalog.pool, "write", counted)
+    for _ in range(3):
+        await credentials.verify(key.text)
+        clock.pass_s(1)
+
+    assert len(written) == 1
+    assert (await credentials.show(key.key_id)).last_used_at is not None
+
+
+async def test_a_use_that_cannot_be_noted_keeps_nobody_out(
+    catalog: Catalog, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
+):
+    key = await credentials.create(ADMIN)
+
+    async def full(*_):
+        raise DiskFullError
+
+    monkeypatch.setattr(catalog.pool, "write", full)
+
+    assert await _is_good(credentials, key.text)
 
 
 async def test_a_key_of_a_removed_tenant_is_refused(

@@ -78,3 +78,9 @@ def test_two_servers_of_one_name_are_refused():
 def test_settings_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().http_port = 1
+
+
+def test_a_verified_credential_is_not_believed_for_longer_than_is_promised():
+    with pytest.raises(SettingError, match="TENANCY_CREDENTIAL_CACHE_MS"):
+        Settings(credential_cache_ms=1_001)
+    assert Settings(credential_cache_ms=1_000).credential_cache_ms == 1_000
