@@ -29,6 +29,7 @@ from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import Composition
 from tenancy.data_isolation.serve.edge import Edge
 from tenancy.data_isolation.serve.ray_runtime import LOOPBACK, url
+from tenancy.data_isolation.serve.replica_server import keep_on_loopback
 
 _APPLICATION = "tenancy"
 _POLL_INTERVAL_S = 0.1
@@ -45,6 +46,7 @@ class HttpReplica:
 
     # Serve awaits it, and has nothing else that runs before a replica takes requests.
     async def __init__(self, configuration_path: str) -> None:  # type: ignore[misc]
+        keep_on_loopback()
         self._composition = await Composition.open(Path(configuration_path))
 
     def __serve_build_asgi_app__(self) -> Edge:

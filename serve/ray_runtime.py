@@ -5,8 +5,8 @@ Ray reads its settings from the environment when it is imported, and its process
 
 Measured with Ray 2.60: with `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, what Ray calls its settings for
 machines whose firewall asks about every port, the node's address is 127.0.0.1 and then its parts
-listen there alone. What still listens on all interfaces is the gRPC server of each Serve replica
-(a random port), which asks for the token. HAProxy's two are closed by `ingress`.
+listen there alone. The gRPC server of each Serve replica, which has no such setting, is moved there
+by `replica_server`; HAProxy's statistics and figures are closed by `ingress`.
 """
 
 from __future__ import annotations

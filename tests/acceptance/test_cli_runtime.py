@@ -10,94 +10,24 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
-import psutil
 import pytest
+from support.listening import beyond_loopback, listening
+from support.runtime import TENANCY, Runtime, ended
 
-_TENANCY = Path(sys.executable).with_name("tenancy")
 _SLOW_S = 600
 _SLOW_QUERY = "select count(*) from generate_series(1, {}) as a"
 
 
-class Runtime:
-    """The command in a home of its own."""
-
-    def __init__(self, home: Path, **settings: str) -> None:
-        self.home = home
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("TENANCY_")}
-        self.env = kept | {"TENANCY_HOME": str(home), "TENANCY_HTTP_PORT": "0"} | settings
-
-    def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end, from a directory that has nothing to do with it."""
-        done = subprocess.run(
-            [_TENANCY, *arguments],
-            env=self.env,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SLOW_S,
-            check=False,
-        )
-        assert done.returncode == status, f"{arguments}: {done.stdout}{done.stderr}{self.log()}"
-        assert "Traceback" not in done.stdout + done.stderr
-        return done
-
-    def json(self, *arguments: str, status: int = 0) -> Any:
-        """What the command prints with `--json`."""
-        return json.loads(self.run(*arguments, "--json", status=status).stdout)
-
-    def log(self) -> str:
-        """The end of the daemon's logs, for a failed assertion."""
-        texts = []
-        for path in sorted((self.home / "log").glob("*")):
-            texts.append(f"\n== {path.name}\n{path.read_text(errors='replace')[-3_000:]}")
-        return "".join(texts)
-
-    def processes(self) -> list[psutil.Process]:
-        """Every process that works in the home, or has something of it open."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                words = [process.cwd(), *process.cmdline()]
-            except psutil.Error:
-                continue
-            if any(str(self.home) in word for word in words):
-                found.append(process)
-        return found
-
-    def daemon(self) -> int:
-        """The daemon's process id."""
-        pid: int = json.loads((self.home / "run" / "state.json").read_text())["daemon"]["pid"]
-        return pid
-
-
-@contextmanager
-def _ended(runtime: Runtime) -> Iterator[Runtime]:
-    """Whatever a test does, nothing of it lives on."""
-    try:
-        yield runtime
-    finally:
-        subprocess.run(
-            [_TENANCY, "down"], env=runtime.env, capture_output=True, timeout=_SLOW_S, check=False
-        )
-        for process in runtime.processes():
-            process.kill()
-
-
 @pytest.fixture
 def runtime(tmp_path: Path) -> Iterator[Runtime]:
-    with _ended(Runtime(tmp_path / "home")) as found:
+    with ended(Runtime(tmp_path / "home")) as found:
         yield found
 
 
@@ -106,16 +36,6 @@ def _until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def _listening(processes: list[psutil.Process]) -> dict[str, set[int]]:
-    """Ports by address of the processes."""
-    found: dict[str, set[int]] = {}
-    for process in processes:
-        for item in process.net_connections("tcp"):
-            if item.status == psutil.CONN_LISTEN:
-                found.setdefault(item.laddr.ip, set()).add(item.laddr.port)
-    return found
 
 
 def _is_free(port: int) -> bool:
@@ -168,15 +88,7 @@ def _is_of(path: Path, runtime: Runtime) -> bool:
 def _check_exposure(runtime: Runtime, status: dict[str, Any]) -> None:
     for name in ("admin.key", "master.key", "run/state.json", "run/actors.json"):
         assert stat.S_IMODE((runtime.home / name).stat().st_mode) == 0o600, name
-    listening = _listening(runtime.processes())
-    beyond = {
-        port
-        for address, ports in listening.items()
-        if address not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-        for port in ports
-    }
-    # Ray Serve's own server of the one replica, which asks for the cluster's token.
-    assert len(beyond) <= 1, listening
+    assert beyond_loopback(listening(runtime.processes())) == []
     assert httpx.URL(status["url"]).host == "127.0.0.1"
 
 
@@ -309,7 +221,7 @@ async def _leave_while_a_statement_runs(status: dict[str, Any]) -> None:
 def _drain(runtime: Runtime) -> None:
     """A request that is in work when everything is told to end may end first."""
     slow = subprocess.Popen(
-        [_TENANCY, "sql", "acme", _SLOW_QUERY.format(20_000_000), "--json"],
+        [TENANCY, "sql", "acme", _SLOW_QUERY.format(20_000_000), "--json"],
         env=runtime.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -345,7 +257,7 @@ def test_when_the_port_is_taken_nothing_is_left_running(tmp_path: Path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with _ended(Runtime(tmp_path / "home", TENANCY_HTTP_PORT=str(port))) as runtime:
+        with ended(Runtime(tmp_path / "home", TENANCY_HTTP_PORT=str(port))) as runtime:
             refused = runtime.run("up", status=1)
 
             assert str(port) in refused.stderr
@@ -359,7 +271,7 @@ def test_when_the_port_is_taken_nothing_is_left_running(tmp_path: Path):
 @pytest.mark.timeout(_SLOW_S)
 def test_a_start_that_is_interrupted_leaves_nothing_running(runtime: Runtime):
     up = subprocess.Popen(
-        [_TENANCY, "up"],
+        [TENANCY, "up"],
         env=runtime.env,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -386,7 +298,7 @@ def test_settings_that_are_wrong_are_told_at_once_and_leave_nothing(tmp_path: Pa
         ("TENANCY_JWT_ISSUER", "https://id.example"),
         ("TENANCY_REDIS_URL", "redis://127.0.0.1:1/0"),
     ):
-        with _ended(Runtime(tmp_path / "home", **{name: value})) as runtime:
+        with ended(Runtime(tmp_path / "home", **{name: value})) as runtime:
             refused = runtime.run("up", status=1)
 
             assert name.rpartition("_")[0] in refused.stderr

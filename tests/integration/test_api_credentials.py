@@ -5,17 +5,16 @@ from __future__ import annotations
 import hmac
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.algorithms import ECAlgorithm
 from support.http_api import HttpApi
+from support.token_issuer import AUDIENCE, ISSUER, TokenIssuer
 
-_ISSUER, _AUDIENCE = "https://id.test", "tenancy"
 _ADMIN_ROUTES = (
     ("POST", "/v1/tenants", {"tenant_id": "other"}),
     ("GET", "/v1/tenants", None),
@@ -279,54 +278,18 @@ async def test_a_key_that_cannot_be_is_refused(api: HttpApi, subtests):
     assert (await api.admin.get("/v1/keys", params={"tenant_id": "ghost"})).status_code == 404
 
 
-class _Issuer:
-    """Signs tokens, and publishes its keys in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.keys: dict[str, tuple[str, Any]] = {
-            "rsa": ("RS256", rsa.generate_private_key(public_exponent=65537, key_size=2048)),
-            "ec": ("ES256", ec.generate_private_key(ec.SECP256R1())),
-            "ed": ("EdDSA", ed25519.Ed25519PrivateKey.generate()),
-        }
-        self.publish()
-
-    def publish(self, **extra: Any) -> None:
-        writers = {"RS256": RSAAlgorithm, "ES256": ECAlgorithm, "EdDSA": OKPAlgorithm}
-        keys = [
-            writers[algorithm].to_jwk(key.public_key(), as_dict=True)
-            | {"kid": name, "use": "sig", "alg": algorithm}
-            for name, (algorithm, key) in self.keys.items()
-        ]
-        keys += extra.get("more", [])
-        self.path.write_text(json.dumps({"keys": keys}))
-
-    def token(
-        self, kid: str = "rsa", *, header: dict[str, Any] | None = None, **claims: Any
-    ) -> str:
-        algorithm, key = self.keys[kid]
-        said = {
-            "iss": _ISSUER,
-            "aud": _AUDIENCE,
-            "exp": int(time.time()) + 300,
-            "tenant_id": "acme",
-        } | claims
-        said = {name: value for name, value in said.items() if value is not None}
-        return jwt.encode(said, key, algorithm, headers={"kid": kid} | (header or {}))
-
-
 @pytest.fixture(scope="module")
-def issuer(tmp_path_factory) -> _Issuer:
-    return _Issuer(tmp_path_factory.mktemp("issuer") / "keys.json")
+def issuer(tmp_path_factory) -> TokenIssuer:
+    return TokenIssuer(tmp_path_factory.mktemp("issuer") / "keys.json")
 
 
 @pytest.fixture
-async def token_api(make_api, issuer: _Issuer) -> HttpApi:
+async def token_api(make_api, issuer: TokenIssuer) -> HttpApi:
     issuer.publish()
     api = await make_api(
         jwt_jwks=str(issuer.path),
-        jwt_issuer=_ISSUER,
-        jwt_audience=_AUDIENCE,
+        jwt_issuer=ISSUER,
+        jwt_audience=AUDIENCE,
         jwt_leeway_s=1.0,
         jwt_keys_retry_s=0.001,
     )
@@ -381,7 +344,7 @@ async def test_a_token_that_is_not_right_in_everything_is_refused(token_api, iss
     stranger = ec.generate_private_key(ec.SECP256R1())
     good = issuer.token()
     header, payload, signature = good.split(".")
-    claims = {"iss": _ISSUER, "aud": _AUDIENCE, "exp": now + 300, "tenant_id": "acme"}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": now + 300, "tenant_id": "acme"}
     public = (
         issuer.keys["rsa"][1]
         .public_key()
@@ -438,7 +401,7 @@ async def test_a_key_that_is_published_later_is_found(token_api, issuer):
 async def test_symmetric_keys_in_the_set_are_not_used(token_api, issuer):
     secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"
     issuer.publish(more=[{"kty": "oct", "kid": "oct", "k": secret, "alg": "HS256"}])
-    claims = {"iss": _ISSUER, "aud": _AUDIENCE, "exp": time.time() + 300, "tenant_id": "acme"}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 300, "tenant_id": "acme"}
     token = jwt.encode(claims, jwt.utils.base64url_decode(secret), "HS256", headers={"kid": "oct"})
 
     assert await _status(token_api, token) == 401
@@ -448,7 +411,7 @@ async def test_while_the_keys_cannot_be_read_tokens_are_unavailable_and_api_keys
     make_api, tmp_path, issuer
 ):
     api = await make_api(
-        jwt_jwks=str(tmp_path / "missing.json"), jwt_issuer=_ISSUER, jwt_audience=_AUDIENCE
+        jwt_jwks=str(tmp_path / "missing.json"), jwt_issuer=ISSUER, jwt_audience=AUDIENCE
     )
     tenant = await api.tenant("acme", "row")
 
