@@ -11,7 +11,10 @@ place and then becomes HAProxy. Measured on Ray 2.60, what has to be corrected i
 * a client may take for ever to send its headers;
 * HAProxy's own errors are texts and not problem details, and hide that 503 can be tried again;
 * a method that HTTP does not know is answered with a text by the server behind;
-* while there is no application, every path is said not to exist, in place of trying again later.
+* while there is no application, every path is said not to exist, in place of trying again later;
+* a `Content-Length` beyond 64 bits wraps around and passes for a small one, so that the body is
+  taken for the next request;
+* a target that is no path (`*`, `host:port`) belongs to no application and is told to try again.
 
 What HAProxy cannot read as HTTP at all it answers with a text of its own, which cannot be changed.
 
@@ -43,6 +46,9 @@ _HEADERS = (
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _UNKNOWN_METHOD = (405, "method-not-allowed", "There is no such method in HTTP.", False)
+#: A length as RFC 9110, 8.6 has it, and far below 64 bits.
+_LENGTH = "^[0-9]{1,15}$"
+_PROBLEM = "application/problem+json"
 _HEADER_TIMEOUT_S = 10
 _PR_SET_PDEATHSIG = 1
 _USAGE_STATUS = 2
@@ -172,7 +178,12 @@ def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> st
         ]
     elif (kind, name) == _PUBLIC:
         lines += [f"    http-request del-header ^{header}$ -m reg" for header in _HEADERS]
+        bad = f"http-request return status 400 content-type {_PROBLEM} file {error_files}/400.json"
         lines += [
+            # What follows the head cannot be told apart from it any more: nothing of it is read.
+            f"    {bad} hdr Connection close if {{ req.fhdr(content-length) -m found }} "
+            f"!{{ req.fhdr(content-length) -m reg {_LENGTH} }}",
+            f"    {bad} if !{{ path_beg / }}",
             f"    acl known_method method {' '.join(_METHODS)}",
             "    http-request return status 405 content-type application/problem+json "
             f'file {error_files}/405.json hdr Allow "{", ".join(_METHODS)}" if !known_method',

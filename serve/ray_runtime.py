@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import secrets
@@ -37,6 +38,7 @@ _LOG_FILES = 2
 #: Files that HAProxy has open besides two for each connection.
 _HAPROXY_FILES = 200
 _CONNECTIONS_BEYOND_REQUESTS = 256
+_CLIENT_MARGIN_S = 5
 _TOKEN_BYTES = 32
 
 
@@ -192,9 +194,12 @@ def _connections_max(settings: Settings) -> int:
 
 
 def _client_timeout_s(settings: Settings) -> int:
-    """How long a connection may be silent: longer than any answer takes."""
-    slowest_ms = max(settings.statement_timeout_ms, settings.migration_statement_timeout_ms)
-    return round(slowest_ms / 1000 + settings.connection_wait_ms / 1000 + 60)
+    """How long a client may be silent while it has to send: the application gives up first.
+
+    It does not run while a client waits for its answer. When it is over, HAProxy lets go of one
+    that was answered before it had sent its whole body.
+    """
+    return math.ceil(settings.request_read_timeout_s) + _CLIENT_MARGIN_S
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from support.runtime import Runtime, ended
 from support.token_issuer import AUDIENCE, ISSUER, TokenIssuer
 
