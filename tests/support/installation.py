@@ -53,7 +53,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         TENANCY_JWT_JWKS=str(issuer.path),
         TENANCY_JWT_ISSUER=ISSUER,
         TENANCY_JWT_AUDIENCE=AUDIENCE,
-        TENANCY_REQUEST_READ_TIMEOUT_S="2",
+        TENANCY_REQUEST_READ_TIMEOUT_S="1",
     )
     with ended(runtime):
         runtime.run("up")
