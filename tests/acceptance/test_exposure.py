@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 
 import grpc
@@ -114,26 +115,30 @@ def test_a07_without_the_token_nobody_joins_the_cluster(installation: Installati
 
 
 def test_a07_a_replicas_own_server_asks_for_the_token(installation: Installation):
-    """It reads pickles, so whoever reaches it without a token would run code in it."""
-    replicas = [
-        item
-        for item in listening(installation.runtime.tree())
-        if item.process == "ray::ServeReplica:tenancy:http"
-    ]
+    """Its messages hold pickles, so whoever got past the token would run code in it."""
     method = "/ray.serve.ASGIService/HandleRequestWithRejection"
-    refused = 0
-    for item in replicas:
+    codes = {}
+    for item in listening(installation.runtime.tree()):
+        if item.process != "ray::ServeReplica:tenancy:http":
+            continue
         with grpc.insecure_channel(f"127.0.0.1:{item.port}") as channel:
+            # An empty message is one that can be read; the token comes next.
             call = channel.unary_unary(method, lambda text: text, lambda text: text)
             with pytest.raises(grpc.RpcError) as raised:
-                call(b"\x80\x04N.", timeout=10)
-        # Of the ports of a replica one speaks HTTP and one is Ray's own, which has no such method.
-        refused += raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert refused >= 2, [(item.port, raised.value.code()) for item in replicas]
+                call(b"", timeout=10)
+        codes[item.port] = raised.value.code()
+    # Of the ports of a replica, one speaks HTTP, and one is Ray's own, which has no such method.
+    found = Counter(codes.values())
+    assert found[grpc.StatusCode.UNAUTHENTICATED] == 2, codes
+    assert set(found) <= {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
 
 
-def test_a07_what_speaks_http_asks_for_the_token_or_tells_figures(installation: Installation):
-    """Ray's agents take tasks; they refuse whoever has no token, and others show figures only."""
+def test_a07_what_speaks_http_asks_for_the_token(installation: Installation):
+    """Ray's agents take tasks, and refuse whoever has no token."""
     found: dict[str, set[int]] = {}
     for item in listening(installation.runtime.tree()):
         if item.process in ("ray::DashboardAgent", "ray::RuntimeEnvAgent"):
@@ -141,7 +146,9 @@ def test_a07_what_speaks_http_asks_for_the_token_or_tells_figures(installation: 
                 status = _status(item.port, path)
                 if status is not None:
                     found.setdefault(item.process, set()).add(status)
-    assert found == {"ray::DashboardAgent": {401}, "ray::RuntimeEnvAgent": {401}}
+    assert found["ray::RuntimeEnvAgent"] == {401}
+    # Its port is a fixed one, which it goes without when it is taken.
+    assert found.get("ray::DashboardAgent", {401}) == {401}
 
 
 def _status(port: int, path: str) -> int | None:

@@ -30,7 +30,7 @@ async def test_a_key_is_made_rotated_listed_and_revoked(running: RunningApi):
     assert mine["rotated_at"] is not None
     assert mine["last_used_at"] is not None
     for secret in (made["key"], second, third):
-        assert secret.rpartition("_")[2] not in listed.out
+        assert secret.split("_", 2)[2] not in listed.out
     await running.run("key", "revoke", made["key_id"])
     assert await _status(running, third) == 401
     refused = await running.run("key", "rotate", made["key_id"], status=1)
