@@ -3,11 +3,13 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SCHEMATHESIS := .venv-schemathesis
+SCHEMATHESIS_SECONDS ?= 240
 # Where Debian puts it.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants demo up down clean
 
 install: $(STAMP)
 
@@ -69,8 +71,19 @@ integration-15: $(STAMP)
 ray: $(STAMP)
 	$(BIN)/pytest tests/ray
 
-acceptance: $(STAMP)
+acceptance: $(STAMP) $(SCHEMATHESIS)/.installed
 	$(BIN)/pytest tests/acceptance
+
+# In an environment of its own: what it needs is none of ours.
+$(SCHEMATHESIS)/.installed: tests/schemathesis-requirements.txt
+	$(PYTHON) -m venv $(SCHEMATHESIS)
+	$(SCHEMATHESIS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		-r tests/schemathesis-requirements.txt
+	touch $@
+
+# Requests made from the OpenAPI document, for some minutes and others each time.
+schemathesis: $(STAMP) $(SCHEMATHESIS)/.installed
+	$(BIN)/python tests/schemathesis_long.py --seconds $(SCHEMATHESIS_SECONDS)
 
 # The wheel, in an environment of its own and away from the checkout.
 wheel: $(STAMP)
@@ -99,4 +112,4 @@ down: $(STAMP)
 	$(BIN)/tenancy down
 
 clean:
-	rm -rf $(VENV) .typing build dist *.egg-info
+	rm -rf $(VENV) $(SCHEMATHESIS) .typing build dist *.egg-info

@@ -30,8 +30,11 @@ RoleName = NewType("RoleName", str)
 #: A placement's generation. Only rises.
 Epoch = NewType("Epoch", int)
 
-_TENANT_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_WORD = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+#: What a tenant id and a word are, as regular expressions of the whole text.
+TENANT_ID_PATTERN = "[a-z0-9][a-z0-9_-]{0,62}"
+WORD_PATTERN = "[a-z][a-z0-9_-]{0,62}"
+_TENANT_ID = re.compile(TENANT_ID_PATTERN)
+_WORD = re.compile(WORD_PATTERN)
 
 
 def parse_tenant_id(text: object) -> TenantId:

@@ -13,12 +13,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tenancy.data_isolation.core import IsolationLevel, TenantStatus, TenantType
+from tenancy.data_isolation.core.identifiers import TENANT_ID_PATTERN, WORD_PATTERN
 
 _WORDS_MAX = 32
 _METADATA_KEYS_MAX = 64
 
-#: A word of ours; `core` checks the exact form and says what is wrong with it.
-Word = Annotated[str, Field(max_length=200)]
+#: Words of ours; `core` checks the exact form and says what is wrong with it, and the document says
+#: which form it is.
+Word = Annotated[str, Field(max_length=200, json_schema_extra={"pattern": f"^{WORD_PATTERN}$"})]
+TenantName = Annotated[
+    str, Field(max_length=200, json_schema_extra={"pattern": f"^{TENANT_ID_PATTERN}$"})
+]
+MigrationName = Annotated[str, Field(max_length=200)]
 
 
 class Body(BaseModel):
@@ -50,7 +56,7 @@ class TenantBody(Body):
         }
     )
 
-    tenant_id: Word = Field(
+    tenant_id: TenantName = Field(
         description="1 to 63 of a-z, 0-9, '_' and '-', starting with a letter or a digit."
     )
     # Enumerations arrive as text, which strict mode would not take for a member.
@@ -270,7 +276,7 @@ class MigrationBody(Body):
         }
     )
 
-    name: Word
+    name: MigrationName
     sql: str
 
 
@@ -354,7 +360,7 @@ class KeyBody(Body):
     """A new API key: for one tenant, or with the rights of an administrator."""
 
     scope: Literal["admin", "tenant"]
-    tenant_id: Word | None = None
+    tenant_id: TenantName | None = None
     label: str = Field(default="", max_length=200)
     expires_at: Annotated[datetime, Field(strict=False)] | None = Field(
         default=None, description="With a time zone; null = never."

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from tenancy.data_isolation.core.identifiers import TENANT_ID_PATTERN, WORD_PATTERN
 from tenancy.data_isolation.serve import models, problems
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -50,6 +51,14 @@ _ALWAYS = (500, 503)
 _WITH_BODY = (408, 413, 415, 422)
 _WITH_CREDENTIAL = (401, 403, 404, 429)
 
+#: Forms of parameters that `core` checks, with a better word on what is wrong than a pattern has.
+_FORMS: Mapping[str, Mapping[str, Any]] = {
+    "tenant_id": {"pattern": f"^{TENANT_ID_PATTERN}$"},
+    "name": {"pattern": f"^{WORD_PATTERN}$"},
+    "key_id": {"pattern": "^[0-9a-f]{16}$"},
+    "limit": {"minimum": 1},
+}
+
 _WAIT = {
     "name": "Prefer",
     "in": "header",
@@ -62,7 +71,13 @@ _WAIT = {
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "schema": {"type": "string", "maxLength": 200, "examples": ["8e03978e-40d5-43dd-bc93"]},
+    "schema": {
+        "type": "string",
+        "maxLength": 200,
+        # As it is, or as a string of structured fields (RFC 8941, 3.3.3).
+        "pattern": r'^("([ !#-\[\]-~]|\\["\\])+"|[!#-\[\]-~]+)$',
+        "examples": ["8e03978e-40d5-43dd-bc93"],
+    },
     "description": (
         "With the same key and the same request, a write takes effect once, however often it is "
         "sent; the answer is the first one. The same key with another request is a conflict (409)."
@@ -134,7 +149,21 @@ def document(app: FastAPI) -> dict[str, Any]:
             operation["security"] = (
                 [{name: []} for name in _SECURITY] if path.startswith("/v1/") else []
             )
+            _tell_forms(path, operation)
     return found
+
+
+def _tell_forms(path: str, operation: dict[str, Any]) -> None:
+    """Say which form parameters have."""
+    for parameter in operation.get("parameters", ()):
+        name = parameter["name"]
+        if name == "after" and path == "/v1/tenants":
+            name = "tenant_id"
+        form = _FORMS.get(name, {})
+        schema = parameter["schema"]
+        for shape in schema.get("anyOf", [schema]):
+            if shape.get("type") != "null":
+                shape |= form
 
 
 def _drop_defaults(found: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def keep_on_loopback() -> None:
     Nodes of a cluster of several machines have other addresses, at which replicas must be reached.
     Raises `SetupError` for a Ray that starts its server in another way.
     """
-    address = ray.util.get_node_ip_address()
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     if not ipaddress.ip_address(address).is_loopback:
         return
     listen = getattr(replica, _NAME, None)
