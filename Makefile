@@ -9,7 +9,7 @@ SCHEMATHESIS_SECONDS ?= 240
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants demo up down clean
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean
 
 install: $(STAMP)
 
@@ -101,6 +101,10 @@ bench: $(STAMP)
 # A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
 bench-tenants: $(STAMP)
 	$(BIN)/python loadtests/many_tenants.py
+
+# Whether time tells another tenant from one that does not exist.
+bench-timing: $(STAMP)
+	$(BIN)/python loadtests/tenant_timing.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo
