@@ -2,8 +2,8 @@
 
 Run by `make bench-timing` against a runtime of its own, by the public API alone. A tenant's key
 asks for another tenant and for one that does not exist, one after the other in random order over
-one connection. The two samples are compared by ranks (H. B. Mann and D. R. Whitney, 1947): `chance` is
-how often a random answer of the one kind takes longer than one of the other, 0.5 when time tells
+one connection. The two samples are compared by ranks (H. B. Mann and D. R. Whitney, 1947): `chance`
+is how often a random answer of the one kind takes longer than one of the other, 0.5 when time tells
 nothing, and `z` the distance from that in standard deviations. The control is a difference that
 there is: the tenant's own name, which is looked up. The last line is one JSON object.
 """

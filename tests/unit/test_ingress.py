@@ -69,6 +69,19 @@ def test_headers_that_steer_serve_are_removed_before_a_backend_is_chosen(tmp_pat
     assert lines.index("use_backend app if is_app") < lines.index("default_backend default_backend")
 
 
+def test_what_passes_for_another_request_is_refused_before_a_backend_is_chosen(tmp_path):
+    lines = [line.strip() for line in corrected(_CONFIGURATION, tmp_path).splitlines()]
+    refusals = [line for line in lines if line.startswith("http-request return status 400")]
+    length, target = sorted(refusals, key=lambda line: "path_beg" in line)
+
+    assert "hdr Connection close" in length
+    assert "!{ req.fhdr(content-length) -m reg ^[0-9]{1,15}$ }" in length
+    assert target.endswith("if !{ path_beg / }")
+    for line in refusals:
+        assert f"content-type application/problem+json file {tmp_path}/400.json" in line
+        assert lines.index(line) < lines.index("use_backend app if is_app")
+
+
 def test_errors_of_its_own_are_problem_details(tmp_path):
     write_error_files(tmp_path)
     found = corrected(_CONFIGURATION, tmp_path)
