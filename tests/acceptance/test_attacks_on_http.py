@@ -19,6 +19,9 @@ import pytest
 from support.installation import Installation
 from support.raw_http import RawAnswer, answers, exchange
 
+#: The first test here to run waits until the installation has started.
+pytestmark = pytest.mark.timeout(300)
+
 _MARK = "smuggled"
 _CANARY = "canary@globex.test"
 _HEAD_TIMEOUT_S = 10

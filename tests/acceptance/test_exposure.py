@@ -9,12 +9,16 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import psutil
 import pytest
 from support.installation import Installation
 from support.listening import beyond_loopback, listening
+
+#: The first test here to run waits until the installation has started.
+pytestmark = pytest.mark.timeout(300)
 
 _WRONG_TOKEN = "0" * 64
 _REFUSED = "InvalidAuthToken"
@@ -62,7 +66,7 @@ def test_a_socket_that_others_reach_is_found(address: str, kind: socket.SocketKi
     assert [(item.address, item.port) for item in found] == [(address, port)]
 
 
-def _environment(installation: Installation, *, token: str | None) -> dict[str, str]:
+def _environment(token: str | None) -> dict[str, str]:
     """That of somebody on this machine; `token` None = who knows of none."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
     changed = {
@@ -95,7 +99,6 @@ def _tell_until(arguments: Sequence[str], environment: dict[str, str], words: Se
     return told
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("source", [_GET_ACTOR, _READ_STORE], ids=["A07-get_actor", "A07-store"])
 def test_a07_without_the_token_nobody_joins_the_cluster(installation: Installation, source: str):
     address = installation.status["ray_address"]
@@ -103,10 +106,13 @@ def test_a07_without_the_token_nobody_joins_the_cluster(installation: Installati
     with open(installation.status["ray_auth_token_file"]) as file:
         token = file.read().strip()
 
-    told = {
-        name: _tell_until(arguments, _environment(installation, token=given), ("got", _REFUSED))
-        for name, given in (("right", token), ("wrong", _WRONG_TOKEN), ("none", None))
-    }
+    tokens = {"right": token, "wrong": _WRONG_TOKEN, "none": None}
+    with ThreadPoolExecutor(len(tokens)) as pool:
+        asked = {
+            name: pool.submit(_tell_until, arguments, _environment(given), ("got", _REFUSED))
+            for name, given in tokens.items()
+        }
+        told = {name: waiting.result() for name, waiting in asked.items()}
 
     assert "got" in told["right"], told["right"]
     for name in ("wrong", "none"):

@@ -15,6 +15,9 @@ import pytest
 from support.installation import Installation
 from support.listening import listening
 
+#: The first test here to run waits until the installation has started.
+pytestmark = pytest.mark.timeout(300)
+
 _PROMISED_S = 1.0
 _GIVE_UP_S = 30.0
 

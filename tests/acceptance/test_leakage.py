@@ -29,6 +29,9 @@ from support.listening import listening
 from tenancy.data_isolation.core.crypto import parse_master_key, role_password
 from tenancy.data_isolation.core.identifiers import RoleName
 
+#: The first test here to run waits until the installation has started.
+pytestmark = pytest.mark.timeout(300)
+
 #: What is secret itself, and so may hold secrets; for its owner only.
 _SECRET_FILES = {
     *("admin.key", "master.key", "run/state.json", "run/actors.json"),
@@ -294,7 +297,6 @@ def test_errors_and_figures_hold_nothing_of_it(installation: Installation, canar
     assert seen >= 3  # Two processes and HAProxy in front of them.
 
 
-@pytest.mark.timeout(120)
 def test_rays_own_store_holds_nothing_of_it(installation: Installation, canaries: Canaries):
     """Names and arguments of actors, environments of jobs, and the state that Serve keeps."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}

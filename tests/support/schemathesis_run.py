@@ -52,7 +52,7 @@ def check_document(
             *(str(PROGRAM), "--config-file", str(_CONFIGURATION), "run", *given),
             *("--header", f"Authorization: Bearer {credential}"),
             *("--continue-on-failure", "--no-color", "--warnings", "off"),
-            *("--generation-database", "none", *options),
+            *options,
             *(part for name in excluded for part in ("--exclude-operation-id", name)),
         ],
         stdin=subprocess.DEVNULL,
