@@ -137,6 +137,8 @@ class Batches:
         numbered: bool,
     ) -> list[QueryResult]:
         async def program(connection: Connection, lead: Ticket) -> list[QueryResult]:
+            most_s = lead.limits.transaction_timeout_ms / 1_000
+            lead.deadline_at = min(lead.deadline_at, self._executor.deadline_at(most_s))
             for _ in range(_ATTEMPTS_MAX):
                 try:
                     return await self._attempt(connection, lead, tickets, key, numbered)

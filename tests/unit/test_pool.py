@@ -27,9 +27,12 @@ from tenancy.data_isolation.core.identifiers import (
     TenantNo,
 )
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Request
+
+LIMITS = TierLimits()
 
 
 def key(role: str = "shared") -> SessionKey:
@@ -65,7 +68,7 @@ class Want(Request):
     __slots__ = ("done", "error", "released", "session")
 
     def __init__(self, tenant: int, kind: SessionKey | None = None, *, alone: bool = False) -> None:
-        super().__init__(kind or key(), TenantNo(tenant))
+        super().__init__(kind or key(), TenantNo(tenant), limits=LIMITS)
         self.alone = alone
         self.session: Session | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

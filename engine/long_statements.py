@@ -1,0 +1,99 @@
+"""Statements that take long: how many of them may run at the same time in one pool.
+
+Whoever runs a stream of statements that take long gets one processor after the other, since
+PostgreSQL knows no shares. So a tenant that has one at work, or had one a moment ago, runs no more
+than its type may at the same time, and all such tenants together no more than leave a processor to
+the others. Statements that are known to be quick travel together and are not counted here.
+
+What a tenant starts before it is known to run long ones is let go on for a moment only: `crowded`
+says then which of them have to make room and wait for their turn.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from tenancy.data_isolation.core.identifiers import TenantNo
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.tier_limits import TierLimits
+
+#: How long a tenant counts as one that runs long statements after the last one has ended.
+_MEMORY_S: Final = 2.0
+
+
+def server_long_statements_max(settings: Settings) -> int:
+    """Long statements on one server: as set, else one less than this machine has processors."""
+    return settings.server_long_statements_max or max(1, (os.cpu_count() or 2) - 1)
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """The statements of a tenant that are at work alone, the oldest first: when each began."""
+
+    began: list[float] = field(default_factory=list)
+    #: Until when the tenant counts as one that runs long statements.
+    long_until: float = 0.0
+
+
+class LongStatements:
+    """What is at work alone in one pool. Times are those of the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.long_s = settings.long_statement_ms / 1_000
+        self._server_max = server_long_statements_max(settings)
+        self._tenants: dict[TenantNo, _Work] = {}
+
+    def departed(self, tenant_no: TenantNo, now: float) -> None:
+        """A statement of the tenant went to work."""
+        self._tenants.setdefault(tenant_no, _Work()).began.append(now)
+
+    def landed(self, tenant_no: TenantNo, began: float, now: float) -> None:
+        """The statement that began then has ended."""
+        work = self._tenants[tenant_no]
+        work.began.remove(began)
+        if now - began >= self.long_s:
+            work.long_until = now + _MEMORY_S
+        if not work.began and work.long_until <= now:
+            del self._tenants[tenant_no]
+
+    def may_depart(self, tenant_no: TenantNo, limits: TierLimits, now: float) -> bool:
+        """Whether another statement of the tenant may go to work beside those that are."""
+        work = self._tenants.get(tenant_no)
+        if work is None or not self._is_long(work, now):
+            return True
+        return len(work.began) < limits.long_statements_max and self._long(now) < self._server_max
+
+    def is_held(self, tenant_no: TenantNo, now: float) -> bool:
+        """Whether the tenant's statements wait because it runs long ones."""
+        work = self._tenants.get(tenant_no)
+        return work is not None and self._is_long(work, now)
+
+    def crowded(self, tenant_no: TenantNo, began: float, limits: TierLimits, now: float) -> bool:
+        """Whether a statement that turned out long has to make room for those before it."""
+        work = self._tenants.get(tenant_no)
+        if work is None:
+            return False
+        own = sum(other < began for other in work.began)
+        if own >= limits.long_statements_max:
+            return True
+        before = sum(
+            other < began and now - other >= self.long_s
+            for item in self._tenants.values()
+            for other in item.began
+        )
+        return before >= self._server_max
+
+    def forget_old(self, now: float) -> None:
+        """Forget tenants that have run no long statement for a while."""
+        for tenant_no, work in list(self._tenants.items()):
+            if not work.began and work.long_until <= now:
+                del self._tenants[tenant_no]
+
+    def _is_long(self, work: _Work, now: float) -> bool:
+        return now < work.long_until or bool(work.began and now - work.began[0] >= self.long_s)
+
+    def _long(self, now: float) -> int:
+        """Statements at work of tenants that count as running long ones."""
+        return sum(len(work.began) for work in self._tenants.values() if self._is_long(work, now))
