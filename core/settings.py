@@ -79,8 +79,8 @@ class Settings:
     waiting_operations_max: int = 10_000
     tenant_waiting_operations_max: int = 1_000
 
-    #: What a tenant may take, by its type: `TENANCY_<TYPE>_<LIMIT>` (`tier_limits.py`). Limits below
-    #: of the same name are ceilings for all types.
+    #: What a tenant may take, by its type: `TENANCY_<TYPE>_<LIMIT>` (`tier_limits.py`). Limits
+    #: of the same name here are ceilings for all types.
     tiers: TierTable = field(default_factory=TierTable)
     #: A statement that has run for so long counts as a long one; how many of them may run at the
     #: same time on one server, per process. 0 = one less than this machine has processors.

@@ -112,8 +112,8 @@ def statement_error(report: ServerReport) -> TenancyError:
         return PlacementChangedError(sqlstate=state)
     if state == CANCELLED:
         return StatementTimeoutError(
-            "the statement was cancelled from outside, because it went over a limit of the tenant's "
-            "or by the server's administrator; nothing was done",
+            "the statement was cancelled from outside: it went over a limit of the tenant, or the "
+            "server's administrator did it; nothing was done",
             state,
         )
     if state == "53100":

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
@@ -46,6 +47,8 @@ _LOGINS_S: Final = 1.0
 _TYPES_S: Final = 10.0
 #: A session is opened within so long of its mark; the clocks of two machines may differ.
 _MARK_AGE_S: Final = 60.0
+#: How long a session may take to end before it is ended again.
+_GOING_S: Final = 1.0
 #: A look that takes longer than this is one that has failed.
 _LOOK_TIMEOUT_S: Final = 5.0
 _MEND: Final = "grant pg_monitor, pg_signal_backend to the admin role"
@@ -100,6 +103,10 @@ class Watchdog:
         self._stopping = asyncio.Event()
         #: What is known of application names: their marks' times, or that they are none.
         self._marks: dict[str, int | None] = {}
+        #: Statements that were cancelled, and sessions that were ended and when, as long as they
+        #: are seen: once is enough, and who is on the way out does not count any more.
+        self._cancelled: set[tuple[Any, ...]] = set()
+        self._ended: dict[tuple[int, datetime], float] = {}
 
     async def run(self) -> None:
         """Watch until `stop`. Raises nothing but cancellation."""
@@ -171,7 +178,7 @@ class Watchdog:
     ) -> None:
         await self._learn(connection, logins, {RoleName(row["role"]) for row in rows})
         verdict = judge(
-            self._views(rows),
+            self._without_ended(self._views(rows)),
             logins.limits_of,
             long_ms=self._settings.long_statement_ms,
             server_long_max=self._long_max,
@@ -179,8 +186,15 @@ class Watchdog:
         for role, left in verdict.penalties.items():
             # The door first: who is thrown out would be back before it is closed.
             await logins.penalize(connection, role, left)
-        if verdict.actions:
-            await self._do(connection, verdict.actions)
+        cancelled = {_statement(action) for action in verdict.actions if not action.ends}
+        actions = [
+            action
+            for action in verdict.actions
+            if action.ends or _statement(action) not in self._cancelled
+        ]
+        self._cancelled = cancelled
+        if actions:
+            await self._do(connection, actions)
 
     async def _do(self, connection: asyncpg.Connection, actions: list[Action]) -> None:
         """One statement for all of them."""
@@ -194,8 +208,11 @@ class Watchdog:
             [item.ends for item in actions],
             timeout=_LOOK_TIMEOUT_S,
         )
+        now = time.monotonic()
         for row in done:
             action = actions[row["index"]]
+            if action.ends:
+                self._ended[action.session.pid, action.session.backend_start] = now
             self.report.actions[action.offence] += 1
             _log.warning(
                 "%s: login %s, pid %d: %s; %s",
@@ -241,6 +258,15 @@ class Watchdog:
             views.append(SessionView(**values, marked=marked, shared=row["role"] == ROWS_ROLE))
         return views
 
+    def _without_ended(self, views: list[SessionView]) -> list[SessionView]:
+        """Those that are not on their way out; who does not go is looked at again."""
+        if not self._ended:
+            return views
+        since = time.monotonic() - _GOING_S
+        keys = {(view.pid, view.backend_start) for view in views}
+        self._ended = {key: at for key, at in self._ended.items() if key in keys and at >= since}
+        return [view for view in views if (view.pid, view.backend_start) not in self._ended]
+
     def _is_marked(self, name: str, began_s: float) -> bool:
         if name not in self._marks:
             if len(self._marks) >= self._settings.catalog_page_rows_max * 10:
@@ -262,3 +288,9 @@ class Watchdog:
         if state != self.report.state:
             _log.info("watchdog of server %s: %s", self._server, state)
             self.report.state = state
+
+
+def _statement(action: Action) -> tuple[Any, ...]:
+    """What tells one statement of one session from all others."""
+    view = action.session
+    return view.pid, view.backend_start, view.query_start
