@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Final
 
 import asyncpg
@@ -62,8 +63,8 @@ class LoginWatch:
         self._superuser = superuser
         self._clock = clock
         self._types: dict[RoleName, TenantType | None] = {}
-        #: Logins with a closed door, and until when.
-        self._doors: dict[RoleName, float] = {}
+        #: Logins with a closed door: until when, and how many sessions they have room for else.
+        self._doors: dict[RoleName, tuple[float, int]] = {}
         self._verifiers: dict[RoleName, str] = {}
         self._seen: set[RoleName] = {ROWS_ROLE}
 
@@ -97,7 +98,8 @@ class LoginWatch:
     ) -> None:
         """Let the login have no session beyond those it has, for a while."""
         new = role not in self._doors
-        self._doors[role] = self._clock() + self._settings.watchdog_penalty_s
+        until = self._clock() + self._settings.watchdog_penalty_s
+        self._doors[role] = until, self._usual(role)
         least = _SHARED_MIN if role == ROWS_ROLE else 0
         await limit_connections(connection, role, max(sessions_left, least))
         if new:
@@ -110,20 +112,19 @@ class LoginWatch:
     async def open_doors(self, connection: asyncpg.Connection, *, everything: bool = False) -> None:
         """Give logins back what they may have, when their time is over."""
         now = self._clock()
-        for role, until in list(self._doors.items()):
+        for role, (until, usual) in list(self._doors.items()):
             if everything or now >= until:
-                await self._open_door(connection, role)
+                # The tenant may have been deleted meanwhile.
+                with suppress(asyncpg.UndefinedObjectError):
+                    await limit_connections(connection, role, usual)
                 del self._doors[role]
 
-    async def _open_door(self, connection: asyncpg.Connection, role: RoleName) -> None:
+    def _usual(self, role: RoleName) -> int:
+        """The sessions that a login has room for."""
         limits = self.limits_of(role)
-        if role == ROWS_ROLE:
-            await limit_connections(connection, role, self._settings.server_connections_max)
-        elif limits is not None:
-            try:
-                await limit_connections(connection, role, login_connections_max(limits))
-            except asyncpg.UndefinedObjectError:
-                self._types.pop(role, None)  # The tenant was deleted.
+        if role == ROWS_ROLE or limits is None:
+            return self._settings.server_connections_max
+        return login_connections_max(limits)
 
     # What they should be
 

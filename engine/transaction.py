@@ -18,7 +18,7 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine.connection import Connection
-from tenancy.data_isolation.engine.driver_errors import ServerReport, statement_error
+from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport, statement_error
 from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat, too_large
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.time_limit import TimeLimit
@@ -137,7 +137,8 @@ class Transaction:
                 connection.unprepare(seat.ticket.text)
         index = next((n for n, seat in enumerate(plan.seats) if seat.is_to_blame), None)
         blamed = plan.seats[index] if index is not None else None
-        if blamed is not None and blamed.out_of_time:
+        # A cancellation may come so late that it hits the statement after the one it was for.
+        if report.sqlstate == CANCELLED and any(seat.out_of_time for seat in plan.seats):
             return UndoneError(self._timed_out(self._lead), index)
         if report.fatal:
             return UndoneError(self._ended_by_server(plan), None)

@@ -71,7 +71,7 @@ async def test_a_table_lock_on_shared_tables_is_over_at_once_and_does_not_come_b
         async with watched(install) as watchdog:
             assert (await waiting).rows == [[3]]
             await ends(attacker)
-            assert watchdog.report.actions[Offence.TABLE_LOCK] == 1
+            await until(lambda: watchdog.report.actions[Offence.TABLE_LOCK] == 1)
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 async with install.connected(ROWS):
                     pass
