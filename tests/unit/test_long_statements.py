@@ -1,0 +1,72 @@
+"""Who may run another statement that takes long."""
+
+from __future__ import annotations
+
+import pytest
+
+from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.core.identifiers import TenantNo
+from tenancy.data_isolation.core.tier_limits import TierLimits
+from tenancy.data_isolation.engine.long_statements import LongStatements
+
+HEAVY, LIGHT = TenantNo(1), TenantNo(2)
+LIMITS = TierLimits(long_statements_max=2)
+
+
+@pytest.fixture
+def long() -> LongStatements:
+    return LongStatements(Settings(long_statement_ms=100, server_long_statements_max=3))
+
+
+def test_who_runs_nothing_long_is_not_held_back(long):
+    for n in range(20):
+        assert long.may_depart(LIGHT, LIMITS, 0.001 * n)
+        long.departed(LIGHT, 0.001 * n)
+    assert not long.is_held(LIGHT, 0.05)
+
+
+def test_beside_one_that_takes_long_a_tenant_runs_so_many(long):
+    long.departed(HEAVY, 0.0)
+    assert long.may_depart(HEAVY, LIMITS, 0.2)
+    long.departed(HEAVY, 0.2)
+    assert not long.may_depart(HEAVY, LIMITS, 0.2)
+    assert long.is_held(HEAVY, 0.2)
+    assert long.may_depart(LIGHT, LIMITS, 0.2)
+
+
+def test_it_is_remembered_for_a_while(long):
+    long.departed(HEAVY, 0.0)
+    long.landed(HEAVY, 0.0, 1.0)
+    assert long.is_held(HEAVY, 2.9)
+    assert not long.is_held(HEAVY, 3.1)
+    long.forget_old(3.1)
+    assert long._tenants == {}
+
+
+def test_quick_statements_leave_nothing_behind(long):
+    long.departed(LIGHT, 0.0)
+    long.landed(LIGHT, 0.0, 0.05)
+    assert long._tenants == {}
+
+
+def test_all_such_tenants_together_run_so_many(long):
+    for tenant in range(10, 13):
+        long.departed(TenantNo(tenant), 0.0)
+    long.departed(TenantNo(20), 0.5)
+    long.landed(TenantNo(20), 0.5, 0.7)
+    assert not long.may_depart(TenantNo(20), LIMITS, 0.8), "three others are at work"
+    long.landed(TenantNo(10), 0.0, 0.9)
+    assert long.may_depart(TenantNo(20), LIMITS, 0.95)
+
+
+def test_of_what_began_together_the_later_ones_make_room(long):
+    for n in range(4):
+        long.departed(HEAVY, n / 1_000)
+    crowded = [long.crowded(HEAVY, n / 1_000, LIMITS, 0.11) for n in range(4)]
+    assert crowded == [False, False, True, True]
+    # The server's own limit counts what takes long already.
+    for n in range(4):
+        long.departed(TenantNo(30 + n), 0.0005)
+    assert long.crowded(LIGHT, 0.2, LIMITS, 0.3) is False, "it is not at work"
+    long.departed(LIGHT, 0.2)
+    assert long.crowded(LIGHT, 0.2, LIMITS, 0.3)
