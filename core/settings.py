@@ -88,7 +88,7 @@ class Settings:
     server_long_statements_max: int = 0
     #: How often the watchdog looks at the sessions of tenants' logins, and for how long a login
     #: that it had to act against gets no further session.
-    watchdog_tick_ms: int = 50
+    watchdog_tick_ms: int = 25
     watchdog_penalty_s: float = 30.0
 
     #: Limits of one statement.

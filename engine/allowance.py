@@ -17,6 +17,8 @@ from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.tier_limits import TierLimits, limit_variable
 from tenancy.data_isolation.core.types import TenantType
 
+#: A result counts as one operation more for each of these: reading and sending it takes as long.
+BYTES_PER_OPERATION: Final = 1024
 #: When another operation of a tenant that has too many under way has probably ended.
 _IN_FLIGHT_RETRY_S: Final = 1.0
 
@@ -58,6 +60,12 @@ class Allowance:
             raise self._too_many()
         self._full_at = full_at
         self.under_way += operations
+
+    def charge(self, result_bytes: int) -> None:
+        """Count a large result as so many operations more; they are made up for by waiting."""
+        if result_bytes >= BYTES_PER_OPERATION:
+            extra = result_bytes // BYTES_PER_OPERATION
+            self._full_at = max(self._full_at, self._now()) + extra * self._interval_s
 
     def leave(self, operations: int = 1) -> None:
         """They have ended."""

@@ -113,6 +113,7 @@ class Batches:
 
         async def program(connection: Connection, lead: Ticket) -> None:
             await self._flights.run(connection, several, shared=False)
+            lead.result_bytes += sum(ticket.result_bytes for ticket in several)
 
         try:
             latest = max(ticket.deadline_at for ticket in several)

@@ -100,6 +100,8 @@ class Executor:
         except asyncio.CancelledError:
             ticket.abandon()
             raise
+        finally:
+            route.allowance.charge(ticket.result_bytes)
         return result
 
     async def ask(
@@ -140,6 +142,8 @@ class Executor:
         except asyncio.CancelledError:
             ticket.abandon()
             raise
+        finally:
+            route.allowance.charge(ticket.result_bytes)
 
     def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""

@@ -40,6 +40,8 @@ from tenancy.data_isolation.engine.wire import Exchange
 
 #: A statement that takes less may travel with others.
 _QUICK_S: Final = 0.01
+#: The same goes for one whose result is small.
+_SMALL_BYTES: Final = 64 * 1024
 #: How often an operation is tried again after nothing was done for it.
 _ATTEMPTS_MAX: Final = 3
 
@@ -258,9 +260,12 @@ class Flights:
             connection.bound = plan.bound
         if plan.describes:
             await self._read_anew(connection, plan)
+        if not shared:
+            tickets[0].result_bytes += exchange.bytes_read
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
-        if not several and not again and self._loop.time() - started < _QUICK_S:
+        quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
+        if not several and not again and quick:
             self._remember_quick(tickets[0].text)
         return again
 

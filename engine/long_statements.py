@@ -5,8 +5,9 @@ PostgreSQL knows no shares. So a tenant that has one at work, or had one a momen
 than its type may at the same time, and all such tenants together no more than leave a processor to
 the others. Statements that are known to be quick travel together and are not counted here.
 
-What a tenant starts before it is known to run long ones is let go on for a moment only: `crowded`
-says then which of them have to make room and wait for their turn.
+Who is not known yet begins with as many, and each statement that ends quickly gives room for one
+more. What turns out long among more than may be is let go on for a moment only: `crowded` says then
+which have to make room and wait for their turn.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tenancy.data_isolation.core.tier_limits import TierLimits
 
 #: How long a tenant counts as one that runs long statements after the last one has ended.
 _MEMORY_S: Final = 2.0
+#: From here on a result takes milliseconds to read.
+_LARGE_BYTES: Final = 256 * 1024
 
 
 def server_long_statements_max(settings: Settings) -> int:
@@ -35,6 +38,9 @@ class _Work:
     began: list[float] = field(default_factory=list)
     #: Until when the tenant counts as one that runs long statements.
     long_until: float = 0.0
+    #: Statements beyond those that may be long that it may have at work, and since when it has it.
+    trust: int = 0
+    trusted_at: float = 0.0
 
 
 class LongStatements:
@@ -49,20 +55,29 @@ class LongStatements:
         """A statement of the tenant went to work."""
         self._tenants.setdefault(tenant_no, _Work()).began.append(now)
 
-    def landed(self, tenant_no: TenantNo, began: float, now: float) -> None:
-        """The statement that began then has ended."""
+    def landed(self, tenant_no: TenantNo, began: float, now: float, *, result_bytes: int) -> bool:
+        """The statement that began then has ended; whether it was a long one.
+
+        A large result keeps this process busy instead of the server, and counts as well.
+        """
         work = self._tenants[tenant_no]
         work.began.remove(began)
-        if now - began >= self.long_s:
+        long = now - began >= self.long_s
+        if long or result_bytes >= _LARGE_BYTES:
             work.long_until = now + _MEMORY_S
-        if not work.began and work.long_until <= now:
-            del self._tenants[tenant_no]
+            work.trust = 0
+        else:
+            work.trust += 1
+            work.trusted_at = now
+        return long
 
     def may_depart(self, tenant_no: TenantNo, limits: TierLimits, now: float) -> bool:
         """Whether another statement of the tenant may go to work beside those that are."""
         work = self._tenants.get(tenant_no)
-        if work is None or not self._is_long(work, now):
+        if work is None:
             return True
+        if not self._is_long(work, now):
+            return len(work.began) < limits.long_statements_max + work.trust
         return len(work.began) < limits.long_statements_max and self._long(now) < self._server_max
 
     def is_held(self, tenant_no: TenantNo, now: float) -> bool:
@@ -86,9 +101,10 @@ class LongStatements:
         return before >= self._server_max
 
     def forget_old(self, now: float) -> None:
-        """Forget tenants that have run no long statement for a while."""
+        """Forget tenants that have been quiet for a while."""
         for tenant_no, work in list(self._tenants.items()):
-            if not work.began and work.long_until <= now:
+            quiet_since = max(work.long_until, work.trusted_at + _MEMORY_S)
+            if not work.began and quiet_since <= now:
                 del self._tenants[tenant_no]
 
     def _is_long(self, work: _Work, now: float) -> bool:

@@ -286,6 +286,7 @@ class ServerPool:
     async def _flight(
         self, line: Line, session: Any, batch: list[Request], alone_since: float | None
     ) -> None:
+        spent = False
         try:
             await self._fly(session, batch)
         except asyncio.CancelledError:
@@ -299,18 +300,25 @@ class ServerPool:
                 request.refuse(TenancyError())
         finally:
             if alone_since is not None:
-                self.long.landed(batch[0].tenant_no, alone_since, self._loop.time())
+                spent = self.long.landed(
+                    batch[0].tenant_no,
+                    alone_since,
+                    self._loop.time(),
+                    result_bytes=batch[0].result_bytes,
+                )
             for tenant_no in {request.tenant_no for request in batch}:
                 self._flying[tenant_no] -= 1
                 if not self._flying[tenant_no]:
                     del self._flying[tenant_no]
-            self._release(line, session)
+            self._release(line, session, spent=spent)
 
-    def _release(self, line: Line, session: Any) -> None:
+    def _release(self, line: Line, session: Any, *, spent: bool) -> None:
+        """The session's work is done. One that took long is `spent`: it may have less of the
+        processor from now on, and memory that it does not give back."""
         line.busy -= 1
         session.used_at = self._loop.time()
         if not session.closed:
-            if self._closed or line.key in self._retiring or self._yields(line):
+            if spent or self._closed or line.key in self._retiring or self._yields(line):
                 self._part_with(session)
             else:
                 self._keep(line, session)

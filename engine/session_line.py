@@ -46,7 +46,16 @@ class Session(Protocol):
 class Request(ABC):
     """Something that needs a session. Belongs to the event loop of its pool."""
 
-    __slots__ = ("alone", "departed_at", "give_up_at", "key", "limits", "size", "tenant_no")
+    __slots__ = (
+        "alone",
+        "departed_at",
+        "give_up_at",
+        "key",
+        "limits",
+        "result_bytes",
+        "size",
+        "tenant_no",
+    )
 
     def __init__(
         self,
@@ -64,6 +73,8 @@ class Request(ABC):
         self.alone = False
         #: When (event loop's time) a session began to work for it alone.
         self.departed_at = 0.0
+        #: Bytes that its results had on the way from the server.
+        self.result_bytes = 0
         #: Bytes of its parameters.
         self.size = 0
         #: When (event loop's time) it stops waiting for a session. The pool sets a time that is

@@ -78,6 +78,7 @@ class Transaction:
             await connection.finish(exchange)
         finally:
             limit.stop()
+        self._lead.result_bytes += exchange.bytes_read
         section = plan.sections[0]
         if section.error is not None:
             await self._recover(section)

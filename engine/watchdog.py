@@ -34,6 +34,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.layout import ROWS_ROLE, shared_database
 from tenancy.data_isolation.engine.login_watch import LoginWatch
 from tenancy.data_isolation.engine.long_statements import server_long_statements_max
+from tenancy.data_isolation.engine.priority import make_less_important
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.watch_rules import Action, Offence, SessionView, judge
 
@@ -65,6 +66,8 @@ class WatchdogReport:
     #: Time of the last look, in milliseconds, acting included.
     look_ms: float = 0.0
     actions: Counter[Offence] = field(default_factory=Counter)
+    #: Sessions whose processes got less of the processor from then on.
+    lowered: int = 0
     #: Sessions that had changed hands, or ended, before anything was done to them.
     missed: int = 0
 
@@ -76,6 +79,7 @@ class WatchdogReport:
             "looks": self.looks,
             "look_ms": round(self.look_ms, 2),
             "actions": {offence.value: self.actions[offence] for offence in Offence},
+            "lowered": self.lowered,
             "missed": self.missed,
         }
 
@@ -107,6 +111,8 @@ class Watchdog:
         #: are seen: once is enough, and who is on the way out does not count any more.
         self._cancelled: set[tuple[Any, ...]] = set()
         self._ended: dict[tuple[int, datetime], float] = {}
+        #: Sessions whose processes were made less important, or could not be.
+        self._lowered: set[tuple[int, datetime]] = set()
 
     async def run(self) -> None:
         """Watch until `stop`. Raises nothing but cancellation."""
@@ -177,8 +183,10 @@ class Watchdog:
         self, connection: asyncpg.Connection, logins: LoginWatch, rows: list[asyncpg.Record]
     ) -> None:
         await self._learn(connection, logins, {RoleName(row["role"]) for row in rows})
+        views = self._without_ended(self._views(rows))
+        self._lower(views)
         verdict = judge(
-            self._without_ended(self._views(rows)),
+            views,
             logins.limits_of,
             long_ms=self._settings.long_statement_ms,
             server_long_max=self._long_max,
@@ -266,6 +274,19 @@ class Watchdog:
         keys = {(view.pid, view.backend_start) for view in views}
         self._ended = {key: at for key, at in self._ended.items() if key in keys and at >= since}
         return [view for view in views if (view.pid, view.backend_start) not in self._ended]
+
+    def _lower(self, views: list[SessionView]) -> None:
+        """Take processor time from statements that take long, and from all of strangers."""
+        long_ms = self._settings.long_statement_ms
+        slow = {
+            (view.pid, view.backend_start)
+            for view in views
+            if view.active and (not view.marked or (view.statement_ms or 0) >= long_ms)
+        }
+        for pid, backend_start in slow - self._lowered:
+            self.report.lowered += make_less_important(pid, backend_start)
+        known = {(view.pid, view.backend_start) for view in views}
+        self._lowered = (self._lowered | slow) & known
 
     def _is_marked(self, name: str, began_s: float) -> bool:
         if name not in self._marks:

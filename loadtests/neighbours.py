@@ -1,108 +1,101 @@
 """What well-behaved tenants notice of one that attacks: their p50 and p99 with it and without it.
 
-Run by `make bench-neighbours` against a runtime of its own, with its watchdog. The neighbours ask
-over HTTP. The attackers a, b and c come straight to PostgreSQL with a login's password, past the
-guard, and come back as soon as they are put out; d asks over HTTP like everybody else. Rounds with
-and without an attacker take turns, and each figure is the median over the rounds of one kind. The
-last line is one JSON object: `{"machine": {...}, "figures": [...]}`.
+Run by `make bench-neighbours`, on an embedded server of its own with an engine and a watchdog in
+this process. The attackers a, b and c are another process that comes straight to PostgreSQL with a
+login's password, past the guard, and comes back as soon as it is put out; d sends operations
+through the engine like everybody else. Rounds with and without an attacker take turns; each round
+begins with the door open. A figure is the median over the rounds of one kind. The last line is one
+JSON object: `{"machine": {...}, "figures": [...]}`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import platform
-import socket
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import httpx
 import psutil
 
-from tenancy.data_isolation.core.crypto import parse_master_key, role_password
+from tenancy.data_isolation.actors.collector import relax_collector
+from tenancy.data_isolation.core import (
+    EngineConfig,
+    IsolationLevel,
+    Operation,
+    Settings,
+    TenancyError,
+    TenantContext,
+)
+from tenancy.data_isolation.core.crypto import role_password
 from tenancy.data_isolation.core.identifiers import RoleName
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.master_key import master_key
+from tenancy.data_isolation.serve.watchdog_report import read_reports, report_path
+from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
-NEIGHBOURS = ("row", "row", "row", "schema")
-PACE_S = 0.1
+NEIGHBOURS = (IsolationLevel.ROW, IsolationLevel.ROW, IsolationLevel.ROW, IsolationLevel.SCHEMA)
+PACE_S = 0.02
 RATIO_GOAL = 1.5
 SHARED_LOGIN = "tenancy_rows"
 #: How long who was put out waits before it comes back.
-BACK_S = 0.01
-DOOR_TIMEOUT_S = 60.0
+BACK_S = 0.05
 TABLE = "create table items (id integer primary key, name text not null, price integer not null)"
 HEAVY = "select count(*), sum(n * 7 % 13) from generate_series(1, 30000000) n"
 LARGE = "select n, repeat('x', 700) as filling from generate_series(1, 10000) n"
+ATTACKS = {
+    "a: heavy statements, own login": "heavy own",
+    "a: heavy statements, shared login": "heavy shared",
+    "b: ACCESS EXCLUSIVE": "lock shared",
+    "c: open transactions": "open own",
+    "d: stream of heavy statements": "stream",
+    "d: stream of largest results": "results",
+}
 
 
 @dataclass(kw_only=True)
 class Stage:
-    """A runtime with its tenants."""
+    """An open engine with its tenants, and the way to its server."""
 
-    url: str
-    admin_dsn: str
-    key: str
-    master_key: str
+    engine: Engine
+    admin: asyncpg.Connection
+    #: By the words of an attack: the DSN of a login.
+    dsns: dict[str, str]
     home: Path
-    #: The login of the attacker that has one of its own.
-    own_login: str = ""
-    #: What attackers got done, and what they were answered.
+    own_login: str
+    #: What came of the operations of an attacker through the engine.
     tally: Counter[str] = field(default_factory=Counter)
-    #: Whether an attack is on. Cancelling is not enough: a connection that is being made may
-    #: swallow it.
-    attacking: bool = False
-
-    def dsn(self, login: str) -> str:
-        """The way straight to PostgreSQL with a login's password."""
-        password = role_password(parse_master_key(self.master_key), "main", RoleName(login))
-        parts = httpx.URL(self.admin_dsn)
-        return f"postgresql://{login}:{password}@{parts.host}:{parts.port}/tenancy"
-
-    def client(self) -> httpx.AsyncClient:
-        """A client of its own, as every customer has one."""
-        headers = {"Authorization": f"Bearer {self.key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60)
-
-
-Attack = Callable[[Stage], Coroutine[Any, Any, None]]
 
 
 def main() -> None:
     """Measure, print a table for people, then one line of JSON."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
-    arguments.add_argument("--seconds", type=float, default=12, help="length of a round")
-    arguments.add_argument("--attack", choices=sorted(ATTACKS), action="append")
-    wanted = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
+    parser.add_argument("--seconds", type=float, default=6, help="length of a round")
+    parser.add_argument("--attack", choices=sorted(ATTACKS), action="append")
+    parser.add_argument("--without-watchdog", action="store_true", help="how it would be else")
+    parser.add_argument("--as-attacker", nargs=2, metavar=("ATTACK", "DSN"))
+    wanted = parser.parse_args()
+    if wanted.as_attacker:
+        asyncio.run(_attacker(*wanted.as_attacker))
+        return
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
         os.chmod(home, 0o755)  # The database server may run as another user.
-        environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": str(_free_port())}
-        state = _tenancy("up", environment)
-        try:
-            stage = Stage(
-                url=state["url"],
-                admin_dsn=state["postgres_dsn"],
-                key=Path(state["admin_key_file"]).read_text().strip(),
-                master_key=_master_key(Path(home)),
-                home=Path(home),
-            )
-            names = wanted.attack or list(ATTACKS)
-            figures = asyncio.run(_measure(stage, names, wanted.rounds, wanted.seconds))
-        finally:
-            _tenancy("down", environment)
+        figures = asyncio.run(_measure(Path(home), wanted))
     for figure in figures:
         goal = "" if figure["goal"] is None else f"goal {figure['goal']} "
         met = {True: "met", False: "MISSED", None: ""}[figure["met"]]
@@ -110,226 +103,213 @@ def main() -> None:
     print(json.dumps({"machine": _machine(), "figures": figures}))
 
 
-async def _measure(
-    stage: Stage, names: list[str], rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-    await _set_up(stage)
-    await _round(stage, 3, None)  # Nothing is cold from here on.
-    figures = []
-    for name in names:
-        calm, stormy = [], []
-        stage.tally.clear()
-        for _ in range(rounds):
-            calm.append(await _round(stage, seconds, None))
-            await _doors_open(stage)
-            stormy.append(await _round(stage, seconds, ATTACKS[name]))
-            await _calm_down(stage)
-        print(f"# {name}: {dict(stage.tally)}", file=sys.stderr)
-        figures += _figures(name, calm, stormy)
-    return [*figures, *_watchdog_figures(stage)]
+async def _measure(home: Path, wanted: argparse.Namespace) -> list[dict[str, Any]]:
+    relax_collector()  # As in the process of a tenant actor.
+    settings = Settings(home=home)
+    async with await Engine.open(EngineConfig(settings=settings)) as engine:
+        stage = await _set_up(engine, home)
+        watchdogs = WatchdogThread(settings, await master_key(settings), engine.servers)
+        if not wanted.without_watchdog:
+            watchdogs.start()
+        try:
+            await _round(stage, 2, None)  # Nothing is cold from here on.
+            figures = []
+            for name in wanted.attack or list(ATTACKS):
+                figures += await _attacked(stage, name, wanted.rounds, wanted.seconds)
+            return [*figures, *_watchdog_figures(home)]
+        finally:
+            if not wanted.without_watchdog:
+                await asyncio.to_thread(watchdogs.stop)
+            await stage.admin.close()
 
 
-async def _set_up(stage: Stage) -> None:
-    async with stage.client() as client:
-        body = {"name": "0001_items", "sql": TABLE}
-        (await client.post("/v1/schema/migrations", json=body)).raise_for_status()
-        levels = {f"neighbour-{index}": level for index, level in enumerate(NEIGHBOURS)}
-        for name, level in ({"attacker": "schema", "heavy": "row"} | levels).items():
-            made = {"tenant_id": name, "isolation_level": level}
-            (await client.post("/v1/tenants", json=made)).raise_for_status()
-            query = (
-                "insert into items select n, 'item ' || n, n % 97 from generate_series(1, 2000) n"
-            )
-            answer = await client.post(f"/v1/tenants/{name}/query", json={"query": query})
-            answer.raise_for_status()
-    connection = await asyncpg.connect(stage.admin_dsn.replace("/postgres?", "/tenancy?"))
-    try:
-        stage.own_login = await connection.fetchval(
-            "select role from catalog.placement p join catalog.tenant t using (tenant_no) "
-            "where t.tenant_id = 'attacker'"
-        )
-    finally:
-        await connection.close()
+async def _attacked(stage: Stage, name: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    calm, stormy = [], []
+    stage.tally.clear()
+    for _ in range(rounds):
+        await _clear(stage)
+        calm.append(await _round(stage, seconds, None))
+        await _clear(stage)
+        stormy.append(await _round(stage, seconds, ATTACKS[name]))
+    print(f"# {name}: {dict(stage.tally)}", file=sys.stderr)
+    return _figures(name, calm, stormy)
 
 
-async def _round(stage: Stage, seconds: float, attack: Attack | None) -> list[float]:
+async def _set_up(engine: Engine, home: Path) -> Stage:
+    await engine.apply_migration("0001_items", TABLE)
+    tenants = {f"neighbour-{index}": level for index, level in enumerate(NEIGHBOURS)}
+    tenants |= {"attacker": IsolationLevel.SCHEMA, "heavy": IsolationLevel.ROW}
+    for name, level in tenants.items():
+        await engine.create_tenant(TenantContext(tenant_id=name), level=level)
+        rows = "insert into items select n, 'item ' || n, n % 97 from generate_series(1, 2000) n"
+        await engine.execute(name, Operation(query=rows))
+    placement = (await engine.tenant("attacker")).placement
+    assert placement is not None, "it was made just now"
+    key, server = await master_key(engine.settings), engine.servers[0]
+
+    def dsn(login: str) -> str:
+        password = role_password(key, server.name, RoleName(login))
+        place = server.dsn.rpartition("@")[2].partition("/")[0]
+        return f"postgresql://{login}:{password}@{place}/{engine.settings.database}"
+
+    return Stage(
+        engine=engine,
+        admin=await asyncpg.connect(server.dsn),
+        dsns={"own": dsn(placement.role), "shared": dsn(SHARED_LOGIN)},
+        home=home,
+        own_login=placement.role,
+    )
+
+
+async def _round(stage: Stage, seconds: float, attack: str | None) -> list[float]:
     """The neighbours' times in milliseconds, with the attacker at work from the beginning."""
-    stage.attacking = attack is not None
-    attacker = None if attack is None else asyncio.create_task(attack(stage))
+    process, task = None, None
+    if attack in ("stream", "results"):
+        task = asyncio.create_task(_stream(stage, HEAVY if attack == "stream" else LARGE))
+    elif attack is not None:
+        kind, login = attack.split()
+        command = [sys.executable, __file__, "--as-attacker", kind, stage.dsns[login]]
+        process = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond
+            command, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None, "it is a pipe"
+        await asyncio.to_thread(process.stdout.readline)  # It has begun.
     try:
         times = await asyncio.gather(
-            *(_neighbour(stage, f"neighbour-{n}", seconds) for n in range(len(NEIGHBOURS)))
+            *(_neighbour(stage.engine, f"neighbour-{n}", seconds) for n in range(len(NEIGHBOURS)))
         )
     finally:
-        stage.attacking = False
-        if attacker is not None:
-            attacker.cancel()
-            await asyncio.gather(attacker, return_exceptions=True)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            told = await asyncio.to_thread(process.communicate)
+            stage.tally.update(json.loads(told[0] or "{}"))
     return [item for own in times for item in own]
 
 
-async def _neighbour(stage: Stage, name: str, seconds: float) -> list[float]:
+async def _neighbour(engine: Engine, name: str, seconds: float) -> list[float]:
     """Asks at its own pace, whether the last answer was quick or not."""
     took: list[float] = []
+    query = "select name, price from items where id = $1"
 
-    async def ask(client: httpx.AsyncClient, number: int) -> None:
-        body = {"query": "select name, price from items where id = $1", "params": [number % 2000]}
+    async def ask(number: int) -> None:
         began = time.perf_counter()
-        answer = await client.post(f"/v1/tenants/{name}/query", json=body)
+        await engine.execute(name, Operation(query=query, params=[number % 2000]))
         took.append((time.perf_counter() - began) * 1000)
-        answer.raise_for_status()
 
-    async with stage.client() as client, asyncio.TaskGroup() as asking:
+    async with asyncio.TaskGroup() as asking:
         began = time.perf_counter()
         for number in itertools.count(1):
-            asking.create_task(ask(client, number))
-            wait = began + number * PACE_S - time.perf_counter()
-            await asyncio.sleep(max(wait, 0))
+            asking.create_task(ask(number))
+            await asyncio.sleep(max(began + number * PACE_S - time.perf_counter(), 0))
             if number * PACE_S >= seconds:
                 break
     return took
 
 
-# Attackers
+async def _stream(stage: Stage, query: str) -> None:
+    """As many operations as the engine takes, each with a text of its own."""
+    numbers = itertools.count()
+
+    async def work() -> None:
+        while True:
+            operation = Operation(query=f"{query} where n <> -{next(numbers)}")
+            try:
+                await stage.engine.execute("heavy", operation)
+                stage.tally["done"] += 1
+            except TenancyError as error:
+                stage.tally[type(error).__name__] += 1
+                await asyncio.sleep(BACK_S)
+
+    await asyncio.gather(*(work() for _ in range(32)))
 
 
-@asynccontextmanager
-async def _straight(stage: Stage, login: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(stage.dsn(login), timeout=20)
-    stage.tally["sessions"] += 1
-    try:
-        yield connection
-    finally:
-        connection.terminate()
+# The attacker's own process
 
 
-async def _again(stage: Stage, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _attacker(attack: str, dsn: str) -> None:
+    """Attack until the end comes, then tell what came of it.
+
+    Attackers have machines of their own, so that their side takes nothing from the server's.
+    """
+    os.nice(19)
+    work, at_once = {"heavy": (_heavy, 16), "lock": (_lock, 4), "open": (_open, 8)}[attack]
+    tally: Counter[str] = Counter()
+    ending = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
+    tasks = [asyncio.create_task(_again(dsn, work, tally)) for _ in range(at_once)]
+    print("begun", flush=True)
+    await ending.wait()
+    print(json.dumps(tally), flush=True)
+    for task in tasks:
+        task.cancel()
+    os._exit(0)
+
+
+Work = Callable[[asyncpg.Connection, Counter[str]], Coroutine[Any, Any, None]]
+
+
+async def _again(dsn: str, work: Work, tally: Counter[str]) -> None:
     """Do it again and again, whatever is done against it."""
-    while stage.attacking:
+    while True:
+        connection = None
         try:
-            await work()
+            connection = await asyncpg.connect(dsn, timeout=20)
+            tally["sessions"] += 1
+            await work(connection, tally)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            stage.tally[type(error).__name__] += 1
+            tally[type(error).__name__] += 1
+        finally:
+            if connection is not None:
+                connection.terminate()
         await asyncio.sleep(BACK_S)
 
 
-async def _heavy(stage: Stage, login: str) -> None:
-    async def work() -> None:
-        async with _straight(stage, login) as connection:
-            await connection.execute("set statement_timeout = 0; set work_mem = '1GB'")
-            while True:
-                await connection.fetch(HEAVY)
-                stage.tally["statements"] += 1
-
-    await asyncio.gather(*(_again(stage, work) for _ in range(16)))
+async def _heavy(connection: asyncpg.Connection, tally: Counter[str]) -> None:
+    """Heavy statements, without a timeout of its own."""
+    await connection.execute("set statement_timeout = 0; set work_mem = '1GB'")
+    while True:
+        await connection.fetch(HEAVY)
+        tally["statements"] += 1
 
 
-async def attack_own_heavy(stage: Stage) -> None:
-    """Heavy statements on as many connections as there are, without a timeout of its own."""
-    await _heavy(stage, stage.own_login)
+async def _lock(connection: asyncpg.Connection, tally: Counter[str]) -> None:
+    """The strongest lock on a table that all tenants of level ROW share; it is kept."""
+    await connection.execute("begin; lock table app.items in access exclusive mode")
+    tally["locks"] += 1
+    while True:
+        await connection.fetch("select 1")
+        await asyncio.sleep(BACK_S)
 
 
-async def attack_shared_heavy(stage: Stage) -> None:
-    """The same on the login that all tenants of level ROW share."""
-    await _heavy(stage, SHARED_LOGIN)
+async def _open(connection: asyncpg.Connection, tally: Counter[str]) -> None:
+    """A transaction that stays open, with a snapshot that holds up the cleaning of all tables."""
+    await connection.execute("begin isolation level repeatable read; select pg_current_xact_id()")
+    tally["transactions"] += 1
+    while True:
+        await asyncio.sleep(1)
+        await connection.fetch("select 1")
 
 
-async def attack_lock(stage: Stage) -> None:
-    """ACCESS EXCLUSIVE on a table that all tenants of level ROW share, and keep it."""
-
-    async def work() -> None:
-        async with _straight(stage, SHARED_LOGIN) as connection:
-            await connection.execute("begin; lock table app.items in access exclusive mode")
-            stage.tally["locks"] += 1
-            while True:
-                await connection.fetch("select 1")
-                await asyncio.sleep(BACK_S)
-
-    await asyncio.gather(*(_again(stage, work) for _ in range(4)))
-
-
-async def attack_transaction(stage: Stage) -> None:
-    """Transactions that stay open."""
-
-    async def work() -> None:
-        async with _straight(stage, stage.own_login) as connection:
-            await connection.execute("begin isolation level repeatable read; select txid_current()")
-            while True:
-                await asyncio.sleep(1)
-                await connection.fetch("select 1")
-
-    await asyncio.gather(*(_again(stage, work) for _ in range(8)))
-
-
-async def _ask_on(stage: Stage, query: str, at_once: int) -> None:
-    async with stage.client() as client:
-        numbers = itertools.count()
-
-        async def work() -> None:
-            while True:
-                # A text of its own each time, so that none is known to be heavy.
-                body = {"query": f"{query} where n <> -{next(numbers)}"}
-                answer = await client.post("/v1/tenants/heavy/query", json=body)
-                stage.tally[str(answer.status_code)] += 1
-                if answer.status_code in (429, 503):
-                    await asyncio.sleep(BACK_S)
-
-        await asyncio.gather(*(work() for _ in range(at_once)))
-
-
-async def attack_stream(stage: Stage) -> None:
-    """A stream of statements that take as much processor time as they can get."""
-    await _ask_on(stage, HEAVY, 32)
-
-
-async def attack_results(stage: Stage) -> None:
-    """A stream of statements with results as large as they may be."""
-    await _ask_on(stage, LARGE, 8)
-
-
-ATTACKS: dict[str, Attack] = {
-    "a: heavy, own login": attack_own_heavy,
-    "a: heavy, shared login": attack_shared_heavy,
-    "b: ACCESS EXCLUSIVE": attack_lock,
-    "c: open transactions": attack_transaction,
-    "d: heavy statements": attack_stream,
-    "d: largest results": attack_results,
-}
-
-
-# Between rounds
-
-
-async def _doors_open(stage: Stage) -> None:
-    """Wait until the attacker's logins may have sessions again: each round starts from there."""
-    connection = await asyncpg.connect(stage.admin_dsn)
-    try:
-        async with asyncio.timeout(DOOR_TIMEOUT_S):
-            while await connection.fetchval(  # noqa: ASYNC110 - the server tells nobody
-                "select count(*) from pg_roles where (rolname = $1 and rolconnlimit < 16) "
-                "or (rolname = $2 and rolconnlimit < 60)",
-                stage.own_login,
-                SHARED_LOGIN,
+async def _clear(stage: Stage) -> None:
+    """End what an attacker left at work, and open the doors: each round starts from there."""
+    admin = stage.admin
+    await admin.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where "
+        f"usename in ('{SHARED_LOGIN}', '{stage.own_login}') and application_name = ''"
+    )
+    with suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while await admin.fetchval(  # noqa: ASYNC110 - the server tells nobody
+                "select count(*) from pg_stat_activity where state = 'active' "
+                "and backend_type = 'client backend' and pid <> pg_backend_pid() "
+                "and clock_timestamp() - query_start > interval '50 ms'"
             ):
-                await asyncio.sleep(0.2)
-    finally:
-        await connection.close()
-
-
-async def _calm_down(stage: Stage) -> None:
-    """Wait until nothing of an attack is at work any more."""
-    connection = await asyncpg.connect(stage.admin_dsn)
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DOOR_TIMEOUT_S):
-                while await connection.fetchval(  # noqa: ASYNC110 - the server tells nobody
-                    "select count(*) from pg_stat_activity where state = 'active' "
-                    "and backend_type = 'client backend' and pid <> pg_backend_pid() "
-                    "and clock_timestamp() - query_start > interval '50 ms'"
-                ):
-                    await asyncio.sleep(0.1)
-    finally:
-        await connection.close()
+                await asyncio.sleep(0.05)
+    await admin.execute(f"alter role {SHARED_LOGIN} connection limit 60")
+    await admin.execute(f"alter role {stage.own_login} connection limit 16")
 
 
 # Figures
@@ -348,15 +328,19 @@ def _figures(name: str, calm: list[list[float]], stormy: list[list[float]]) -> l
     return found
 
 
-def _watchdog_figures(stage: Stage) -> list[dict[str, Any]]:
-    reports = json.loads((stage.home / "run" / "watchdog.json").read_text())
+def _watchdog_figures(home: Path) -> list[dict[str, Any]]:
+    reports = read_reports(report_path(home))
     return [
-        _figure("watchdog, one look", reports[0]["look_ms"], "ms"),
-        *(
-            _figure(f"watchdog, {offence}", count, "")
-            for offence, count in reports[0]["actions"].items()
-            if count
-        ),
+        figure
+        for report in reports
+        for figure in (
+            _figure("watchdog, one look", report["look_ms"], "ms"),
+            *(
+                _figure(f"watchdog, {offence}", count, "")
+                for offence, count in report["actions"].items()
+                if count
+            ),
+        )
     ]
 
 
@@ -369,19 +353,6 @@ def _figure(name: str, value: float, unit: str, goal: float | None = None) -> di
     return {"name": name, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
 
 
-def _master_key(home: Path) -> str:
-    return (home / "master.key").read_text().strip()
-
-
-def _tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tenancy.data_isolation.serve.cli", command, "--json"],
-        env=environment, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
 def _machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
@@ -390,13 +361,6 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def report_path(home: Path) -> Path:
 
 def write_reports(path: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """Replace the file. It need not outlast a power failure, so nothing waits for the disk."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -63,6 +64,11 @@ class WatchdogCollector(Collector):
         for offence in Offence:
             done.add_metric((offence.value,), actions[offence.value])
         yield done
+        yield CounterMetricFamily(
+            "tenancy_watchdog_lowered",
+            "Sessions whose server processes were made less important.",
+            value=sum(report.get("lowered", 0) for report in reports),
+        )
         yield GaugeMetricFamily(
             "tenancy_watchdog_acting",
             "Servers that a watchdog of this machine watches.",

@@ -92,6 +92,18 @@ def test_so_many_at_the_same_time():
     assert item.under_way == 50
 
 
+def test_large_results_count_as_more_operations():
+    time = Time()
+    item = allowance(time, operations_per_s=10, operations_burst=5)
+    item.charge(1023)
+    assert [enters(item) for _ in range(6)] == [True] * 5 + [False]
+    time.now += 100
+    item.charge(1024 * 25)
+    assert not enters(item)
+    time.now += 2.1
+    assert enters(item)
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 4)), max_size=60),
     st.floats(0.5, 50),

@@ -18,11 +18,32 @@ def long() -> LongStatements:
     return LongStatements(Settings(long_statement_ms=100, server_long_statements_max=3))
 
 
-def test_who_runs_nothing_long_is_not_held_back(long):
-    for n in range(20):
-        assert long.may_depart(LIGHT, LIMITS, 0.001 * n)
-        long.departed(LIGHT, 0.001 * n)
-    assert not long.is_held(LIGHT, 0.05)
+def test_who_runs_nothing_long_runs_more_and_more(long):
+    """It begins with as many as may be long, and each that ends quickly gives room for one more."""
+    now = 0.0
+    for room in range(2, 12):
+        departed = []
+        while long.may_depart(LIGHT, LIMITS, now):
+            now += 0.0001
+            long.departed(LIGHT, now)
+            departed.append(now)
+        assert len(departed) == room
+        assert not long.is_held(LIGHT, now)
+        long.landed(LIGHT, departed[0], now, result_bytes=0)
+        for began in departed[1:]:
+            long._tenants[LIGHT].began.remove(began)
+
+
+def test_who_ran_something_long_begins_anew(long):
+    for n in range(5):
+        long.departed(LIGHT, float(n))
+        long.landed(LIGHT, float(n), n + 0.01, result_bytes=0)
+    long.departed(LIGHT, 5.0)
+    long.landed(LIGHT, 5.0, 6.0, result_bytes=0)
+    for n in range(2):
+        assert long.may_depart(LIGHT, LIMITS, 9.0)
+        long.departed(LIGHT, 9.0 + n / 1_000)
+    assert not long.may_depart(LIGHT, LIMITS, 9.01)
 
 
 def test_beside_one_that_takes_long_a_tenant_runs_so_many(long):
@@ -36,7 +57,7 @@ def test_beside_one_that_takes_long_a_tenant_runs_so_many(long):
 
 def test_it_is_remembered_for_a_while(long):
     long.departed(HEAVY, 0.0)
-    long.landed(HEAVY, 0.0, 1.0)
+    long.landed(HEAVY, 0.0, 1.0, result_bytes=0)
     assert long.is_held(HEAVY, 2.9)
     assert not long.is_held(HEAVY, 3.1)
     long.forget_old(3.1)
@@ -45,7 +66,8 @@ def test_it_is_remembered_for_a_while(long):
 
 def test_quick_statements_leave_nothing_behind(long):
     long.departed(LIGHT, 0.0)
-    long.landed(LIGHT, 0.0, 0.05)
+    long.landed(LIGHT, 0.0, 0.05, result_bytes=0)
+    long.forget_old(3.0)
     assert long._tenants == {}
 
 
@@ -53,9 +75,9 @@ def test_all_such_tenants_together_run_so_many(long):
     for tenant in range(10, 13):
         long.departed(TenantNo(tenant), 0.0)
     long.departed(TenantNo(20), 0.5)
-    long.landed(TenantNo(20), 0.5, 0.7)
+    long.landed(TenantNo(20), 0.5, 0.7, result_bytes=0)
     assert not long.may_depart(TenantNo(20), LIMITS, 0.8), "three others are at work"
-    long.landed(TenantNo(10), 0.0, 0.9)
+    long.landed(TenantNo(10), 0.0, 0.9, result_bytes=0)
     assert long.may_depart(TenantNo(20), LIMITS, 0.95)
 
 
@@ -70,3 +92,11 @@ def test_of_what_began_together_the_later_ones_make_room(long):
     assert long.crowded(LIGHT, 0.2, LIMITS, 0.3) is False, "it is not at work"
     long.departed(LIGHT, 0.2)
     assert long.crowded(LIGHT, 0.2, LIMITS, 0.3)
+
+
+def test_a_large_result_counts_as_a_long_statement(long):
+    long.departed(HEAVY, 0.0)
+    assert long.landed(HEAVY, 0.0, 0.05, result_bytes=10**6) is False
+    assert long.is_held(HEAVY, 0.06)
+    long.departed(LIGHT, 0.0)
+    assert long.landed(LIGHT, 0.0, 0.15, result_bytes=0) is True
