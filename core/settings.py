@@ -84,7 +84,7 @@ class Settings:
     tiers: TierTable = field(default_factory=TierTable)
     #: A statement that has run for so long counts as a long one; how many of them may run at the
     #: same time on one server, per process. 0 = one less than this machine has processors.
-    long_statement_ms: int = 100
+    long_statement_ms: int = 200
     server_long_statements_max: int = 0
     #: How often the watchdog looks at the sessions of tenants' logins, and for how long a login
     #: that it had to act against gets no further session.

@@ -2,8 +2,9 @@
 
 Whoever runs a stream of statements that take long gets one processor after the other, since
 PostgreSQL knows no shares. So a tenant that has one at work, or had one a moment ago, runs no more
-than its type may at the same time, and all such tenants together no more than leave a processor to
-the others. Statements that are known to be quick travel together and are not counted here.
+than its type may at the same time; and beyond one for each tenant, all together run no more than
+leave a processor to the others. Statements that are known to be quick travel together and are not
+counted here.
 
 Who is not known yet begins with as many, and each statement that ends quickly gives room for one
 more. What turns out long among more than may be is let go on for a moment only: `crowded` says then
@@ -22,6 +23,8 @@ from tenancy.data_isolation.core.tier_limits import TierLimits
 
 #: How long a tenant counts as one that runs long statements after the last one has ended.
 _MEMORY_S: Final = 2.0
+#: A session whose statement took so many times as long as a long one is not used again.
+SPENT_FACTOR: Final = 2
 #: From here on a result takes milliseconds to read.
 _LARGE_BYTES: Final = 256 * 1024
 
@@ -56,7 +59,7 @@ class LongStatements:
         self._tenants.setdefault(tenant_no, _Work()).began.append(now)
 
     def landed(self, tenant_no: TenantNo, began: float, now: float, *, result_bytes: int) -> bool:
-        """The statement that began then has ended; whether it was a long one.
+        """The statement that began then has ended; whether its session is spent.
 
         A large result keeps this process busy instead of the server, and counts as well.
         """
@@ -69,7 +72,7 @@ class LongStatements:
         else:
             work.trust += 1
             work.trusted_at = now
-        return long
+        return now - began >= self.long_s * SPENT_FACTOR
 
     def may_depart(self, tenant_no: TenantNo, limits: TierLimits, now: float) -> bool:
         """Whether another statement of the tenant may go to work beside those that are."""
@@ -78,6 +81,9 @@ class LongStatements:
             return True
         if not self._is_long(work, now):
             return len(work.began) < limits.long_statements_max + work.trust
+        # One at a time is nobody's too many: on a server that is slow, all statements take long.
+        if not work.began:
+            return True
         return len(work.began) < limits.long_statements_max and self._long(now) < self._server_max
 
     def is_held(self, tenant_no: TenantNo, now: float) -> bool:
@@ -91,8 +97,8 @@ class LongStatements:
         if work is None:
             return False
         own = sum(other < began for other in work.began)
-        if own >= limits.long_statements_max:
-            return True
+        if own >= limits.long_statements_max or not own:
+            return bool(own)
         before = sum(
             other < began and now - other >= self.long_s
             for item in self._tenants.values()

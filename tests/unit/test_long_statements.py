@@ -71,14 +71,16 @@ def test_quick_statements_leave_nothing_behind(long):
     assert long._tenants == {}
 
 
-def test_all_such_tenants_together_run_so_many(long):
+def test_all_such_tenants_together_run_so_many_beyond_one_for_each(long):
     for tenant in range(10, 13):
         long.departed(TenantNo(tenant), 0.0)
-    long.departed(TenantNo(20), 0.5)
-    long.landed(TenantNo(20), 0.5, 0.7, result_bytes=0)
-    assert not long.may_depart(TenantNo(20), LIMITS, 0.8), "three others are at work"
-    long.landed(TenantNo(10), 0.0, 0.9, result_bytes=0)
-    assert long.may_depart(TenantNo(20), LIMITS, 0.95)
+    assert long.may_depart(HEAVY, LIMITS, 0.8)
+    long.departed(HEAVY, 0.5)
+    assert not long.may_depart(HEAVY, LIMITS, 0.8), "three others are at work"
+    for tenant in (10, 11):
+        long.landed(TenantNo(tenant), 0.0, 0.9, result_bytes=0)
+        assert long.may_depart(TenantNo(tenant), LIMITS, 0.95), "one is nobody's too many"
+    assert long.may_depart(HEAVY, LIMITS, 0.95)
 
 
 def test_of_what_began_together_the_later_ones_make_room(long):
@@ -86,12 +88,12 @@ def test_of_what_began_together_the_later_ones_make_room(long):
         long.departed(HEAVY, n / 1_000)
     crowded = [long.crowded(HEAVY, n / 1_000, LIMITS, 0.11) for n in range(4)]
     assert crowded == [False, False, True, True]
-    # The server's own limit counts what takes long already.
-    for n in range(4):
-        long.departed(TenantNo(30 + n), 0.0005)
+    # The server's own limit counts what takes long already, and leaves each tenant one.
     assert long.crowded(LIGHT, 0.2, LIMITS, 0.3) is False, "it is not at work"
     long.departed(LIGHT, 0.2)
-    assert long.crowded(LIGHT, 0.2, LIMITS, 0.3)
+    long.departed(LIGHT, 0.21)
+    assert long.crowded(LIGHT, 0.2, LIMITS, 0.4) is False
+    assert long.crowded(LIGHT, 0.21, LIMITS, 0.4)
 
 
 def test_a_large_result_counts_as_a_long_statement(long):
@@ -99,4 +101,6 @@ def test_a_large_result_counts_as_a_long_statement(long):
     assert long.landed(HEAVY, 0.0, 0.05, result_bytes=10**6) is False
     assert long.is_held(HEAVY, 0.06)
     long.departed(LIGHT, 0.0)
-    assert long.landed(LIGHT, 0.0, 0.15, result_bytes=0) is True
+    assert long.landed(LIGHT, 0.0, 0.15, result_bytes=0) is False
+    long.departed(LIGHT, 1.0)
+    assert long.landed(LIGHT, 1.0, 1.25, result_bytes=0) is True, "its session is spent"
