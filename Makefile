@@ -9,7 +9,7 @@ SCHEMATHESIS_SECONDS ?= 240
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours
 
 install: $(STAMP)
 
@@ -105,6 +105,10 @@ bench-tenants: $(STAMP)
 # Whether time tells another tenant from one that does not exist.
 bench-timing: $(STAMP)
 	$(BIN)/python loadtests/tenant_timing.py
+
+# What tenants notice of one that attacks, with and without it: about seven minutes.
+bench-neighbours: $(STAMP)
+	$(BIN)/python loadtests/neighbours.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

@@ -137,4 +137,4 @@ def _plain_settings(settings: Settings) -> dict[str, Any]:
     values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in values.items()
-    }
+    } | {"tiers": settings.tiers.plain()}

@@ -21,6 +21,9 @@ MasterKey = NewType("MasterKey", bytes)
 
 _SCRAM_ITERATIONS = 4096
 _API_KEY_PREFIX = "tk"
+_MARK_PREFIX = "tenancy "
+#: PostgreSQL keeps 63 bytes of a name.
+_MARK_DIGITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,31 @@ def sign_binding(key: BindingKey, tenant_no: TenantNo, epoch: Epoch, backend_pid
     message = f"{key.key_id}.{tenant_no}.{epoch}.{backend_pid}"
     signature = hmac.new(key.secret, message.encode(), hashlib.sha256).hexdigest()
     return f"{message}.{signature}"
+
+
+def session_mark(master: MasterKey, server: str, issued_s: int) -> str:
+    """A name for one session on a server, by which the watchdog knows it as the runtime's own.
+
+    `tenancy <time>.<chance>.<signature>`, each in hexadecimal; `issued_s` is the time of day.
+    """
+    message = f"{issued_s:x}.{secrets.token_hex(4)}"
+    return f"{_MARK_PREFIX}{message}.{_mark_signature(master, server, message)}"
+
+
+def session_mark_time(master: MasterKey, server: str, mark: str) -> int | None:
+    """When a mark was issued (time of day, in seconds); None when it is not one of ours."""
+    message, _, signature = mark.removeprefix(_MARK_PREFIX).rpartition(".")
+    expected = _mark_signature(master, server, message)
+    if not mark.startswith(_MARK_PREFIX) or not hmac.compare_digest(
+        expected.encode(), signature.encode()
+    ):
+        return None
+    return int(message.partition(".")[0], 16)
+
+
+def _mark_signature(master: MasterKey, server: str, message: str) -> str:
+    key = _derive(master, f"session/{server}")
+    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()[:_MARK_DIGITS]
 
 
 def hmac_pads(key: BindingKey) -> tuple[bytes, bytes]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable
 
 _PREFIX = "TENANCY_"
 _CREDENTIAL_CACHE_MS_MAX = 1_000
@@ -78,6 +79,18 @@ class Settings:
     #: Operations that may wait for a connection, over all tenants of a process, and per tenant.
     waiting_operations_max: int = 10_000
     tenant_waiting_operations_max: int = 1_000
+
+    #: What a tenant may take, by its type: `TENANCY_<TYPE>_<LIMIT>` (`tier_limits.py`). Limits
+    #: of the same name here are ceilings for all types.
+    tiers: TierTable = field(default_factory=TierTable)
+    #: A statement that has run for so long counts as a long one; how many of them may run at the
+    #: same time on one server, per process. 0 = one less than this machine has processors.
+    long_statement_ms: int = 200
+    server_long_statements_max: int = 0
+    #: How often the watchdog looks at the sessions of tenants' logins, and for how long a login
+    #: that it had to act against gets no further session.
+    watchdog_tick_ms: int = 25
+    watchdog_penalty_s: float = 30.0
 
     #: Limits of one statement.
     statement_timeout_ms: int = 30_000
@@ -205,11 +218,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", Path(self.home).expanduser().absolute())
+        if isinstance(self.tiers, Mapping):
+            object.__setattr__(self, "tiers", TierTable.of_plain(self.tiers))
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            smallest = 0 if item.name.endswith("_port") else 1e-3
+            smallest = 0 if item.name.endswith("_port") or item.name in _ZERO_ALLOWED else 1e-3
             if not smallest <= value < math.inf:
                 raise SettingError(f"{_variable(item.name)} is {value}; it must be positive")
         for name in ("postgres_port", "redis_port", "http_port"):
@@ -222,6 +237,18 @@ class Settings:
             )
         _check_key(self.master_key)
 
+    @property
+    def tier_limits(self) -> TierTable:
+        """What tenants may take, with the ceilings for all types applied."""
+        return self.tiers.under(
+            {
+                "statement_timeout_ms": self.statement_timeout_ms,
+                "result_rows_max": self.result_rows_max,
+                "result_bytes_max": self.result_bytes_max,
+                "connections_max": min(self.tenant_connections_max, self.server_connections_max),
+            }
+        )
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Settings from `env` (the process environment by default); `overrides` win.
@@ -230,19 +257,26 @@ class Settings:
         """
         env = os.environ if env is None else env
         hints = get_type_hints(cls)
-        names = {_variable(item.name): item.name for item in dataclasses.fields(cls)}
+        names = {
+            _variable(item.name): item.name
+            for item in dataclasses.fields(cls)
+            if item.name != "tiers"
+        }
         values: dict[str, Any] = {}
+        limits: dict[str, str] = {}
         for variable, text in env.items():
             if not variable.startswith(_PREFIX):
                 continue
-            if variable not in names:
-                near = difflib.get_close_matches(variable, names, n=1)
-                meant = f"; did you mean {near[0]}? The" if near else "; the"
-                known = ", ".join(sorted(names))
-                raise SettingError(f"{variable} is not a setting{meant} settings are {known}")
+            if variable not in names and variable not in LIMIT_VARIABLES:
+                raise _unknown(variable, names)
             if not text:
                 raise SettingError(f"{variable} is empty; give it a value, or unset it")
-            values[names[variable]] = _parse(variable, text, hints[names[variable]])
+            if variable in LIMIT_VARIABLES:
+                limits[variable] = text
+            else:
+                values[names[variable]] = _parse(variable, text, hints[names[variable]])
+        if limits:
+            values["tiers"] = TierTable().changed(limits)
         return cls(**(values | overrides))
 
 
@@ -277,6 +311,20 @@ class EngineConfig:
     def resolved_settings(self) -> Settings:
         """`settings`, or those of the environment."""
         return self.settings or Settings.from_env()
+
+
+#: Settings for which 0 has a meaning of its own.
+_ZERO_ALLOWED = frozenset({"server_long_statements_max"})
+
+
+def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:
+    near = difflib.get_close_matches(variable, [*names, *LIMIT_VARIABLES], n=1)
+    meant = f"; did you mean {near[0]}? The" if near else "; the"
+    known = ", ".join(sorted(names))
+    return SettingError(
+        f"{variable} is not a setting{meant} settings are {known}, and the limits of a type of "
+        "tenant, such as TENANCY_FREE_STATEMENT_TIMEOUT_MS"
+    )
 
 
 def _variable(name: str) -> str:

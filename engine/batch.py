@@ -113,6 +113,7 @@ class Batches:
 
         async def program(connection: Connection, lead: Ticket) -> None:
             await self._flights.run(connection, several, shared=False)
+            lead.result_bytes += sum(ticket.result_bytes for ticket in several)
 
         try:
             latest = max(ticket.deadline_at for ticket in several)
@@ -138,6 +139,8 @@ class Batches:
         numbered: bool,
     ) -> list[QueryResult]:
         async def program(connection: Connection, lead: Ticket) -> list[QueryResult]:
+            most_s = lead.limits.transaction_timeout_ms / 1_000
+            lead.deadline_at = min(lead.deadline_at, self._executor.deadline_at(most_s))
             for _ in range(_ATTEMPTS_MAX):
                 try:
                     return await self._attempt(connection, lead, tickets, key, numbered)

@@ -38,7 +38,11 @@ _SQL = SqlFile("types.sql")
 #: Signed bindings that a session keeps; signing one costs some microseconds.
 _SIGNED_MAX: Final = 1_024
 _BINDER: Final = b"tenancy_binder"
-_BIND_TEXT: Final = "select pg_catalog.set_config('tenancy.binding', $1, false)"
+#: For whom the session works, and what memory one of its sorts may take.
+_BIND_TEXT: Final = (
+    "select pg_catalog.set_config('tenancy.binding', $1, false), "
+    "pg_catalog.set_config('work_mem', $2, false)"
+)
 
 #: Set when a session starts; DISCARD ALL comes back to it (manual, 19.1.3).
 _PINNED: Final = {
@@ -55,19 +59,30 @@ _PINNED: Final = {
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "idle_in_transaction_session_timeout": "60s",
+    # So that defaults that a login has given itself (ALTER ROLE) cannot end others' statements.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
     # The statement of a client that was killed ends, instead of running on for nobody.
     "client_connection_check_interval": "1s",
     # Compiling takes longer than the short statements of tenants run.
     "jit": "off",
+    # One statement takes one processor and, for each sort or hash, no more than work_mem.
+    "max_parallel_workers_per_gather": "0",
+    "hash_mem_multiplier": "1",
 }
 
 
 class Binding(NamedTuple):
-    """For whom a session works: tenant, epoch of its placement, number of the signing key."""
+    """For whom a session works: tenant, epoch of its placement, number of the signing key.
+
+    `memory_kb` is the tenant's work_mem, which changes hands with the session.
+    """
 
     tenant_no: TenantNo
     epoch: Epoch
     key_id: int
+    memory_kb: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,9 +138,15 @@ class Connection:
         password: str,
         types: TypeMap,
         settings: Settings,
+        mark: str | None = None,
     ) -> Connection:
-        """A new session. Raises `ServerUnavailableError` or `PlacementChangedError`."""
+        """A new session. Raises `ServerUnavailableError` or `PlacementChangedError`.
+
+        `mark` is the name by which the watchdog knows a session of the runtime's own.
+        """
         pinned = _PINNED | {"search_path": key.search_path}
+        if mark is not None:
+            pinned["application_name"] = mark
         driver = await DriverSession.open(
             key, server=server, password=password, parameters=pinned, settings=settings
         )
@@ -164,13 +185,20 @@ class Connection:
         await self.finish(exchange)
         return exchange
 
-    def start(self, sections: list[Section], *, cancel_excess: bool = True) -> Exchange:
+    def start(
+        self,
+        sections: list[Section],
+        *,
+        bytes_max: int | None = None,
+        cancel_excess: bool = True,
+    ) -> Exchange:
         """Send the sections. `finish` waits for the answers.
 
-        Rows beyond `Settings.result_bytes_max` in all are dropped. With `cancel_excess` the
-        statement that gives them is cancelled too, or in bad luck the one after it.
+        Rows beyond `bytes_max` in all (else `Settings.result_bytes_max`) are dropped. With
+        `cancel_excess` the statement that gives them is cancelled too, or in bad luck the one
+        after it.
         """
-        exchange = Exchange(sections, self._settings.result_bytes_max)
+        exchange = Exchange(sections, bytes_max or self._settings.result_bytes_max)
         self._wire.send(exchange, self.cancel if cancel_excess else _let_it_run)
         return exchange
 
@@ -196,7 +224,8 @@ class Connection:
         if signed is None:
             server, database = self.key.server, self.key.database
             text = keys.sign(server, database, binding.tenant_no, binding.epoch, self.backend_pid)
-            signed = wire.bind(_BINDER, [text.encode()]) + wire.execute()
+            memory = b"%dkB" % binding.memory_kb
+            signed = wire.bind(_BINDER, [text.encode(), memory]) + wire.execute()
             if len(self._signed) >= _SIGNED_MAX:
                 self._signed.clear()
             self._signed[binding] = signed

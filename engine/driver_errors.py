@@ -45,6 +45,13 @@ CANCELLED: Final = "57014"
 TOO_MANY_CONNECTIONS: Final = "53300"
 
 _DETAIL_CHARS_MAX = 1_000
+#: Where PostgreSQL looks at CONNECTION LIMIT (init/miscinit.c); a server that is full says so from
+#: elsewhere, with the same SQLSTATE.
+_LOGIN_ROUTINE: Final = "InitializeSessionUserId"
+
+
+class LoginFullError(ServerUnavailableError):
+    """The login has as many sessions as it may have now; others are not concerned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +111,11 @@ def statement_error(report: ServerReport) -> TenancyError:
     if state in (STALE_BINDING, CLOSED_FENCE):
         return PlacementChangedError(sqlstate=state)
     if state == CANCELLED:
-        return StatementTimeoutError("the server cancelled the statement; nothing was done", state)
+        return StatementTimeoutError(
+            "the statement was cancelled from outside: it went over a limit of the tenant, or the "
+            "server's administrator did it; nothing was done",
+            state,
+        )
     if state == "53100":
         return DiskFullError(sqlstate=state)
     if report.fatal or state == TOO_MANY_CONNECTIONS or state[:3] in _SERVER_IS_AWAY:
@@ -120,7 +131,9 @@ def connection_error(error: BaseException, what: str) -> TenancyError:
             # The role or the database is gone: the tenant moved, or was deleted.
             return PlacementChangedError(sqlstate=error.sqlstate)
         case asyncpg.PostgresError():
-            return ServerUnavailableError(f"{what} refuses connections", error.sqlstate)
+            full = getattr(error, "server_source_function", None) == _LOGIN_ROUTINE
+            kind = LoginFullError if full else ServerUnavailableError
+            return kind(f"{what} refuses connections", error.sqlstate)
         case _:
             return ServerUnavailableError(f"{what} does not answer")
 

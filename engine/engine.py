@@ -48,7 +48,7 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.provisioner import Provisioner
-from tenancy.data_isolation.engine.routes import Route, Routes
+from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
@@ -269,7 +269,8 @@ class Engine:
         Raises `TenantNotFoundError` and, when it takes no operations, `TenantSuspendedError`.
         """
         tenant = await self._routes.tenant(parse_tenant_id(tenant_id))
-        return Route.to(tenant).tenant
+        active_placement(tenant)
+        return tenant
 
     def passivate(self, tenant_id: TenantId) -> None:
         """Forget where the tenant is, to save memory or because it may have changed."""
@@ -320,25 +321,33 @@ class Engine:
     async def execute(self, tenant_id: TenantId | str, operation: Operation) -> QueryResult:
         """Run one operation of a tenant.
 
-        Raises `TenantNotFoundError`, `TenantSuspendedError`, `StatementError`s, `LimitError`s and
+        Raises `TenantNotFoundError`, `TenantSuspendedError`, `StatementError`s, `LimitError`s (what
+        the tenant's type may not is `RateLimitedError`, at once and before anything is done) and
         `UnavailableError`s, after which nothing was done, and `OutcomeUnknownError`.
         """
         shapes = self.shapes
         shapes.look_later()
         route = self._routes.known(tenant_id) if isinstance(tenant_id, str) else None
-        if route is not None and operation.idempotency_key is None:
-            # The usual case, without what is there for all the others.
-            self._executor.use(shapes.newest)
-            try:
-                return await self._executor.execute(route, operation, shapes.at(route.key))
-            except TenancyError as error:
-                if not _is_worth_another_look(error):
-                    raise
+        if route is None:
+            route = await self._routes.route(parse_tenant_id(tenant_id))
+        allowance = route.allowance
+        allowance.enter()
+        try:
+            if operation.idempotency_key is None:
+                # The usual case, without what is there for all the others.
+                self._executor.use(shapes.newest)
+                try:
+                    return await self._executor.execute(route, operation, shapes.at(route.key))
+                except TenancyError as error:
+                    if not _is_worth_another_look(error):
+                        raise
 
-        async def work(route: Route) -> QueryResult:
-            return await self._understood(route, operation)
+            async def work(route: Route) -> QueryResult:
+                return await self._understood(route, operation)
 
-        return await self._routes.run(parse_tenant_id(tenant_id), work)
+            return await self._routes.run(parse_tenant_id(tenant_id), work)
+        finally:
+            allowance.leave()
 
     async def execute_batch(
         self,
@@ -360,7 +369,13 @@ class Engine:
                 return list(await self._batches.together(route, operations, schema))
             return await self._batches.apart(route, operations, schema)
 
-        outcomes = await self._routes.run(parse_tenant_id(tenant_id), work)
+        name = parse_tenant_id(tenant_id)
+        allowance = (await self._routes.route(name)).allowance
+        allowance.enter(len(operations))
+        try:
+            outcomes = await self._routes.run(name, work)
+        finally:
+            allowance.leave(len(operations))
         if any(
             isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
         ):

@@ -11,11 +11,12 @@ Rules this module keeps:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tenancy.data_isolation.core.crypto import MasterKey, role_password
+from tenancy.data_isolation.core.crypto import MasterKey, role_password, session_mark
 from tenancy.data_isolation.core.errors import ServerNotFoundError, TenancyError
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
@@ -59,7 +60,9 @@ class Executor:
         master_key: MasterKey,
         servers: Sequence[ServerConfig],
     ) -> None:
-        self.flights = Flights(settings=settings, keys=keys, resubmit=self._submit)
+        self.flights = Flights(
+            settings=settings, keys=keys, resubmit=self._submit, crowded=self._crowded
+        )
         self._settings = settings
         self._guard = guard
         self._master_key = master_key
@@ -97,6 +100,8 @@ class Executor:
         except asyncio.CancelledError:
             ticket.abandon()
             raise
+        finally:
+            route.allowance.charge(ticket.result_bytes)
         return result
 
     async def ask(
@@ -107,6 +112,7 @@ class Executor:
             route.key,
             route.tenant.tenant_no,
             route.placement.epoch,
+            limits=route.limits,
             statement=statement,
             arguments=arguments,
         )
@@ -127,7 +133,11 @@ class Executor:
         `plain` says that all its statements are.
         """
         ticket = Ticket(
-            route.key, route.tenant.tenant_no, route.placement.epoch, deadline_at=deadline_at
+            route.key,
+            route.tenant.tenant_no,
+            route.placement.epoch,
+            limits=route.limits,
+            deadline_at=deadline_at,
         )
         ticket.program = program
         ticket.plain = plain
@@ -138,6 +148,8 @@ class Executor:
         except asyncio.CancelledError:
             ticket.abandon()
             raise
+        finally:
+            route.allowance.charge(ticket.result_bytes)
 
     def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""
@@ -157,6 +169,7 @@ class Executor:
             route.key,
             route.tenant.tenant_no,
             route.placement.epoch,
+            limits=route.limits,
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
@@ -216,11 +229,19 @@ class Executor:
             )
         pool.submit(ticket)
 
+    def _crowded(self, ticket: Ticket) -> bool:
+        """Whether a statement that takes long has to make room for others that do."""
+        pool = self._pools.get(ticket.key.server)
+        return pool is not None and pool.long.crowded(
+            ticket.tenant_no, ticket.departed_at, ticket.limits, self._loop.time()
+        )
+
     async def _open(self, key: SessionKey) -> Connection:
         return await Connection.open(
             key,
             server=self._servers[key.server],
             password=role_password(self._master_key, key.server, key.role),
+            mark=session_mark(self._master_key, key.server, int(time.time())),
             types=self._type_map(key),
             settings=self._settings,
         )

@@ -32,7 +32,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.connection import Connection, Description
 from tenancy.data_isolation.engine.descriptions import Descriptions
 from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport, statement_error
-from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat
+from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat, too_large
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.time_limit import TimeLimit
 from tenancy.data_isolation.engine.transaction import Transaction, UndoneError
@@ -40,6 +40,8 @@ from tenancy.data_isolation.engine.wire import Exchange
 
 #: A statement that takes less may travel with others.
 _QUICK_S: Final = 0.01
+#: The same goes for one whose result is small.
+_SMALL_BYTES: Final = 64 * 1024
 #: How often an operation is tried again after nothing was done for it.
 _ATTEMPTS_MAX: Final = 3
 
@@ -77,12 +79,22 @@ class Flights:
     """Runs operations in sessions. Belongs to one event loop."""
 
     def __init__(
-        self, *, settings: Settings, keys: BindingKeys, resubmit: Callable[[Ticket], None]
+        self,
+        *,
+        settings: Settings,
+        keys: BindingKeys,
+        resubmit: Callable[[Ticket], None],
+        crowded: Callable[[Ticket], bool],
     ) -> None:
-        """`resubmit` lets an operation wait for a session again; it may raise an error of ours."""
+        """`resubmit` lets an operation wait for a session again; it may raise an error of ours.
+
+        `crowded` says whether one that takes long has to make room for others that do.
+        """
         self._settings = settings
         self._resubmit = resubmit
-        self._planner = Planner(settings, keys)
+        self._crowded = crowded
+        self._long_s = settings.long_statement_ms / 1_000
+        self._planner = Planner(keys)
         self._descriptions = Descriptions(settings.statement_descriptions_max)
         self._quick: OrderedDict[str, None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
@@ -170,13 +182,14 @@ class Flights:
     def time_left(self, ticket: Ticket) -> float:
         """Seconds that a statement of the ticket may run from now on."""
         until = ticket.deadline_at - self._loop.time()
-        return max(0.001, min(self._settings.statement_timeout_ms / 1_000, until))
+        return max(0.001, min(ticket.limits.statement_timeout_ms / 1_000, until))
 
-    def timed_out(self) -> StatementTimeoutError:
+    def timed_out(self, ticket: Ticket) -> StatementTimeoutError:
         """The error of a statement whose time was over."""
-        limit_ms = self._settings.statement_timeout_ms
+        limit_ms = ticket.limits.statement_timeout_ms
         return StatementTimeoutError(
-            f"the statement ran longer than its limit ({limit_ms} ms, or the caller's deadline); "
+            f"the statement ran longer than its limit ({limit_ms} ms, or the caller's deadline, or "
+            "what is left of its transaction's time); "
             "it was cancelled and nothing was done",
             CANCELLED,
         )
@@ -232,9 +245,19 @@ class Flights:
         several = len(tickets) > 1
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
-        exchange = connection.start(plan.sections, cancel_excess=shared or not several)
+        exchange = connection.start(
+            plan.sections, bytes_max=plan.bytes_max, cancel_excess=shared or not several
+        )
+        # Once: who was sent back to wait for its turn has waited for it.
+        yields = tickets[0].flying is connection and not tickets[0].attempts
         limit = TimeLimit(
-            connection, exchange, plan, shared=shared and several, time_left=self.time_left
+            connection,
+            exchange,
+            plan,
+            shared=shared and several,
+            time_left=self.time_left,
+            long_s=self._long_s if yields else None,
+            crowded=self._crowded,
         )
         try:
             await connection.finish(exchange)
@@ -244,9 +267,12 @@ class Flights:
             connection.bound = plan.bound
         if plan.describes:
             await self._read_anew(connection, plan)
+        if not shared:
+            tickets[0].result_bytes += exchange.bytes_read
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
-        if not several and not again and self._loop.time() - started < _QUICK_S:
+        quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
+        if not several and not again and quick:
             self._remember_quick(tickets[0].text)
         return again
 
@@ -279,7 +305,7 @@ class Flights:
 
     def _cut(self, landing: _Landing, ticket: Ticket) -> None:
         """Rows were dropped: alone they may fit, when they came together with those of others."""
-        error = self._planner.too_large()
+        error = too_large(ticket)
         if landing.shared and len(landing.plan.seats) > 1:
             self._again(ticket, error, alone=True)
         else:
@@ -297,7 +323,7 @@ class Flights:
         elif not seat.is_to_blame:
             return self._counts(ticket, error)
         elif seat.out_of_time:
-            ticket.refuse(self.timed_out())
+            ticket.refuse(self.timed_out(ticket))
         elif seat.too_slow:
             self._quick.pop(ticket.text, None)
             self._again(ticket, error, alone=True)
@@ -314,7 +340,7 @@ class Flights:
         """The connection broke before the server had answered this operation."""
         ticket = seat.ticket
         if seat.out_of_time and not ticket.writes:
-            ticket.refuse(self.timed_out())
+            ticket.refuse(self.timed_out(ticket))
         elif ticket.writes and not _ended_before(plan, seat):
             ticket.refuse(_unknown())
         else:

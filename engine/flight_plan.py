@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tenancy.data_isolation.core.errors import ResultTooLargeError
-from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
@@ -60,6 +59,11 @@ class Plan:
     #: Some statement is prepared on the way, so that it may turn out to have changed.
     describes: bool = False
 
+    @property
+    def bytes_max(self) -> int:
+        """The most that all results together may have: what the least of its tenants may."""
+        return min(seat.ticket.limits.result_bytes_max for seat in self.seats)
+
     def current(self, exchange: Exchange) -> Seat | None:
         """The operation that the server works on."""
         section = exchange.section
@@ -74,11 +78,11 @@ class Plan:
 class Planner:
     """Turns operations whose parameters are encoded into messages. No I/O."""
 
-    def __init__(self, settings: Settings, keys: BindingKeys) -> None:
-        self._settings = settings
+    def __init__(self, keys: BindingKeys) -> None:
         self._keys = keys
         self._all_rows = wire.execute()
-        self._some_rows = wire.execute(settings.result_rows_max + 1)
+        #: By the limit of rows: there is one for each type of tenant.
+        self._some_rows: dict[int, bytes] = {}
 
     def apart(self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool) -> Plan:
         """Each write in a section of its own, and reads that follow each other per tenant.
@@ -131,8 +135,8 @@ class Planner:
         rows = step.rows
         if step.problem is not None:
             raise step.problem
-        if not step.complete or len(rows) > self._settings.result_rows_max:
-            raise self.too_large()
+        if not step.complete or len(rows) > seat.ticket.limits.result_rows_max:
+            raise too_large(seat.ticket)
         columns = description.columns if description is not None else None
         if columns is None:
             return QueryResult(columns=(), rows=[], row_count=_changed(step.tag))
@@ -152,22 +156,22 @@ class Planner:
                 seat.ticket.description = description
                 step.rows = wire.decode_rows(step.rows, description.decoders)
 
-    def too_large(self) -> ResultTooLargeError:
-        """The error for a result that does not fit."""
-        settings = self._settings
-        return ResultTooLargeError(
-            f"the result has more than {settings.result_rows_max} rows or "
-            f"{settings.result_bytes_max} bytes; ask for less at a time"
-        )
-
     def _binding(self, ticket: Ticket) -> Binding:
-        return Binding(ticket.tenant_no, ticket.epoch, self._keys.signing_id)
+        memory_kb = ticket.limits.statement_memory_bytes // 1024
+        return Binding(ticket.tenant_no, ticket.epoch, self._keys.signing_id, memory_kb)
 
     def _bind(self, connection: Connection, plan: Plan, section: Section, ticket: Ticket) -> None:
         """Let a section go on with the session bound to the ticket's tenant."""
         plan.bound = self._binding(ticket)
         section.messages += connection.binding_messages(plan.bound, self._keys)
         section.steps.append(Step())
+
+    def _rows(self, rows_max: int) -> bytes:
+        """The message that executes up to one row more than the limit."""
+        found = self._some_rows.get(rows_max)
+        if found is None:
+            found = self._some_rows[rows_max] = wire.execute(rows_max + 1)
+        return found
 
     def _take_in(
         self, connection: Connection, plan: Plan, section: Section, ticket: Ticket
@@ -193,9 +197,22 @@ class Planner:
             steps.append(describing)
             plan.describes = True
         messages.append(wire.bind(name, ticket.encoded))
-        messages.append(self._all_rows if description.columns is None else self._some_rows)
+        messages.append(
+            self._all_rows
+            if description.columns is None
+            else self._rows(ticket.limits.result_rows_max)
+        )
         steps.append(execution)
         plan.seats.append(Seat(ticket, section, first, execution, describing))
+
+
+def too_large(ticket: Ticket) -> ResultTooLargeError:
+    """The error for a result that does not fit."""
+    limits = ticket.limits
+    return ResultTooLargeError(
+        f"the result has more than {limits.result_rows_max} rows or "
+        f"{limits.result_bytes_max} bytes; ask for less at a time"
+    )
 
 
 def _new_section(plan: Plan) -> Section:

@@ -56,7 +56,14 @@ def statement_ticket(lead: Ticket, name: str, *arguments: Any) -> Ticket:
         returns_rows=name in ("take_key", "answer"),
         plain=True,
     )
-    return Ticket(lead.key, lead.tenant_no, lead.epoch, statement=statement, arguments=arguments)
+    return Ticket(
+        lead.key,
+        lead.tenant_no,
+        lead.epoch,
+        limits=lead.limits,
+        statement=statement,
+        arguments=arguments,
+    )
 
 
 class IdempotentWrite:

@@ -27,11 +27,10 @@ from tenancy.data_isolation.engine.layout import (
     OWNER_ROLE,
     ROWS_ROLE,
 )
+from tenancy.data_isolation.engine.login_limits import UNLIMITED
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("roles.sql")
-#: PostgreSQL's spelling of "as many as the server has".
-UNLIMITED = -1
 
 
 async def ensure_fixed_roles(

@@ -8,6 +8,7 @@ Rules this module keeps:
 * Fair: within a line tenants take turns; between lines the one that was served longest ago goes
   first, and one that has less than its share of sessions may take one over. Statements that run for
   long cannot take the whole server: the last sessions are for lines that have none.
+* Fair in time: a tenant whose statements take long runs few of them at once (`LongStatements`).
 * Bounded: requests that wait, in all and per tenant, and how long they wait; sessions, in all, per
   line of a single tenant, and per tenant; sessions being opened. Who does not fit is refused.
 * A server that has no slot left is no error: the pool makes do with what it has and tries later.
@@ -26,12 +27,14 @@ from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
     OverloadedError,
+    RateLimitedError,
     ServerUnavailableError,
     TenancyError,
 )
 from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
-from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS
+from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS, LoginFullError
+from tenancy.data_isolation.engine.long_statements import LongStatements
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Line, Request
 
@@ -80,6 +83,8 @@ class ServerPool:
         #: All free sessions, the one used longest ago first.
         self._idle: OrderedDict[Any, None] = OrderedDict()
         self._flying: Counter[TenantNo] = Counter()
+        #: Statements at work alone, which may take long.
+        self.long = LongStatements(settings)
         self._waiting_per_tenant: Counter[TenantNo] = Counter()
         self._waiting = 0
         #: Slots held: sessions that are free, at work, being opened or being closed.
@@ -122,7 +127,7 @@ class ServerPool:
             )
         now = self._loop.time()
         request.give_up_at = min(request.give_up_at, now + settings.connection_wait_ms / 1_000)
-        line = self._line(request.key, now)
+        line = self._line(request, now)
         if not line.waiting:
             line.since = now
             self._hungry[line.key] = line
@@ -167,14 +172,18 @@ class ServerPool:
 
     # Who gets a session
 
-    def _line(self, key: SessionKey, now: float) -> Line:
+    def _line(self, request: Request, now: float) -> Line:
+        key = request.key
         line = self._lines.get(key)
         if line is None:
-            settings = self._settings
-            own = min(settings.tenant_connections_max, settings.server_connections_max)
-            limit = settings.server_connections_max if self._shared(key) else own
+            most = self._settings.server_connections_max
+            limit = most if self._shared(key) else min(most, self._tenant_max(request))
             line = self._lines[key] = Line(key, limit, now)
         return line
+
+    def _tenant_max(self, request: Request) -> int:
+        """Sessions that may work for the tenant at the same time."""
+        return min(request.limits.connections_max, self._settings.tenant_connections_max)
 
     def _call(self, line: Line) -> None:
         line.called = False
@@ -221,11 +230,15 @@ class ServerPool:
         share = min(-(-line.waiting // sessions), self._settings.flight_operations_max)
         batch: list[Request] = []
         size = 0
+        now = self._loop.time()
         # Some tenants may be passed over, hence a few more than can be needed.
         for tenant_no in list(islice(line.tenants, share + _TURN)):
-            if self._flying[tenant_no] >= self._settings.tenant_connections_max:
-                continue
             queue = line.tenants[tenant_no]
+            first = queue[0]
+            if self._flying[tenant_no] >= self._tenant_max(first):
+                continue
+            if first.alone and not self.long.may_depart(tenant_no, first.limits, now):
+                continue
             taken = 0
             while queue and len(batch) < share and taken < _TURN:
                 request = queue[0]
@@ -259,14 +272,21 @@ class ServerPool:
 
     def _depart(self, line: Line, session: Any, batch: list[Request]) -> None:
         line.busy += 1
-        line.since = self._loop.time()
+        line.since = now = self._loop.time()
         if line.waiting:
             self._hungry.move_to_end(line.key)
+        lead = batch[0] if batch[0].alone else None
+        if lead is not None:
+            lead.departed_at = now
+            self.long.departed(lead.tenant_no, now)
         for tenant_no in {request.tenant_no for request in batch}:
             self._flying[tenant_no] += 1
-        self._start(self._flight(line, session, batch))
+        self._start(self._flight(line, session, batch, None if lead is None else now))
 
-    async def _flight(self, line: Line, session: Any, batch: list[Request]) -> None:
+    async def _flight(
+        self, line: Line, session: Any, batch: list[Request], alone_since: float | None
+    ) -> None:
+        spent = False
         try:
             await self._fly(session, batch)
         except asyncio.CancelledError:
@@ -279,17 +299,26 @@ class ServerPool:
             for request in batch:
                 request.refuse(TenancyError())
         finally:
+            if alone_since is not None:
+                spent = self.long.landed(
+                    batch[0].tenant_no,
+                    alone_since,
+                    self._loop.time(),
+                    result_bytes=batch[0].result_bytes,
+                )
             for tenant_no in {request.tenant_no for request in batch}:
                 self._flying[tenant_no] -= 1
                 if not self._flying[tenant_no]:
                     del self._flying[tenant_no]
-            self._release(line, session)
+            self._release(line, session, spent=spent)
 
-    def _release(self, line: Line, session: Any) -> None:
+    def _release(self, line: Line, session: Any, *, spent: bool) -> None:
+        """The session's work is done. One that took long is `spent`: it may have less of the
+        processor from now on, and memory that it does not give back."""
         line.busy -= 1
         session.used_at = self._loop.time()
         if not session.closed:
-            if self._closed or line.key in self._retiring or self._yields(line):
+            if spent or self._closed or line.key in self._retiring or self._yields(line):
                 self._part_with(session)
             else:
                 self._keep(line, session)
@@ -339,6 +368,8 @@ class ServerPool:
     def _grow(self, line: Line) -> None:
         """Open sessions for those who wait in the line, as far as that is allowed and helps."""
         now = self._loop.time()
+        if line.idle:
+            return  # There is one, and none of those who wait may have it now.
         if self._closed or now < line.paused_until or now < self._full_until:
             return
         wanted = min(line.waiting, _EAGER_SESSIONS)
@@ -415,7 +446,11 @@ class ServerPool:
 
     def _not_opened(self, line: Line, error: TenancyError) -> None:
         now = self._loop.time()
-        if error.sqlstate == TOO_MANY_CONNECTIONS:
+        if isinstance(error, LoginFullError):
+            # Who waits for this login goes on waiting; there are slots for everybody else.
+            line.paused_until = now + _FULL_PAUSE_S
+            self._arm()
+        elif error.sqlstate == TOO_MANY_CONNECTIONS:
             # Somebody else has the slots. Who waits goes on waiting, as long as waiting is allowed.
             self._full_until = now + _FULL_PAUSE_S
             self._ceiling = max(1, self._slots)
@@ -501,16 +536,22 @@ class ServerPool:
             for request in queue:
                 if request.give_up_at <= now or request.abandoned:
                     self._left(line, tenant_no)
-                    request.refuse(
-                        OverloadedError(
-                            "no connection got free in time; nothing was done",
-                            retry_after_s=_RETRY_AFTER_S,
-                        )
-                    )
+                    request.refuse(self._waited_in_vain(request, now))
             if kept:
                 line.tenants[tenant_no] = kept
             else:
                 del line.tenants[tenant_no]
+
+    def _waited_in_vain(self, request: Request, now: float) -> TenancyError:
+        if request.alone and self.long.is_held(request.tenant_no, now):
+            return RateLimitedError(
+                "the tenant's statements that take long use up what it may run at the same time; "
+                "nothing was done. Wait and try again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        return OverloadedError(
+            "no connection got free in time; nothing was done", retry_after_s=_RETRY_AFTER_S
+        )
 
     @property
     def _sweep_s(self) -> float:
@@ -519,6 +560,7 @@ class ServerPool:
     def _sweep(self) -> None:
         """Close sessions that nobody used for long."""
         self._sweeper = None
+        self.long.forget_old(self._loop.time())
         oldest = self._loop.time() - self._settings.connection_idle_s
         for session in list(self._idle):
             if session.used_at > oldest:

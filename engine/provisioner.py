@@ -69,6 +69,7 @@ from tenancy.data_isolation.engine.layout import (
     shared_database,
     template_database,
 )
+from tenancy.data_isolation.engine.login_limits import limit_temp_files, login_connections_max
 from tenancy.data_isolation.engine.login_roles import ensure_login_role, ensure_member
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
@@ -148,6 +149,7 @@ class Provisioner:
         namespaces: NamespaceMaker,
     ) -> None:
         self._settings = settings
+        self._tiers = settings.tier_limits
         self._master_key = master_key
         self._catalog = catalog
         self._admin = admin
@@ -242,10 +244,10 @@ class Provisioner:
                 await self._overlay(connection, tenant, placement)
                 await self._seed(connection, tenant, placement)
             case IsolationLevel.SCHEMA:
-                await self._login(connection, placement)
+                await self._login(connection, tenant, placement)
                 await self._tables(connection, tenant, placement)
             case IsolationLevel.DATABASE:
-                await self._login(connection, placement)
+                await self._login(connection, tenant, placement)
                 await self._clone(connection, placement)
                 async with self._home(placement) as own:
                     await self._keys.install(
@@ -255,15 +257,19 @@ class Provisioner:
             case _:
                 assert_never(placement.level)
 
-    async def _login(self, connection: asyncpg.Connection, placement: Placement) -> None:
+    async def _login(
+        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
+    ) -> None:
+        limits = self._tiers.of(tenant.tenant_type)
         await ensure_login_role(
             connection,
             master_key=self._master_key,
             server=placement.server,
             role=placement.role,
-            connection_limit=self._settings.tenant_connections_max * 4,
+            connection_limit=login_connections_max(limits),
             inherits=placement.sensitive_schema is not None,
         )
+        await limit_temp_files(connection, placement.role, limits)
 
     async def _overlay(
         self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
@@ -273,7 +279,7 @@ class Provisioner:
             return
         # Before the overlay is there, because migrations work for all tenants that have one.
         await open_fence(connection, tenant.tenant_no, placement.epoch)
-        await self._login(connection, placement)
+        await self._login(connection, tenant, placement)
         await ensure_member(connection, placement.role, HYBRID_ROLE)
         await self._namespaces.add_overlay(
             connection,

@@ -24,7 +24,9 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.core.types import Placement, Tenant, TenantStatus
+from tenancy.data_isolation.engine.allowance import Allowance, Allowances
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
@@ -39,21 +41,23 @@ _PAUSES_S: Final = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """The way to an active tenant: where it is, and which sessions work there."""
+    """The way to an active tenant: where it is, which sessions work there, what it may take."""
 
     tenant: Tenant
     placement: Placement
     key: SessionKey
+    limits: TierLimits
+    allowance: Allowance
 
-    @classmethod
-    def to(cls, tenant: Tenant) -> Route:
-        """The way to a tenant; `TenantSuspendedError` when it takes no operations."""
-        placement = tenant.placement
-        if tenant.status is not TenantStatus.ACTIVE or placement is None:
-            raise TenantSuspendedError(
-                f"tenant {tenant.tenant_id} is {tenant.status}; it takes no operations now"
-            )
-        return cls(tenant, placement, SessionKey.of(placement))
+
+def active_placement(tenant: Tenant) -> Placement:
+    """Where a tenant works; `TenantSuspendedError` when it takes no operations."""
+    placement = tenant.placement
+    if tenant.status is not TenantStatus.ACTIVE or placement is None:
+        raise TenantSuspendedError(
+            f"tenant {tenant.tenant_id} is {tenant.status}; it takes no operations now"
+        )
+    return placement
 
 
 class Routes:
@@ -63,6 +67,8 @@ class Routes:
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
+        self._tiers = settings.tier_limits
+        self._allowances = Allowances(settings.tenant_cache_entries)
         #: In the order in which they were learned.
         self._known: OrderedDict[str, Route] = OrderedDict()
         self._asking: dict[TenantId, asyncio.Task[Tenant]] = {}
@@ -71,19 +77,23 @@ class Routes:
         """The way to a tenant, if this process has asked before."""
         return self._known.get(tenant_id)
 
+    async def route(self, tenant_id: TenantId) -> Route:
+        """The way to a tenant, as it is remembered or as the catalog has it."""
+        return self._known.get(tenant_id) or self._to(await self._ask(tenant_id))
+
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
         """Do `work` where the tenant is, and again where it turns out to be elsewhere.
 
         Raises what `work` raises, `TenantNotFoundError` and `TenantSuspendedError`.
         """
-        route = self._known.get(tenant_id) or Route.to(await self._ask(tenant_id))
+        route = await self.route(tenant_id)
         refreshed = False
         for pause_s in _PAUSES_S:
             try:
                 return await work(route)
             except PlacementChangedError:
                 before = route.placement
-                route = Route.to(await self._ask(tenant_id))
+                route = self._to(await self._ask(tenant_id))
                 if route.placement == before:
                     await asyncio.sleep(pause_s)
             except TenancyError as error:
@@ -104,6 +114,12 @@ class Routes:
     def forget(self, tenant_id: TenantId) -> None:
         """Ask the catalog next time."""
         self._known.pop(tenant_id, None)
+
+    def _to(self, tenant: Tenant) -> Route:
+        placement = active_placement(tenant)
+        limits = self._tiers.of(tenant.tenant_type)
+        allowance = self._allowances.of(tenant.tenant_no, tenant.tenant_type, limits)
+        return Route(tenant, placement, SessionKey.of(placement), limits, allowance)
 
     async def _ask(self, tenant_id: TenantId) -> Tenant:
         """Ask the catalog, once for all that want to know at the same time."""
@@ -128,7 +144,7 @@ class Routes:
         if tenant.status is not TenantStatus.ACTIVE or tenant.placement is None:
             self._known.pop(tenant_id, None)
             return
-        self._known[tenant_id] = Route.to(tenant)
+        self._known[tenant_id] = self._to(tenant)
         self._known.move_to_end(tenant_id)
         while len(self._known) > self._entries_max:
             self._known.popitem(last=False)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import TenantNo
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.engine.session_key import SessionKey
 
 
@@ -45,15 +46,35 @@ class Session(Protocol):
 class Request(ABC):
     """Something that needs a session. Belongs to the event loop of its pool."""
 
-    __slots__ = ("alone", "give_up_at", "key", "limit_per_tenant", "size", "tenant_no")
+    __slots__ = (
+        "alone",
+        "departed_at",
+        "give_up_at",
+        "key",
+        "limits",
+        "result_bytes",
+        "size",
+        "tenant_no",
+    )
 
     def __init__(
-        self, key: SessionKey, tenant_no: TenantNo, *, give_up_at: float = float("inf")
+        self,
+        key: SessionKey,
+        tenant_no: TenantNo,
+        *,
+        limits: TierLimits,
+        give_up_at: float = float("inf"),
     ) -> None:
         self.key = key
         self.tenant_no = tenant_no
+        #: What the tenant may take.
+        self.limits = limits
         #: Whether it cannot travel together with others.
         self.alone = False
+        #: When (event loop's time) a session began to work for it alone.
+        self.departed_at = 0.0
+        #: Bytes that its results had on the way from the server.
+        self.result_bytes = 0
         #: Bytes of its parameters.
         self.size = 0
         #: When (event loop's time) it stops waiting for a session. The pool sets a time that is

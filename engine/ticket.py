@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.core.types import StatementKind
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Request
@@ -54,11 +55,12 @@ class Ticket(Request):
         tenant_no: TenantNo,
         epoch: Epoch,
         *,
+        limits: TierLimits,
         statement: Statement | None = None,
         arguments: Sequence[Any] = (),
         deadline_at: float = float("inf"),
     ) -> None:
-        super().__init__(key, tenant_no, give_up_at=deadline_at)
+        super().__init__(key, tenant_no, limits=limits, give_up_at=deadline_at)
         #: When (event loop's time) the answer is of no use any more.
         self.deadline_at = deadline_at
         self.epoch = epoch

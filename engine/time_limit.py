@@ -34,7 +34,10 @@ class TimeLimit:
         *,
         shared: bool,
         time_left: Callable[[Ticket], float],
+        long_s: float | None = None,
+        crowded: Callable[[Ticket], bool] | None = None,
     ) -> None:
+        """After `long_s` a statement that is alone is asked whether it is `crowded`."""
         self._connection = connection
         self._exchange = exchange
         self._plan = plan
@@ -47,13 +50,27 @@ class TimeLimit:
         self.cancelled = False
         first = self._limit(plan.seats[0]) if len(plan.seats) == 1 else _LOOK_S
         self._handle = self._loop.call_later(first, self._look)
+        self._crowded = crowded
+        self._long: asyncio.TimerHandle | None = None
+        if long_s is not None and crowded is not None:
+            self._long = self._loop.call_later(long_s, self._make_room)
 
     def stop(self) -> None:
         """The exchange is over."""
         self._handle.cancel()
+        if self._long is not None:
+            self._long.cancel()
 
     def _limit(self, seat: Seat) -> float:
         return _PATIENCE_S if self._shared else self._time_left(seat.ticket)
+
+    def _make_room(self) -> None:
+        """Cancel a statement that takes long where enough of them run, to be run in its turn."""
+        seat = self._plan.current(self._exchange)
+        if seat is not None and self._crowded is not None and self._crowded(seat.ticket):
+            seat.too_slow = True
+            self.cancelled = True
+            self._connection.cancel()
 
     def _look(self) -> None:
         now = self._loop.time()

@@ -18,8 +18,8 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine.connection import Connection
-from tenancy.data_isolation.engine.driver_errors import ServerReport, statement_error
-from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat
+from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport, statement_error
+from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat, too_large
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.time_limit import TimeLimit
 from tenancy.data_isolation.engine.wire import Section
@@ -48,7 +48,7 @@ class Transaction:
         *,
         planner: Planner,
         time_left: Callable[[Ticket], float],
-        timed_out: Callable[[], TenancyError],
+        timed_out: Callable[[Ticket], TenancyError],
     ) -> None:
         self._connection = connection
         self._lead = lead
@@ -66,7 +66,7 @@ class Transaction:
         connection = self._connection
         plan = self._planner.together(connection, tickets, bound=self._open, sync=commit)
         self._open = not commit
-        exchange = connection.start(plan.sections)
+        exchange = connection.start(plan.sections, bytes_max=plan.bytes_max)
         limit = TimeLimit(
             connection,
             exchange,
@@ -78,6 +78,7 @@ class Transaction:
             await connection.finish(exchange)
         finally:
             limit.stop()
+        self._lead.result_bytes += exchange.bytes_read
         section = plan.sections[0]
         if section.error is not None:
             await self._recover(section)
@@ -117,7 +118,7 @@ class Transaction:
         for index, seat in enumerate(plan.seats):
             try:
                 if not whole:
-                    raise self._planner.too_large()
+                    raise too_large(seat.ticket)
                 results.append(self._planner.result(seat))
             except TenancyError as error:
                 await self.undo()
@@ -137,8 +138,9 @@ class Transaction:
                 connection.unprepare(seat.ticket.text)
         index = next((n for n, seat in enumerate(plan.seats) if seat.is_to_blame), None)
         blamed = plan.seats[index] if index is not None else None
-        if blamed is not None and blamed.out_of_time:
-            return UndoneError(self._timed_out(), index)
+        # A cancellation may come so late that it hits the statement after the one it was for.
+        if report.sqlstate == CANCELLED and any(seat.out_of_time for seat in plan.seats):
+            return UndoneError(self._timed_out(self._lead), index)
         if report.fatal:
             return UndoneError(self._ended_by_server(plan), None)
         if report.is_stale_plan or report.is_not_prepared:

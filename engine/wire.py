@@ -34,6 +34,11 @@ _PARAMETER = struct.Struct("!I")
 #: The fixed part of a column in a RowDescription behind its name.
 _FIELD = struct.Struct("!IhIhih")
 
+#: From here on a result is read in slices and takes turns with everything else in the process,
+#: which gets so many times as much of the time.
+_LARGE_BYTES = 256 * 1024
+_SLICE_BYTES = 64 * 1024
+_TURNS = 2
 #: Longest message that is not a row; PostgreSQL's own are far shorter.
 _MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -92,7 +97,7 @@ class Exchange:
 
     def __init__(self, sections: list[Section], bytes_max: int) -> None:
         self.sections = sections
-        self.bytes_left = bytes_max
+        self.bytes_left = self._bytes_max = bytes_max
         #: When (event loop's time) the server last said something.
         self.moved_at = 0.0
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,6 +106,11 @@ class Exchange:
         self.section: Section | None = None
         self.step: Step | None = None
         self.next_section()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of rows that came."""
+        return self._bytes_max - max(self.bytes_left, 0)
 
     def next_section(self) -> bool:
         """Go on with the next section; whether there is one."""
@@ -138,6 +148,8 @@ class Wire(asyncio.Protocol):
         self._have = 0
         self._need = 0
         self._skip = 0
+        #: What came of a large result and was not read yet.
+        self._slices = b""
         self._closed = False
 
     @property
@@ -176,8 +188,31 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what the server sent."""
-        if self._exchange is not None:
-            self._exchange.moved_at = self._loop.time()
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.moved_at = self._loop.time()
+            if exchange.bytes_read >= _LARGE_BYTES and len(data) > _SLICE_BYTES:
+                self._transport.pause_reading()  # type: ignore[attr-defined]
+                self._slices = data
+                self._take_slice()
+                return
+        self._take(data)
+
+    def _take_slice(self) -> None:
+        """Read a part of a large result, and let others have the event loop before the next."""
+        if self._closed:
+            return
+        began = self._loop.time()
+        piece, self._slices = self._slices[:_SLICE_BYTES], self._slices[_SLICE_BYTES:]
+        self._take(piece)
+        pause_s = _TURNS * (self._loop.time() - began)
+        self._loop.call_later(pause_s, self._take_slice if self._slices else self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._closed and not self._transport.is_closing():
+            self._transport.resume_reading()  # type: ignore[attr-defined]
+
+    def _take(self, data: bytes) -> None:
         if self._skip:
             dropped = min(self._skip, len(data))
             self._skip -= dropped
@@ -198,6 +233,9 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone."""
+        if self._slices:
+            rest, self._slices = self._slices, b""
+            self._take(rest)
         self._closed = True
         self._parts = []
         exchange = self._exchange

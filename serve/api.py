@@ -38,6 +38,7 @@ from tenancy.data_isolation.serve.requests import Requests
 from tenancy.data_isolation.serve.schema_routes import SchemaRoutes
 from tenancy.data_isolation.serve.services import Services
 from tenancy.data_isolation.serve.tenant_routes import TenantRoutes
+from tenancy.data_isolation.serve.watchdog_report import report_path
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -63,7 +64,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         lifespan=lifespan,
     )
     admission = Admission(services.settings)
-    metrics = HttpMetrics(admission)
+    metrics = HttpMetrics(admission, report_path(services.settings.home))
     requests = Requests(
         services,
         Authenticator(services.settings, services.credentials, services.clock, services.tokens),

@@ -1,7 +1,7 @@
 """The process behind `tenancy up`: it starts everything in order, watches it, and ends it.
 
 Order: embedded servers (unless given by DSN) → roles, databases and catalog → the first admin key →
-Ray → tenant actors → HTTP. It ends in the reverse order.
+watchdogs → Ray → tenant actors → HTTP. It ends in the reverse order.
 
 Rules this module keeps:
 
@@ -45,6 +45,7 @@ from tenancy.data_isolation.serve.runtime_state import (
     RuntimeDirectory,
     RuntimeState,
 )
+from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Daemon:
         )
         self._stopping = False
         self._cluster: ClusterProcess | None = None
+        self._watchdogs: WatchdogThread | None = None
 
     def run(self) -> int:
         """Start, watch until a signal comes, end; the exit status."""
@@ -149,7 +151,12 @@ class Daemon:
         self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
         self._tell(Phase.STARTING, "setting up roles, databases and the catalog")
         self._await(self._data.set_up())
+        self._start_watchdogs()
         self._start_ray()
+
+    def _start_watchdogs(self) -> None:
+        self._watchdogs = self._await(self._data.watchdogs())
+        self._watchdogs.start()
 
     def _start_ray(self) -> None:
         configuration = self._data.write_configuration()
@@ -203,6 +210,9 @@ class Daemon:
                 self._tell(Phase.DEGRADED, f"{lost}; it is started again")
                 self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
                 self._end_ray()
+                if isinstance(lost, ServersMovedError):
+                    self._end_watchdogs()
+                    self._start_watchdogs()
                 self._start_ray()
             # A signal ends the wait at once.
             time.sleep(_WATCH_INTERVAL_S)
@@ -222,8 +232,15 @@ class Daemon:
     def _end(self) -> None:
         """End all that was started, in the reverse order; go on when a step fails."""
         self._end_ray()
+        self._end_watchdogs()
         with _logged("PostgreSQL and Redis"):
             self._await(self._data.stop_servers())
+
+    def _end_watchdogs(self) -> None:
+        watchdogs, self._watchdogs = self._watchdogs, None
+        if watchdogs is not None:
+            with _logged("the watchdogs"):
+                watchdogs.stop()
 
     def _end_ray(self) -> None:
         cluster, self._cluster = self._cluster, None

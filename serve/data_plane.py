@@ -28,6 +28,7 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 from tenancy.data_isolation.serve.home_server import HomeServer
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
+from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ class DataPlane:
         with file_errors(path):
             write_configuration(configuration, path)
         return path
+
+    async def watchdogs(self) -> WatchdogThread:
+        """What holds tenants' sessions to their limits, to be started; after `set_up`."""
+        return WatchdogThread(self._settings, await master_key(self._settings), self._servers())
 
     async def mend(self) -> str | None:
         """Start again what has ended; what is the matter when that does not help.

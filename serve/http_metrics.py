@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -15,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from tenancy.data_isolation.core import IsolationLevel
 from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName
 from tenancy.data_isolation.serve.admission import Admission
+from tenancy.data_isolation.serve.watchdog_report import WatchdogCollector
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 #: The route of a request that no route takes.
@@ -26,8 +28,10 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 class HttpMetrics:
     """Requests by route, method and status, with their times. Belongs to one event loop."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, watchdog_report: Path) -> None:
+        """`watchdog_report` is the file that tells what the daemon's watchdogs do."""
         self._registry = CollectorRegistry()
+        self._registry.register(WatchdogCollector(watchdog_report))
         self._requests = Counter(
             "tenancy_http_requests",
             "Requests that have ended.",

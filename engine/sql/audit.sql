@@ -60,15 +60,20 @@ where s.refclassid = 'pg_authid'::regclass and s.deptype = 'o' and r.rolname = a
 group by r.rolname, d.datname;
 
 -- name: role_settings
--- The runtime sets nothing per role, and a login can do so for itself: ALTER ROLE CURRENT_USER SET.
+-- A login can set things for itself: ALTER ROLE CURRENT_USER SET. The runtime sets only what a login
+-- cannot: temp_file_limit.
 select format('role %I', r.rolname) as subject,
-       format('has settings of its own: %s', array_to_string(s.setconfig, ', ')) as problem,
-       format('alter role %I %sreset all', r.rolname,
-              coalesce('in database ' || quote_ident(d.datname) || ' ', '')) as mend
+       format('has settings of its own: %s', string_agg(c, ', ' order by c)) as problem,
+       string_agg(format('alter role %I %sreset %I', r.rolname,
+              coalesce('in database ' || quote_ident(d.datname) || ' ', ''), split_part(c, '=', 1)),
+              '; ' order by c) as mend
 from pg_db_role_setting s
 join pg_roles r on r.oid = s.setrole
 left join pg_database d on d.oid = s.setdatabase
-where r.rolname = any ($1::text[]) or r.rolname = $2;
+cross join unnest(s.setconfig) c
+where (r.rolname = any ($1::text[]) or r.rolname = $2)
+  and (s.setdatabase <> 0 or c not like 'temp\_file\_limit=%')
+group by r.rolname, d.datname;
 
 -- name: database_rights
 -- $3 = our databases, $4 = the shared one. TEMP lets a tenant own objects; CREATE is for schemas.

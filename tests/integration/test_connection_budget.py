@@ -24,7 +24,8 @@ WRITE = "update canaries set writes = writes + 1 where id = 1 returning owner, w
 
 #: Tenants' sessions, and all connections of clients without the one that counts.
 COUNT = """
-select count(*) filter (where application_name = 'tenancy') as sessions, count(*) as connections
+select count(*) filter (where application_name like 'tenancy%.%') as sessions,
+       count(*) as connections
 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 BUDGET = 8

@@ -341,7 +341,7 @@ async def test_sessions_stay_clean_wherever_a_caller_stops_waiting(install):
             assert (
                 await admin.fetchval(
                     "select count(*) from pg_stat_activity where state like 'idle in transaction%'"
-                    " and application_name = 'tenancy' and datname = current_database()"
+                    " and application_name like 'tenancy%.%' and datname = current_database()"
                 )
                 == 0
             )
@@ -349,7 +349,7 @@ async def test_sessions_stay_clean_wherever_a_caller_stops_waiting(install):
 
 async def _at_work(admin: Any) -> int:
     found: int = await admin.fetchval(
-        "select count(*) from pg_stat_activity where application_name = 'tenancy' "
+        "select count(*) from pg_stat_activity where application_name like 'tenancy%.%' "
         "and state = 'active' and query like '%3000000000%'"
     )
     return found
@@ -358,7 +358,7 @@ async def _at_work(admin: Any) -> int:
 async def _end_sessions(admin: Any) -> int:
     found: int = await admin.fetchval(
         "select count(pg_terminate_backend(pid)) from pg_stat_activity "
-        "where application_name = 'tenancy'"
+        "where application_name like 'tenancy%.%'"
     )
     return found
 

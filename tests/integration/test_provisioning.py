@@ -343,7 +343,7 @@ async def test_suspending_waits_for_what_is_at_work(install):
         async with install.connected() as admin, asyncio.timeout(20):
             while not await admin.fetchval(
                 "select count(*) from pg_stat_activity where state = 'active' "
-                "and query like '%3000000000%' and application_name = 'tenancy'"
+                "and query like '%3000000000%' and application_name like 'tenancy%.%'"
             ):
                 await asyncio.sleep(0.02)
 

@@ -231,7 +231,7 @@ async def test_a_login_poisoned_by_itself_stops_the_next_start(install: Install)
     async with install.connected("tenancy_rows") as rows:
         await rows.execute("alter role current_user set search_path = 'evil'")
     try:
-        with pytest.raises(UnsafeRoleError, match="alter role tenancy_rows reset all"):
+        with pytest.raises(UnsafeRoleError, match="alter role tenancy_rows reset search_path"):
             await Bootstrap(
                 settings=install.settings,
                 master_key=install.master_key,
@@ -239,7 +239,7 @@ async def test_a_login_poisoned_by_itself_stops_the_next_start(install: Install)
             ).run()
     finally:
         async with install.connected() as admin:
-            await admin.execute("alter role tenancy_rows reset all")
+            await admin.execute("alter role tenancy_rows reset search_path")
 
 
 async def test_a_password_changed_by_a_tenant_is_put_right_by_the_next_start(install: Install):

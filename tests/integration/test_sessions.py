@@ -18,7 +18,7 @@ from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.wire import Section, Step
 
-HELD = "select count(*) from pg_stat_activity where application_name = 'tenancy'"
+HELD = "select count(*) from pg_stat_activity where application_name like 'tenancy%.%'"
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 
 

@@ -27,9 +27,14 @@ from tenancy.data_isolation.core.identifiers import (
     TenantNo,
 )
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Request
+
+LIMITS = TierLimits(long_statements_max=1_000)
+#: Sessions here work until they are told that they are done, which is nobody's long statement.
+QUICK = {"long_statement_ms": 1_000_000}
 
 
 def key(role: str = "shared") -> SessionKey:
@@ -65,7 +70,7 @@ class Want(Request):
     __slots__ = ("done", "error", "released", "session")
 
     def __init__(self, tenant: int, kind: SessionKey | None = None, *, alone: bool = False) -> None:
-        super().__init__(kind or key(), TenantNo(tenant))
+        super().__init__(kind or key(), TenantNo(tenant), limits=LIMITS)
         self.alone = alone
         self.session: Session | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -93,7 +98,7 @@ class Stage:
         self.hold.set()
         self.most = 0
         self.pool = ServerPool(
-            settings=Settings(**limits),
+            settings=Settings(**(QUICK | limits)),
             shared=lambda kind: kind.role == "shared",
             open_session=self._open,
             fly=self._fly,

@@ -1,0 +1,319 @@
+"""The watchdog of one server: holds tenants' sessions to their limits, from outside the session.
+
+Whatever a tenant sets in its own session, here it counts for nothing: one look at a time at all
+sessions of tenants' logins (`watch_rules.judge`), then one statement that acts, each time against
+exactly the session, statement and transaction that was seen.
+
+Rules this module keeps:
+
+* One session on the server, one query per look, however many sessions there are.
+* Of several watchdogs one acts: an advisory lock decides, and goes with the connection.
+* A lost connection is made again; nothing but `stop` ends the watch.
+* What it did is logged and counted, by offence and never by tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+
+from tenancy.data_isolation.core.crypto import MasterKey, session_mark_time
+from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.identifiers import RoleName, ServerName
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import TenantType
+from tenancy.data_isolation.engine.admin import AdminConnections, close
+from tenancy.data_isolation.engine.layout import ROWS_ROLE, shared_database
+from tenancy.data_isolation.engine.login_watch import LoginWatch
+from tenancy.data_isolation.engine.long_statements import SPENT_FACTOR, server_long_statements_max
+from tenancy.data_isolation.engine.priority import make_less_important
+from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.watch_rules import Action, Offence, SessionView, judge
+
+_log = logging.getLogger(__name__)
+
+_SQL = SqlFile("watchdog.sql")
+#: How long a watchdog waits before it connects again, or asks again whether it is its turn.
+_RETRY_S: Final = 1.0
+#: How often the logins are looked at, and how long what the catalog said of them is believed.
+_LOGINS_S: Final = 1.0
+_TYPES_S: Final = 10.0
+#: A session is opened within so long of its mark; the clocks of two machines may differ.
+_MARK_AGE_S: Final = 60.0
+#: The runtime's own sessions are made less important when they are sure not to be used again.
+_LOWERED_FACTOR: Final = SPENT_FACTOR + 0.5
+#: How long a session may take to end before it is ended again.
+_GOING_S: Final = 1.0
+#: A look that takes longer than this is one that has failed.
+_LOOK_TIMEOUT_S: Final = 5.0
+_MEND: Final = "grant pg_monitor, pg_signal_backend to the admin role"
+
+
+@dataclass(slots=True)
+class WatchdogReport:
+    """What a watchdog is doing and has done since it started."""
+
+    server: ServerName
+    #: `acting`, `standby` (another one acts), or why it does not watch.
+    state: str = "starting"
+    looks: int = 0
+    #: Time of the last look, in milliseconds, acting included.
+    look_ms: float = 0.0
+    actions: Counter[Offence] = field(default_factory=Counter)
+    #: Sessions whose processes got less of the processor from then on.
+    lowered: int = 0
+    #: Sessions that had changed hands, or ended, before anything was done to them.
+    missed: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {
+            "server": self.server,
+            "state": self.state,
+            "looks": self.looks,
+            "look_ms": round(self.look_ms, 2),
+            "actions": {offence.value: self.actions[offence] for offence in Offence},
+            "lowered": self.lowered,
+            "missed": self.missed,
+        }
+
+
+class Watchdog:
+    """Watches one server. Belongs to one event loop; `run` it in a task."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        master_key: MasterKey,
+        admin: AdminConnections,
+        server: ServerName,
+    ) -> None:
+        """The first server of `admin` holds the catalog."""
+        self.report = WatchdogReport(server)
+        self._settings = settings
+        self._master_key = master_key
+        self._admin = admin
+        self._server = server
+        self._control = ServerName(admin.servers[0].name)
+        self._database = shared_database(settings)
+        self._long_max = server_long_statements_max(settings)
+        self._stopping = asyncio.Event()
+        #: What is known of application names: their marks' times, or that they are none.
+        self._marks: dict[str, int | None] = {}
+        #: Statements that were cancelled, and sessions that were ended and when, as long as they
+        #: are seen: once is enough, and who is on the way out does not count any more.
+        self._cancelled: set[tuple[Any, ...]] = set()
+        self._ended: dict[tuple[int, datetime], float] = {}
+        #: Sessions whose processes were made less important, or could not be.
+        self._lowered: set[tuple[int, datetime]] = set()
+
+    async def run(self) -> None:
+        """Watch until `stop`. Raises nothing but cancellation."""
+        while not self._stopping.is_set():
+            try:
+                await self._watch()
+            except (TenancyError, OSError, TimeoutError, asyncpg.PostgresError) as error:
+                self._tell(f"not watching: {type(error).__name__}")
+            except asyncpg.InterfaceError:
+                self._tell("not watching: the connection broke")
+            except Exception:
+                _log.exception("the watchdog of server %s failed; it starts again", self._server)
+                self._tell("not watching: it failed")
+            await self._pause(_RETRY_S)
+        self._tell("stopped")
+
+    def stop(self) -> None:
+        """End `run` soon; logins get back what they may have."""
+        self._stopping.set()
+
+    async def _watch(self) -> None:
+        connection = await self._admin.connect(self._server, self._database)
+        try:
+            sight = await connection.fetchrow(_SQL.statement("sight"))
+            if sight is None or not (sight["sees"] and sight["signals"]):
+                self._tell(f"blind: {_MEND}")
+                return
+            while not await connection.fetchval(_SQL.statement("become_watchdog")):
+                self._tell("standby")
+                if await self._pause(_RETRY_S):
+                    return
+            await self._act(connection, superuser=sight["superuser"])
+        finally:
+            await close(connection, self._settings.connect_timeout_s)
+
+    async def _act(self, connection: asyncpg.Connection, *, superuser: bool) -> None:
+        """Look and act until it is time to stop, or the connection breaks."""
+        logins = LoginWatch(
+            settings=self._settings,
+            master_key=self._master_key,
+            server=self._server,
+            superuser=superuser,
+            clock=time.monotonic,
+        )
+        await self._learn(connection, logins, await logins.prepare(connection))
+        sessions = await connection.prepare(_SQL.statement("sessions"))
+        self._tell("acting")
+        tick_s = self._settings.watchdog_tick_ms / 1_000
+        logins_at = types_at = 0.0
+        while True:
+            began = time.monotonic()
+            rows = await sessions.fetch(ROWS_ROLE, timeout=_LOOK_TIMEOUT_S)
+            await self._judge(connection, logins, rows)
+            if began - types_at >= _TYPES_S:
+                types_at = began
+                logins.forget()
+            if began - logins_at >= _LOGINS_S:
+                logins_at = began
+                await self._see_to_logins(connection, logins)
+            took = time.monotonic() - began
+            self.report.looks += 1
+            self.report.look_ms = took * 1_000
+            if await self._pause(max(tick_s - took, tick_s / 5)):
+                await logins.restore(connection)
+                return
+
+    async def _judge(
+        self, connection: asyncpg.Connection, logins: LoginWatch, rows: list[asyncpg.Record]
+    ) -> None:
+        await self._learn(connection, logins, {RoleName(row["role"]) for row in rows})
+        views = self._without_ended(self._views(rows))
+        self._lower(views)
+        verdict = judge(
+            views,
+            logins.limits_of,
+            long_ms=self._settings.long_statement_ms,
+            server_long_max=self._long_max,
+        )
+        for role, left in verdict.penalties.items():
+            # The door first: who is thrown out would be back before it is closed.
+            await logins.penalize(connection, role, left)
+        cancelled = {_statement(action) for action in verdict.actions if not action.ends}
+        actions = [
+            action
+            for action in verdict.actions
+            if action.ends or _statement(action) not in self._cancelled
+        ]
+        self._cancelled = cancelled
+        if actions:
+            await self._do(connection, actions)
+
+    async def _do(self, connection: asyncpg.Connection, actions: list[Action]) -> None:
+        """One statement for all of them."""
+        views = [action.session for action in actions]
+        done = await connection.fetch(
+            _SQL.statement("act"),
+            [view.pid for view in views],
+            [view.backend_start for view in views],
+            [item.session.query_start if item.same_statement else None for item in actions],
+            [item.session.xact_start if item.same_transaction else None for item in actions],
+            [item.ends for item in actions],
+            timeout=_LOOK_TIMEOUT_S,
+        )
+        now = time.monotonic()
+        for row in done:
+            action = actions[row["index"]]
+            if action.ends:
+                self._ended[action.session.pid, action.session.backend_start] = now
+            self.report.actions[action.offence] += 1
+            _log.warning(
+                "%s: login %s, pid %d: %s; %s",
+                self._server,
+                action.session.role,
+                action.session.pid,
+                action.offence,
+                "session ended" if action.ends else "statement cancelled",
+            )
+        self.report.missed += len(actions) - len(done)
+
+    async def _see_to_logins(self, connection: asyncpg.Connection, logins: LoginWatch) -> None:
+        await logins.open_doors(connection)
+        for offence in await logins.undo_changes(connection):
+            self.report.actions[offence] += 1
+
+    async def _learn(
+        self, connection: asyncpg.Connection, logins: LoginWatch, roles: Collection[RoleName]
+    ) -> None:
+        """Ask the catalog whose logins these are, and see to their limits."""
+        unknown = logins.unknown(roles)
+        if not unknown:
+            return
+        query = _SQL.statement("types_of_logins")
+        if self._server == self._control:
+            rows = await connection.fetch(query, self._server, unknown)
+        else:
+            async with self._admin.session(self._control, self._database) as control:
+                rows = await control.fetch(query, self._server, unknown)
+        types = {RoleName(row["role"]): TenantType(row["tenant_type"]) for row in rows}
+        logins.learn(unknown, types)
+        await logins.limit(connection, unknown)
+
+    def _views(self, rows: list[asyncpg.Record]) -> list[SessionView]:
+        """The sessions; of two with one mark the older one is the runtime's."""
+        used: set[str] = set()
+        views = []
+        for row in sorted(rows, key=lambda row: row["backend_start"]):
+            name = row["application_name"]
+            marked = name not in used and self._is_marked(name, row["backend_start"].timestamp())
+            used.add(name)
+            values = {key: value for key, value in row.items() if key != "application_name"}
+            views.append(SessionView(**values, marked=marked, shared=row["role"] == ROWS_ROLE))
+        return views
+
+    def _without_ended(self, views: list[SessionView]) -> list[SessionView]:
+        """Those that are not on their way out; who does not go is looked at again."""
+        if not self._ended:
+            return views
+        since = time.monotonic() - _GOING_S
+        keys = {(view.pid, view.backend_start) for view in views}
+        self._ended = {key: at for key, at in self._ended.items() if key in keys and at >= since}
+        return [view for view in views if (view.pid, view.backend_start) not in self._ended]
+
+    def _lower(self, views: list[SessionView]) -> None:
+        """Take processor time from statements that take long, and from all of strangers."""
+        long_ms = self._settings.long_statement_ms * _LOWERED_FACTOR
+        slow = {
+            (view.pid, view.backend_start)
+            for view in views
+            if view.active and (not view.marked or (view.statement_ms or 0) >= long_ms)
+        }
+        for pid, backend_start in slow - self._lowered:
+            self.report.lowered += make_less_important(pid, backend_start)
+        known = {(view.pid, view.backend_start) for view in views}
+        self._lowered = (self._lowered | slow) & known
+
+    def _is_marked(self, name: str, began_s: float) -> bool:
+        if name not in self._marks:
+            if len(self._marks) >= self._settings.catalog_page_rows_max * 10:
+                self._marks.clear()
+            self._marks[name] = session_mark_time(self._master_key, self._server, name)
+        issued = self._marks[name]
+        return issued is not None and abs(began_s - issued) <= _MARK_AGE_S
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; whether it is time to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _tell(self, state: str) -> None:
+        if state != self.report.state:
+            _log.info("watchdog of server %s: %s", self._server, state)
+            self.report.state = state
+
+
+def _statement(action: Action) -> tuple[Any, ...]:
+    """What tells one statement of one session from all others."""
+    view = action.session
+    return view.pid, view.backend_start, view.query_start

@@ -1,0 +1,297 @@
+"""Tenants that come straight to PostgreSQL, and the watchdog that holds them to their limits.
+
+Each attack is also made without a watchdog, where it goes on: only then does its end say anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from support.engines import ask, make_tenant, opened
+from support.install import Install
+from support.watching import looks, tiers, until, watched
+
+from tenancy.data_isolation.core.types import IsolationLevel
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.watch_rules import Offence
+
+SLOW = "select count(*) from generate_series(1, 3000000000) n"
+ROWS = "tenancy_rows"
+LIMIT = "select rolconnlimit from pg_roles where rolname = $1"
+
+
+@pytest.fixture
+async def engine(install: Install) -> AsyncIterator[Engine]:
+    async with opened(install) as made:
+        yield made
+
+
+@pytest.fixture
+async def login(engine: Engine) -> str:
+    """The login of a tenant that has one of its own."""
+    tenant = await make_tenant(engine, "attacker", IsolationLevel.SCHEMA)
+    assert tenant.placement is not None
+    return tenant.placement.role
+
+
+async def ends(connection: asyncpg.Connection) -> None:
+    """Wait until somebody has ended the session."""
+    await until(connection.is_closed)
+
+
+async def test_a_statement_straight_on_the_tenants_own_connection_ends_in_time(install, login):
+    async with install.connected(login) as attacker:
+        await attacker.execute("set statement_timeout = 0")
+        with pytest.raises(TimeoutError):
+            await attacker.fetch(SLOW, timeout=0.5)
+
+        async with watched(install, tiers=tiers(statement_timeout_ms=200)) as watchdog:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await attacker.fetch(SLOW)
+            assert watchdog.report.actions[Offence.STATEMENT_TIME] == 1
+            # Of the same session, what is within the limit goes on.
+            assert await attacker.fetchval("select 1") == 1
+
+
+async def test_a_table_lock_on_shared_tables_is_over_at_once_and_does_not_come_back(
+    install, engine
+):
+    await make_tenant(engine, "victim")
+    count = "select count(*) from users"
+
+    async with install.connected(ROWS) as attacker:
+        await attacker.execute("begin; lock table app.users in access exclusive mode")
+        waiting = asyncio.create_task(ask(engine, "victim", count))
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done, "without a watchdog everybody waits"
+
+        async with watched(install) as watchdog:
+            assert (await waiting).rows == [[3]]
+            await ends(attacker)
+            await until(lambda: watchdog.report.actions[Offence.TABLE_LOCK] == 1)
+            with pytest.raises(asyncpg.TooManyConnectionsError):
+                async with install.connected(ROWS):
+                    pass
+            # The runtime goes on with the sessions that it has.
+            assert (await ask(engine, "victim", count)).rows == [[3]]
+
+
+async def test_a_table_lock_that_waits_is_over_as_well(install, engine):
+    await make_tenant(engine, "victim")
+    async with install.connected() as holder, install.connected(ROWS) as attacker:
+        holding = holder.transaction()
+        await holding.start()
+        await holder.execute("lock table app.users in access share mode")
+        locking = asyncio.create_task(
+            attacker.execute("begin; lock table app.users in access exclusive mode")
+        )
+        waiting = asyncio.create_task(ask(engine, "victim", "select count(*) from users"))
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done
+
+        async with watched(install):
+            assert (await waiting).rows == [[3]]
+            with pytest.raises((asyncpg.PostgresError, OSError)):
+                await locking
+        await holding.rollback()
+
+
+async def test_an_old_transaction_and_an_idle_one_are_ended(install, login):
+    for limit, offence in (
+        ({"transaction_timeout_ms": 300}, Offence.TRANSACTION_AGE),
+        ({"idle_transaction_timeout_ms": 300}, Offence.IDLE_TRANSACTION),
+    ):
+        async with install.connected(login) as attacker:
+            await attacker.execute("begin")
+            async with watched(install, tiers=tiers()) as watchdog:
+                await looks(watchdog)
+                assert not attacker.is_closed()
+            async with watched(install, tiers=tiers(**limit)) as watchdog:
+                await ends(attacker)
+                assert watchdog.report.actions[offence] == 1
+
+
+async def test_a_session_holds_so_many_locks_and_no_more(install, login):
+    async with install.connected(login) as attacker:
+        await attacker.execute("begin; lock table users, plans, late in access share mode")
+        async with watched(install, tiers=tiers(locks_max=100)) as watchdog:
+            await looks(watchdog)
+            assert not attacker.is_closed()
+        async with watched(install, tiers=tiers(locks_max=3)) as watchdog:
+            await ends(attacker)
+            assert watchdog.report.actions[Offence.LOCKS] == 1
+
+
+async def test_a_stranger_on_the_shared_login_is_put_out(install, engine):
+    await make_tenant(engine, "victim")
+    async with install.connected(ROWS) as stranger:
+        async with watched(install) as watchdog:
+            await ends(stranger)
+            assert watchdog.report.actions[Offence.STRANGER] == 1
+            assert (await ask(engine, "victim", "select 1")).rows == [[1]]
+            async with install.connected() as admin:
+                assert await admin.fetchval(LIMIT, ROWS) < 60
+        # And it leaves no limit behind.
+        async with install.connected() as admin:
+            assert await admin.fetchval(LIMIT, ROWS) == -1
+
+
+async def test_statements_that_take_long_are_so_many_at_the_same_time(install, login):
+    limits = tiers(long_statements_max=1, connections_max=4)
+    async with watched(install, tiers=limits, long_statement_ms=50) as watchdog:
+        attackers = [await asyncpg.connect(install.role_dsn(login)) for _ in range(4)]
+        running = [asyncio.create_task(item.fetch(SLOW)) for item in attackers]
+        await until(lambda: sum(item.is_closed() for item in attackers) == 3)
+        await looks(watchdog, 5)
+
+        assert sum(item.is_closed() for item in attackers) == 3
+        assert watchdog.report.actions[Offence.LONG_STATEMENTS] == 3
+        # Who was put out finds the door closed.
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await asyncpg.connect(install.role_dsn(login))
+        for task, item in zip(running, attackers, strict=True):
+            task.cancel()
+            item.terminate()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_login_has_so_many_sessions_and_the_watchdog_brings_them_back_to_it(install, login):
+    async with install.connected() as admin:
+        assert await admin.fetchval(LIMIT, login) == 16, "twice what the pool takes"
+        await admin.execute(f"alter role {login} connection limit -1")
+        attackers = [await asyncpg.connect(install.role_dsn(login)) for _ in range(5)]
+        async with watched(install, tiers=tiers(connections_max=2)) as watchdog:
+            # The runtime has one more of it, which stays.
+            await until(lambda: sum(item.is_closed() for item in attackers) == 2)
+            await looks(watchdog, 5)
+            assert [item.is_closed() for item in attackers] == [False] * 3 + [True] * 2
+            assert watchdog.report.actions[Offence.CONNECTIONS] == 2
+        assert await admin.fetchval(LIMIT, login) == 4
+        for item in attackers:
+            item.terminate()
+
+
+async def test_what_a_login_changes_of_itself_is_taken_back(install, engine, login):
+    await make_tenant(engine, "victim")
+    settings = "select count(*) from pg_db_role_setting s, unnest(setconfig) c where c like $1"
+    stored = "select rolpassword from pg_authid where rolname = $1"
+    async with install.connected() as admin:
+        before = await admin.fetchval(stored, ROWS)
+        for role in (ROWS, login):
+            async with install.connected(role) as attacker:
+                await attacker.execute("alter role current_user set default_statistics_target = 7")
+                await attacker.execute("alter role current_user password 'mine'")
+        assert await admin.fetchval(settings, "default_statistics_target=%") == 2
+        assert await admin.fetchval(stored, ROWS) != before
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(install.role_dsn(ROWS))
+
+        async with watched(install) as watchdog:
+            actions = watchdog.report.actions
+            await until(lambda: actions[Offence.LOGIN_PASSWORD] >= 1)
+            await until(lambda: actions[Offence.LOGIN_SETTINGS] >= 2)
+            assert await admin.fetchval(settings, "default_statistics_target=%") == 0
+            assert await admin.fetchval(stored, ROWS) == before
+            assert (await ask(engine, "victim", "select 1")).rows == [[1]]
+
+
+async def test_temporary_files_have_a_limit_that_the_tenant_cannot_change(install):
+    spill = "select count(*) from (select n from generate_series(1, 300000) n order by n desc) x"
+    async with opened(install, tiers=tiers(temp_file_bytes_max=1 << 20)) as engine:
+        tenant = await make_tenant(engine, "acme", IsolationLevel.SCHEMA)
+        async with install.connected(tenant.placement.role) as attacker:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await attacker.execute("set temp_file_limit = -1")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await attacker.execute("alter role current_user reset temp_file_limit")
+            await attacker.execute("alter role current_user reset all")
+            await attacker.execute("set work_mem = '64kB'")
+            with pytest.raises(asyncpg.PostgresError, match="temp_file_limit"):
+                await attacker.fetch(spill)
+        async with install.connected(tenant.placement.role) as attacker:
+            assert await attacker.fetchval("show temp_file_limit") == "1MB"
+
+
+async def test_of_several_watchdogs_one_acts_and_another_takes_over(install, login):
+    limits = tiers(statement_timeout_ms=200)
+    async with watched(install, tiers=limits) as first:
+        second_starts = asyncio.create_task(_second(install, login, limits, first))
+        await until(lambda: second_starts.done())
+        await second_starts
+
+
+async def _second(install, login, limits, first) -> None:
+    import dataclasses
+
+    from support.install import SERVER
+
+    from tenancy.data_isolation.engine.admin import AdminConnections
+    from tenancy.data_isolation.engine.watchdog import Watchdog
+
+    settings = dataclasses.replace(install.settings, tiers=limits, watchdog_tick_ms=20)
+    admin = AdminConnections(settings=settings, servers=[install.server_config])
+    second = Watchdog(settings=settings, master_key=install.master_key, admin=admin, server=SERVER)
+    task = asyncio.create_task(second.run())
+    try:
+        await until(lambda: second.report.state == "standby")
+        async with install.connected(login) as attacker:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await attacker.fetch(SLOW)
+        assert first.report.actions[Offence.STATEMENT_TIME] == 1
+        assert not second.report.actions
+        first.stop()
+        await until(lambda: second.report.state == "acting")
+        async with install.connected(login) as attacker:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await attacker.fetch(SLOW)
+        assert second.report.actions[Offence.STATEMENT_TIME] == 1
+    finally:
+        second.stop()
+        await task
+        await admin.close()
+
+
+async def test_a_watchdog_survives_the_loss_of_its_connection(install, login):
+    async with watched(install, tiers=tiers(statement_timeout_ms=200)) as watchdog:
+        async with install.connected() as admin:
+            ended = await admin.fetchval(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+                "where application_name = 'tenancy admin' and datname = current_database()"
+            )
+        assert ended >= 1
+        await until(lambda: watchdog.report.state != "acting")
+        async with install.connected(login) as attacker:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await attacker.fetch(SLOW)
+
+
+async def test_a_session_that_changed_hands_is_left_alone(install, login):
+    """What was seen is compared in the statement that acts."""
+    import datetime
+
+    from tenancy.data_isolation.engine.sql_files import SqlFile
+
+    act = SqlFile("watchdog.sql").statement("act")
+    seen = "select backend_start, query_start, xact_start from pg_stat_activity where pid = $1"
+    second = datetime.timedelta(microseconds=1)
+    async with install.connected() as admin, install.connected(login) as session:
+        pid = session.get_server_pid()
+        running = asyncio.create_task(session.fetch(SLOW))
+        while (await admin.fetchrow(seen, pid))["xact_start"] is None:
+            await asyncio.sleep(0.01)
+        began, asked, opened_at = tuple(await admin.fetchrow(seen, pid))
+        for values in (
+            (began - second, asked, opened_at),
+            (began, asked - second, opened_at),
+            (began, asked, opened_at - second),
+        ):
+            arguments = [[pid], *([value] for value in values), [True]]
+            assert await admin.fetch(act, *arguments) == []
+        assert not running.done()
+        arguments = [[pid], [began], [asked], [opened_at], [False]]
+        assert len(await admin.fetch(act, *arguments)) == 1
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await running
