@@ -16,6 +16,7 @@ from asyncpg import connect_utils
 
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.driver_errors import connection_error
+from tenancy.data_isolation.engine.server_connection import open_connection
 from tenancy.data_isolation.engine.session_key import SessionKey
 
 
@@ -39,10 +40,14 @@ class DriverSession:
         parameters: Mapping[str, str],
         settings: Settings,
     ) -> DriverSession:
-        """Log in. Raises `ServerUnavailableError` or `PlacementChangedError`."""
+        """Log in.
+
+        Raises `ServerUnavailableError`, `PlacementChangedError`, or `SettingError` when a file of
+        its TLS cannot be used any more.
+        """
         try:
-            connection = await asyncpg.connect(
-                server.dsn,
+            connection = await open_connection(
+                server,
                 user=key.role,
                 password=password,
                 database=key.database,

@@ -112,7 +112,7 @@ class DataPlane:
     def _servers(self) -> tuple[ServerConfig, ...]:
         if self.postgres_dsn is None:
             raise SetupError("PostgreSQL has not been started yet")
-        return (ServerConfig(dsn=self.postgres_dsn),)
+        return (self._settings.postgres_server() or ServerConfig(dsn=self.postgres_dsn),)
 
     async def _start_postgres(self) -> None:
         if self._postgres is not None:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from tenancy.data_isolation.actors.configuration import configuration_path, read_configuration
-from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
+from tenancy.data_isolation.core import EngineConfig, Settings, TenancyError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.engine import Engine
@@ -255,9 +255,8 @@ def _engine_config(settings: Settings) -> EngineConfig | None:
             return None
         found = read_configuration(path)
         return EngineConfig(servers=found.servers, settings=found.settings)
-    if settings.postgres_dsn is None:
-        return None
-    return EngineConfig(servers=[ServerConfig(dsn=settings.postgres_dsn)], settings=settings)
+    server = settings.postgres_server()
+    return None if server is None else EngineConfig(servers=[server], settings=settings)
 
 
 async def _guarded(

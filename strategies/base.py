@@ -285,8 +285,8 @@ def known_servers(config: EngineConfig) -> tuple[ServerConfig, ...]:
     given = tuple(item for item in config.servers if isinstance(item, ServerConfig))
     if given or config.gateway is not None:
         return given
-    dsn = config.resolved_settings().postgres_dsn
-    return (ServerConfig(dsn=dsn),) if dsn else ()
+    named = config.resolved_settings().postgres_server()
+    return () if named is None else (named,)
 
 
 def chosen_server(name: str | None, config: EngineConfig, option: str) -> ServerName | None:
