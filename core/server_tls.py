@@ -159,10 +159,11 @@ class ServerTls:
             )
         if (self.cert is None) != (self.key is None):
             raise SettingError(f"{what}: sslcert and sslkey belong together; give both or neither")
-        if self.root_cert == SYSTEM and self.mode is not SslMode.VERIFY_FULL:
+        root = self.root_cert or (SYSTEM if self.mode is SslMode.VERIFY_CA else None)
+        if root == SYSTEM and self.mode is not SslMode.VERIFY_FULL:
             raise SettingError(
-                f"{what}: with sslrootcert=system anybody with a certificate could answer; use "
-                "sslmode=verify-full with it"
+                f"{what}: among the system's authorities anybody with a certificate could answer; "
+                "use sslmode=verify-full, or name an authority of your own (sslrootcert)"
             )
         if self.max_version is not None and self.max_version < self.min_version:
             raise SettingError(f"{what}: ssl_max_protocol_version is below the minimum")
@@ -171,8 +172,8 @@ class ServerTls:
         # As libpq: `require` looks at the certificate when there is something to hold it against.
         if self.mode is SslMode.REQUIRE and self.root_cert is not None:
             return dataclasses.replace(self, mode=SslMode.VERIFY_CA)
-        if self.mode in (SslMode.VERIFY_FULL, SslMode.VERIFY_CA) and self.root_cert is None:
-            return dataclasses.replace(self, root_cert=SYSTEM, mode=SslMode.VERIFY_FULL)
+        if self.mode is SslMode.VERIFY_FULL and self.root_cert is None:
+            return dataclasses.replace(self, root_cert=SYSTEM)
         return self
 
 

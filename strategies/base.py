@@ -419,7 +419,7 @@ class PlacementStrategy:
 
     async def initialize(self, engine_config: EngineConfig | None = None) -> None:
         """Make ready; once. Opens the engine unless the configuration brings a gateway."""
-        config = checked_config(engine_config)
+        config = self._secured(checked_config(engine_config))
         plan = self._plan(config)
         settings = config.resolved_settings()
         await self._lease.open(config)
@@ -512,6 +512,10 @@ class PlacementStrategy:
     def promotions(self) -> tuple[Promotion, ...]:
         """Tenants of this strategy for which another level is proposed."""
         return ()
+
+    def _secured(self, config: EngineConfig) -> EngineConfig:
+        """The configuration with which the engine is opened. Raises `SettingError`."""
+        return config
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         """How new tenants are made under this configuration, and the options without effect.

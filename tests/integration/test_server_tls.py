@@ -23,8 +23,9 @@ from tenancy.data_isolation.core.errors import (
     TransportError,
 )
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig
-from tenancy.data_isolation.core.types import IsolationLevel
+from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.strategies import DatabaseConfig, DatabaseLevelStrategy
 
 CANARY = "canary-5c1e77d0"
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
@@ -318,6 +319,33 @@ async def test_a_renewed_certificate_is_used_without_a_restart(install, authorit
         await asyncio.to_thread(put, new)
         async with engine_at(install, _showing(server, held)):
             pass
+
+
+async def test_ssl_enabled_is_tls_on_this_machine_as_well(install, authority, good):
+    tenant = TenantContext(tenant_id="acme", isolation_level=IsolationLevel.DATABASE)
+    async with way(install, authority, good) as (front, server):
+        # Nothing is said about sslmode: without ssl_enabled that would be plain text.
+        server = dataclasses.replace(server, sslmode=None)
+        strategy = DatabaseLevelStrategy(
+            DatabaseConfig(host="localhost", port=front.port, ssl_enabled=True)
+        )
+        await strategy.initialize(EngineConfig(servers=(server,), settings=install.settings))
+        told = await strategy.isolate_data(tenant, "look", {"query": f"select '{CANARY}'"})
+        assert told["rows"] == [[CANARY]]
+        assert (await strategy.metrics())["without_effect"] == {}
+        await strategy.cleanup()
+        assert front.connections
+        assert front.in_the_clear() == []
+
+
+async def test_ssl_enabled_refuses_a_server_without_tls(install):
+    strategy = DatabaseLevelStrategy(DatabaseConfig(ssl_enabled=True))
+    with pytest.raises(TransportError, match="does not speak TLS"):
+        await strategy.initialize(install.config)
+    strategy = DatabaseLevelStrategy(DatabaseConfig(ssl_enabled=True))
+    server = dataclasses.replace(install.server_config, sslmode="disable")
+    with pytest.raises(SettingError, match="ssl_enabled: server main .* without TLS"):
+        await strategy.initialize(EngineConfig(servers=(server,), settings=install.settings))
 
 
 def _showing(server: ServerConfig, pair: Pair) -> ServerConfig:
