@@ -344,7 +344,7 @@ async def test_ssl_enabled_refuses_a_server_without_tls(install):
         await strategy.initialize(install.config)
     strategy = DatabaseLevelStrategy(DatabaseConfig(ssl_enabled=True))
     server = dataclasses.replace(install.server_config, sslmode="disable")
-    with pytest.raises(SettingError, match="ssl_enabled: server main .* without TLS"):
+    with pytest.raises(SettingError, match=r"ssl_enabled: server main .* without TLS"):
         await strategy.initialize(EngineConfig(servers=(server,), settings=install.settings))
 
 
