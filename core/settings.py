@@ -100,7 +100,11 @@ class Settings:
     http_tls_certificate: Path | None = None
     http_tls_key: Path | None = None
     http_tls_ca: Path | None = None
-    #: How long browsers and clients keep to HTTPS once they have seen it (RFC 6797).
+    #: The name by which clients reach the endpoint, which the certificate must be for; when it is
+    #: not given, one that is in the certificate.
+    http_tls_name: str | None = None
+    #: How long browsers and clients keep to HTTPS once they have seen it (RFC 6797); 0 = they
+    #: forget it.
     http_tls_hsts_s: float = 31_536_000.0
 
     #: Connections the runtime may hold on one PostgreSQL server, per process and per tenant.
@@ -241,7 +245,7 @@ class Settings:
                 object.__setattr__(self, item.name, _absolute(value))
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            smallest = 0 if item.name.endswith("_port") else 1e-3
+            smallest = 0 if item.name.endswith(("_port", "_hsts_s")) else 1e-3
             if not smallest <= value < math.inf:
                 raise SettingError(f"{_variable(item.name)} is {value}; it must be positive")
         for name in ("postgres_port", "redis_port", "http_port"):

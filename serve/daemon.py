@@ -37,8 +37,10 @@ from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
+from tenancy.data_isolation.serve.endpoint import Endpoint
+from tenancy.data_isolation.serve.endpoint_certificate import endpoint_certificate
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
-from tenancy.data_isolation.serve.ray_runtime import RayPaths, url
+from tenancy.data_isolation.serve.ray_runtime import RayPaths
 from tenancy.data_isolation.serve.runtime_state import (
     STATUS_OTHER,
     Phase,
@@ -144,6 +146,7 @@ class Daemon:
         self._check_port()
         # What would stop the last step is better told before the first.
         token_verifier(self._settings, SystemClock())
+        endpoint_certificate(self._settings)
         self._tell(Phase.STARTING, "starting PostgreSQL and Redis")
         self._await(self._data.start_servers())
         self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
@@ -152,6 +155,7 @@ class Daemon:
         self._start_ray()
 
     def _start_ray(self) -> None:
+        endpoint = Endpoint.of(self._settings)
         configuration = self._data.write_configuration()
         plan = ClusterPlan(
             paths=RayPaths(
@@ -162,7 +166,12 @@ class Daemon:
         )
         self._cluster = ClusterProcess(plan, self._settings, self._directory.log / "cluster.log")
         ready = self._cluster.wait_until_ready(lambda step: self._tell(self._state.state, step))
-        self._note(url=url(self._settings), ray_address=ready["ray_address"])
+        self._note(
+            url=endpoint.url,
+            local_url=endpoint.local_url,
+            tls_ca_file=endpoint.ca_file,
+            ray_address=ready["ray_address"],
+        )
         self._tell(Phase.RUNNING, "")
 
     def _check_port(self) -> None:

@@ -64,7 +64,7 @@ def test_headers_that_steer_serve_are_removed_before_a_backend_is_chosen(tmp_pat
     lines = [line.strip() for line in corrected(_CONFIGURATION, tmp_path).splitlines()]
     removals = [i for i, line in enumerate(lines) if line.startswith("http-request del-header")]
 
-    assert len(removals) == 4
+    assert len(removals) == 7
     assert max(removals) < lines.index("use_backend app if is_app")
     assert lines.index("use_backend app if is_app") < lines.index("default_backend default_backend")
 
