@@ -145,7 +145,12 @@ def _problem(error: ssl.SSLCertVerificationError, settings: Settings, name: str 
 def _chosen_name(shown: dict[str, Any], settings: Settings) -> str:
     """Where we listen, if the certificate is for that; else the first name that is in it."""
     names = [value for kind, value in shown.get("subjectAltName", ()) if kind == "DNS"]
-    addresses = [value for kind, value in shown.get("subjectAltName", ()) if kind == "IP Address"]
+    addresses = [
+        # OpenSSL writes all eight groups of one of version 6.
+        str(ipaddress.ip_address(value.strip()))
+        for kind, value in shown.get("subjectAltName", ())
+        if kind == "IP Address"
+    ]
     host = settings.http_host
     for near in (host, "127.0.0.1", "localhost") if _is_here(host) else (host,):
         if near in names or near in addresses:
