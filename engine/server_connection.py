@@ -19,11 +19,7 @@ from tenancy.data_isolation.core.errors import SettingError, TransportError
 from tenancy.data_isolation.core.server_tls import ServerPlaces, ServerTls, plain_dsn
 from tenancy.data_isolation.core.settings import ServerConfig
 from tenancy.data_isolation.engine.polling import in_thread
-from tenancy.data_isolation.engine.tls_context import (
-    certificate_problem,
-    handshake_problem,
-    tls_context,
-)
+from tenancy.data_isolation.engine.tls_context import LIBPQ_NAMES, tls_context, transport_problem
 
 #: Functions of the server that give the SQLSTATE 28000 for what `pg_hba.conf` says; the others
 #: give it for a role that is not there.
@@ -85,13 +81,9 @@ def _error(server: ServerConfig, problem: str) -> TransportError:
 
 def _transport_problem(error: BaseException, tls: ServerTls) -> str | None:
     """What TLS has to do with an error; None = nothing."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return certificate_problem(seen)
-        if isinstance(seen, ssl.SSLError):
-            return handshake_problem(seen)
-        seen = seen.__cause__ or seen.__context__
+    problem = transport_problem(error, LIBPQ_NAMES)
+    if problem is not None:
+        return problem
     # The driver's own words for a server that answers the question for TLS with no.
     if type(error) is ConnectionError:
         return (

@@ -8,6 +8,7 @@ a file.
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -57,44 +58,60 @@ def _made(tls: ServerTls, stamps: tuple[tuple[int, int] | None, ...]) -> ssl.SSL
     return context
 
 
-def certificate_problem(error: ssl.SSLCertVerificationError) -> str:
-    """What is wrong with the certificate of the other side, and what to do, as one sentence."""
-    return _PROBLEMS.get(error.verify_code) or (
-        f"its certificate is not accepted ({error.verify_message}); look at it with "
-        "`openssl verify`"
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptionNames:
+    """What the user calls the options of a connection."""
+
+    root: str
+    cert: str
+    key: str
+    version: str
+    crl: str = "sslcrl"
 
 
-def handshake_problem(error: ssl.SSLError) -> str:
-    """Why there is no TLS with the other side, and what to do, as one sentence."""
-    reason = error.reason or ""
-    for part, text in _REASONS:
-        if part in reason:
-            return text
-    return f"the TLS handshake failed ({reason or 'no reason is known'}); the server's log has more"
+#: Those of libpq.
+LIBPQ_NAMES: Final = OptionNames(
+    root="sslrootcert", cert="sslcert", key="sslkey", version="ssl_min_protocol_version"
+)
 
 
-def is_about_our_certificate(error: ssl.SSLError) -> bool:
-    """Whether the other side refuses the certificate that it got, or that it did not get."""
-    return any(part in (error.reason or "") for part in _OURS)
+def transport_problem(error: BaseException, names: OptionNames) -> str | None:
+    """What is wrong with the TLS of a connection and what to do; None when it is not about TLS.
+
+    `error` is what a client library raised; OpenSSL's error may be behind it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            text = _PROBLEMS.get(seen.verify_code, _OTHER_PROBLEM)
+            return text.format(names=names, reason=seen.verify_message)
+        if isinstance(seen, ssl.SSLError):
+            reason = seen.reason or "no reason is known"
+            texts = (text for part, text in _REASONS if part in reason)
+            return next(texts, _OTHER_REASON).format(names=names, reason=reason)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 _UNKNOWN_AUTHORITY: Final = (
     "its certificate is not signed by those that are trusted here; name the file with its CA's "
-    "certificate (sslrootcert)"
+    "certificate ({names.root})"
 )
 _WRONG_NAME: Final = (
     "its certificate is for another host; connect by a name that is in the certificate, or have "
     "one made for this name"
 )
+_OTHER_PROBLEM: Final = (
+    "its certificate is not accepted ({reason}); look at it with `openssl verify`"
+)
 #: By OpenSSL's codes (openssl-verification-options, X509_V_ERR_*).
 _PROBLEMS: Final[dict[int, str]] = {
     2: _UNKNOWN_AUTHORITY,
-    3: "sslcrl has no list of its CA; get the current one",
+    3: "{names.crl} has no list of its CA; get the current one",
     9: "its certificate is not valid yet; compare the clocks of both machines",
     10: "its certificate has expired; renew it on the server",
-    12: "the list in sslcrl has expired; get the current one",
-    18: "its certificate is self-signed and not trusted here; name that certificate (sslrootcert)",
+    12: "the list in {names.crl} has expired; get the current one",
+    18: "its certificate is self-signed and not trusted here; name that certificate ({names.root})",
     19: _UNKNOWN_AUTHORITY,
     20: _UNKNOWN_AUTHORITY,
     21: _UNKNOWN_AUTHORITY,
@@ -102,28 +119,29 @@ _PROBLEMS: Final[dict[int, str]] = {
     62: _WRONG_NAME,
     64: _WRONG_NAME,
 }
-_OURS: Final = (
-    "ALERT_CERTIFICATE",
-    "ALERT_UNKNOWN_CA",
-    "ALERT_BAD_CERTIFICATE",
-    "ALERT_UNSUPPORTED_CERTIFICATE",
-    "ALERT_HANDSHAKE_FAILURE",
-    "ALERT_ACCESS_DENIED",
-    "ALERT_DECRYPT_ERROR",
-)
-#: Parts of OpenSSL's names of reasons, the first that fits.
+_OTHER_REASON: Final = "the TLS handshake failed ({reason}); the server's log has more"
+_NO_VERSION: Final = "it has no TLS version that is allowed here ({names.version})"
+#: Parts of OpenSSL's names of reasons, and the first that fits.
 _REASONS: Final[tuple[tuple[str, str], ...]] = (
-    ("CERTIFICATE_EXPIRED", "it says that our certificate (sslcert) has expired; renew it"),
-    ("CERTIFICATE_REVOKED", "it says that our certificate (sslcert) was revoked; replace it"),
-    ("CERTIFICATE_REQUIRED", "it asks for a client certificate; name one (sslcert, sslkey)"),
+    ("CERTIFICATE_EXPIRED", "it says that our certificate ({names.cert}) has expired; renew it"),
+    ("CERTIFICATE_REVOKED", "it says that our certificate ({names.cert}) was revoked; replace it"),
+    (
+        "CERTIFICATE_REQUIRED",
+        "it asks for a client certificate; name one ({names.cert}, {names.key})",
+    ),
     (
         "ALERT_UNKNOWN_CA",
-        "it does not know the CA of our certificate (sslcert); use one of the CA that it trusts",
+        "it does not know the CA of our certificate ({names.cert}); use one of a CA that it trusts",
     ),
-    ("ALERT_HANDSHAKE_FAILURE", "it refuses our TLS options or certificate (sslcert)"),
-    ("CERTIFICATE", "it does not accept our certificate (sslcert); see its log"),
-    ("PROTOCOL", "it has no TLS version that is allowed here (ssl_min_protocol_version)"),
-    ("VERSION", "it has no TLS version that is allowed here (ssl_min_protocol_version)"),
+    (
+        "ALERT_HANDSHAKE_FAILURE",
+        "it refuses our TLS options, or asks for a certificate ({names.cert}, {names.key})",
+    ),
+    ("CERTIFICATE", "it does not accept our certificate ({names.cert}); see its log"),
+    ("WRONG_VERSION_NUMBER", "what it answers is not TLS; see that TLS is on at that port"),
+    ("RECORD_LAYER_FAILURE", "what it answers is not TLS; see that TLS is on at that port"),
+    ("PROTOCOL", _NO_VERSION),
+    ("VERSION", _NO_VERSION),
     ("EOF", "it ended the TLS handshake; its log has more"),
 )
 

@@ -76,11 +76,10 @@ def server_context(pair: Pair, clients: Path | None = None) -> ssl.SSLContext:
     return context
 
 
-_Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]
-
-
 @asynccontextmanager
-async def _serving(make: Callable[[Front], object]) -> AsyncIterator[Front]:
+async def _serving(
+    make: Callable[[Front], object], context: ssl.SSLContext | None = None
+) -> AsyncIterator[Front]:
     front = Front(0)
     handler = make(front)
     running: set[asyncio.Task[None]] = set()
@@ -98,7 +97,7 @@ async def _serving(make: Callable[[Front], object]) -> AsyncIterator[Front]:
             running.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     front.port = server.sockets[0].getsockname()[1]
     try:
         yield front
@@ -164,3 +163,14 @@ async def _passed_on(
                 seen += piece
             writer.write(piece)
             await writer.drain()
+
+
+@asynccontextmanager
+async def encrypted(upstream: int, context: ssl.SSLContext) -> AsyncIterator[Front]:
+    """A front that ends TLS which begins with the first byte."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _joined(reader, writer, upstream)
+
+    async with _serving(lambda _: handle, context) as front:
+        yield front
