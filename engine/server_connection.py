@@ -8,6 +8,7 @@ default (TLS if the server likes) nor a variable of the environment decides.
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 from functools import lru_cache
@@ -16,10 +17,12 @@ from typing import Any, Final, Literal
 import asyncpg
 
 from tenancy.data_isolation.core.errors import SettingError, TransportError
-from tenancy.data_isolation.core.server_tls import ServerPlaces, ServerTls, plain_dsn
+from tenancy.data_isolation.core.server_tls import ServerPlaces, ServerTls, SslMode, plain_dsn
 from tenancy.data_isolation.core.settings import ServerConfig
 from tenancy.data_isolation.engine.polling import in_thread
 from tenancy.data_isolation.engine.tls_context import LIBPQ_NAMES, tls_context, transport_problem
+
+_log = logging.getLogger(__name__)
 
 #: Functions of the server that give the SQLSTATE 28000 for what `pg_hba.conf` says; the others
 #: give it for a role that is not there.
@@ -27,6 +30,10 @@ _ACCESS_ROUTINES: Final = ("ClientAuthentication", "auth_failed")
 #: What names a server outside of the DSN (libpq manual, 32.15).
 _ELSEWHERE: Final = ("PGHOST", "PGSERVICE")
 _SERVERS_MAX: Final = 256
+_EXPOSED: Final = {
+    SslMode.DISABLE: "its data crosses the network in plain text (sslmode=disable)",
+    SslMode.REQUIRE: "nobody looks whether it is the right one (sslmode=require); use verify-full",
+}
 
 
 async def check_transport(server: ServerConfig) -> None:
@@ -43,6 +50,9 @@ def _tls(server: ServerConfig) -> ServerTls:
             f"server {server.name!r}: its DSN names no host, and a service or a variable of the "
             f"environment ({', '.join(_ELSEWHERE)}) would; name the host in the DSN"
         )
+    # Once for each process, since the answer is remembered.
+    if places.outside is not None and tls.root_cert is None:
+        _log.warning("server %s at %s: %s", server.name, places.outside, _EXPOSED[tls.mode])
     return tls
 
 
