@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Where Debian puts it.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
+POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants bench-transport transport demo up down clean
 
 install: $(STAMP)
 
@@ -72,6 +73,16 @@ bench: $(STAMP)
 # A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
 bench-tenants: $(STAMP)
 	$(BIN)/python loadtests/many_tenants.py
+
+# What TLS to PostgreSQL costs, and a runtime with TLS everywhere: PostgreSQL has to be built with
+# TLS for both, which the embedded one is not.
+bench-transport: $(STAMP)
+	$(BIN)/python loadtests/transport.py --postgres-bin $(POSTGRES_TLS)
+
+transport: $(STAMP)
+	$(BIN)/pytest tests/transport tests/integration/test_server_tls.py \
+		tests/integration/test_redis_tls.py tests/integration/test_https.py \
+		--postgres-bin $(POSTGRES_TLS)
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo
