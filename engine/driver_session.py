@@ -40,11 +40,7 @@ class DriverSession:
         parameters: Mapping[str, str],
         settings: Settings,
     ) -> DriverSession:
-        """Log in.
-
-        Raises `ServerUnavailableError`, `PlacementChangedError`, or `SettingError` when a file of
-        its TLS cannot be used any more.
-        """
+        """Log in. Raises `ServerUnavailableError` or `PlacementChangedError`."""
         try:
             connection = await open_connection(
                 server,

@@ -65,11 +65,15 @@ async def _context(tls: ServerTls) -> ssl.SSLContext | Literal[False]:
 async def open_connection(server: ServerConfig, **arguments: Any) -> asyncpg.Connection:
     """A connection of the driver's to `server`; `arguments` are those of `asyncpg.connect`.
 
-    Raises `SettingError` and `TransportError` for all that has to do with TLS, and the driver's
-    errors for the rest.
+    Raises `TransportError` for all that has to do with TLS, and the driver's errors for the rest.
     """
     tls = _tls(server)
-    context = await _context(tls)
+    try:
+        context = await _context(tls)
+    except SettingError as error:
+        # At the start all was well. A tenant may read what is said, and paths are not for tenants.
+        _log.error("server %s: %s", server.name, error)
+        raise _error(server, "a file of its TLS is no good any more; see the log") from None
     given = arguments | {"dsn": plain_dsn(server), "ssl": context, "direct_tls": tls.direct}
     try:
         return await asyncpg.connect(**given)

@@ -304,6 +304,20 @@ async def test_files_that_cannot_be_used_are_named(install, authority, good, tmp
         assert front.connections == []
 
 
+async def test_a_key_that_is_opened_later_is_not_told_to_tenants(install, authority, good, caplog):
+    ours = authority.issue("opened-later")
+    async with way(install, authority, good) as (_, server):
+        config = EngineConfig(servers=(_showing(server, ours),), settings=install.settings)
+        async with await Engine.open(config) as engine:
+            await engine.apply_migration("0001_users", TABLES)
+            await make_tenant(engine, "first", IsolationLevel.SCHEMA)
+            ours.key.chmod(0o644)
+            with pytest.raises(TransportError) as caught:
+                await make_tenant(engine, "second", IsolationLevel.SCHEMA)
+            assert str(ours.key) not in str(caught.value)
+            assert "others can read the key" in caplog.text
+
+
 async def test_a_renewed_certificate_is_used_without_a_restart(install, authority, good, tmp_path):
     old, new = authority.issue("renewed-old", days=-1), authority.issue("renewed-new")
     held = Pair(tmp_path / "client.crt", tmp_path / "client.key")
