@@ -35,6 +35,7 @@ from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
+from tenancy.data_isolation.serve.certificate_renewal import CertificateRenewal
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
 from tenancy.data_isolation.serve.endpoint import Endpoint
@@ -94,6 +95,7 @@ class Daemon:
         )
         self._stopping = False
         self._cluster: ClusterProcess | None = None
+        self._renewal: CertificateRenewal | None = None
 
     def run(self) -> int:
         """Start, watch until a signal comes, end; the exit status."""
@@ -164,6 +166,8 @@ class Daemon:
             configuration=configuration,
             http_port=self._settings.http_port,
         )
+        if endpoint.url.startswith("https:"):
+            self._renewal = CertificateRenewal(self._settings, endpoint.name, plan.paths)
         self._cluster = ClusterProcess(plan, self._settings, self._directory.log / "cluster.log")
         ready = self._cluster.wait_until_ready(lambda step: self._tell(self._state.state, step))
         self._note(
@@ -220,6 +224,8 @@ class Daemon:
         if self._cluster is None or not self._cluster.is_alive():
             raise _RayLostError("Ray has ended")
         matter = self._await(self._data.mend())
+        if matter is None and self._renewal is not None:
+            matter = self._renewal.look()
         if matter is None and self._state.state is Phase.DEGRADED:
             self._tell(Phase.RUNNING, "")
         elif matter is not None and self._state.detail != matter:

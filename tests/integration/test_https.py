@@ -19,9 +19,12 @@ import pytest
 from support.certificates import Authority, Pair
 from support.running_api import RunningApi
 
+from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.supervision import free_port
+from tenancy.data_isolation.serve.certificate_renewal import CertificateRenewal
 from tenancy.data_isolation.serve.endpoint import Endpoint
 from tenancy.data_isolation.serve.ingress import CERTIFICATE_VARIABLE, HSTS_VARIABLE
+from tenancy.data_isolation.serve.ray_runtime import RayPaths
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 #: As Ray Serve writes it, but for what has no part in this.
@@ -238,6 +241,61 @@ async def test_the_command_line_checks_whom_it_speaks_to(running, authority, pai
             assert "is not accepted" in degraded.out
         key = json.dumps(dataclasses.asdict(good), default=str)
         assert "PRIVATE" not in key
+
+
+async def test_a_renewed_certificate_is_used_without_an_interruption(running, authority, tmp_path):
+    """One of the two files is replaced before the other, as it happens."""
+    first = authority.issue("first", "127.0.0.1")
+    second = authority.issue("second", "127.0.0.1")
+    expired = authority.issue("third", "127.0.0.1", days=-1)
+    held = Pair(tmp_path / "held.crt", tmp_path / "held.key")
+
+    def put(pair: Pair, *names: str) -> None:
+        for name in names:
+            fresh = tmp_path / "fresh"
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(getattr(pair, name).read_bytes())
+            fresh.replace(getattr(held, name))
+
+    put(first, "certificate", "key")
+    settings = Settings(
+        http_tls_certificate=held.certificate,
+        http_tls_key=held.key,
+        http_tls_ca=authority.certificate,
+    )
+    paths = RayPaths(directory=tmp_path, token=tmp_path / "token")
+    async with ingress(paths.haproxy, held, upstream_of(running)) as port:
+        renewal = CertificateRenewal(settings, "127.0.0.1", paths)
+
+        async def shown() -> bytes:
+            context = trusting(authority)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            writer.close()
+            return bytes(found)
+
+        async with httpx.AsyncClient(verify=trusting(authority)) as client:
+            url = f"https://127.0.0.1:{port}/healthz"
+            assert (await client.get(url)).status_code == 200
+            before = await shown()
+            assert renewal.look() is None
+            for pair, names, told in (
+                (second, ("certificate",), "is not the key of the certificate"),
+                (expired, ("certificate", "key"), "has expired"),
+            ):
+                put(pair, *names)
+                assert told in str(renewal.look())
+                assert await shown() == before
+            put(second, "certificate", "key")
+            assert renewal.look() is None
+            assert await shown() == _der(second) != before
+            # The connection that was open goes on.
+            assert (await client.get(url)).status_code == 200
+        assert renewal.look() is None
+
+
+def _der(pair: Pair) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pair.certificate.read_text())
 
 
 async def test_a_plain_endpoint_is_asked_in_plain_http(running):
