@@ -119,7 +119,9 @@ def _transport_problem(error: BaseException, tls: ServerTls) -> str | None:
 
 def _access_problem(error: asyncpg.PostgresError, tls: ServerTls) -> str | None:
     """What a refusal by `pg_hba.conf` may be about; None when it is about the role."""
-    if getattr(error, "server_source_function", None) not in _ACCESS_ROUTINES:
+    routine = getattr(error, "server_source_function", None)
+    # 28P01, a wrong password, is of the same class and comes from the same place.
+    if error.sqlstate != "28000" or routine not in _ACCESS_ROUTINES:
         return None
     way = "with TLS" if tls.mode.encrypts else "without TLS (sslmode)"
     shown = "one" if tls.cert else "none (sslcert, sslkey)"

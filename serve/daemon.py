@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.certificate_renewal import CertificateRenewal
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
@@ -148,7 +149,12 @@ class Daemon:
         self._check_port()
         # What would stop the last step is better told before the first.
         token_verifier(self._settings, SystemClock())
-        endpoint_certificate(self._settings)
+        if endpoint_certificate(self._settings) is None and not is_local(self._settings.http_host):
+            _log.warning(
+                "the endpoint listens on %s without TLS: keys and data cross the network in plain "
+                "text; set TENANCY_HTTP_TLS_CERTIFICATE and TENANCY_HTTP_TLS_KEY",
+                self._settings.http_host,
+            )
         self._tell(Phase.STARTING, "starting PostgreSQL and Redis")
         self._await(self._data.start_servers())
         self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
