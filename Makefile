@@ -81,7 +81,7 @@ bench-transport: $(STAMP)
 
 transport: $(STAMP)
 	$(BIN)/pytest tests/transport tests/integration/test_server_tls.py \
-		tests/integration/test_redis_tls.py tests/integration/test_https.py \
+		tests/acceptance/test_redis_tls.py tests/acceptance/test_https.py \
 		--postgres-bin $(POSTGRES_TLS)
 
 demo: $(STAMP)
