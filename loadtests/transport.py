@@ -59,7 +59,7 @@ def main() -> None:
         authority = Authority(directory)
         pair = authority.issue("server", "localhost", "127.0.0.1")
         tls = (pair.certificate, pair.key, authority.certificate)
-        with postgres_running(wanted.postgres_bin, tls=tls) as server:
+        with postgres_running(wanted.postgres_bin.resolve(), tls=tls) as server:
             # The event loop of tenant actors and of the HTTP processes.
             figures = uvloop.run(_measure(server, authority, directory))
     for figure in figures:
