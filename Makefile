@@ -7,9 +7,10 @@ SCHEMATHESIS := .venv-schemathesis
 SCHEMATHESIS_SECONDS ?= 240
 # Where Debian puts it.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
+POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours bench-transport transport
 
 install: $(STAMP)
 
@@ -109,6 +110,16 @@ bench-timing: $(STAMP)
 # What tenants notice of one that attacks, with and without it: about seven minutes.
 bench-neighbours: $(STAMP)
 	$(BIN)/python loadtests/neighbours.py
+
+# What TLS to PostgreSQL costs, and a runtime with TLS everywhere: PostgreSQL has to be built with
+# TLS for both, which the embedded one is not.
+bench-transport: $(STAMP)
+	$(BIN)/python loadtests/transport.py --postgres-bin $(POSTGRES_TLS)
+
+transport: $(STAMP)
+	$(BIN)/pytest tests/transport tests/integration/test_server_tls.py \
+		tests/acceptance/test_redis_tls.py tests/acceptance/test_https.py \
+		--postgres-bin $(POSTGRES_TLS)
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

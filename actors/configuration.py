@@ -71,10 +71,7 @@ def write_configuration(configuration: ActorConfiguration, path: Path) -> None:
     document = {
         "format": _FORMAT,
         "settings": _plain_settings(configuration.settings),
-        "servers": [
-            {"name": server.name, "dsn": server.dsn, "region": server.region}
-            for server in configuration.servers
-        ],
+        "servers": [dataclasses.asdict(server) for server in configuration.servers],
         "directory": {
             "version": directory.version,
             "shared": {region: list(names) for region, names in directory.shared.items()},

@@ -33,6 +33,7 @@
     │   └── OverloadedError                                                                  503
     ├── UnavailableError             something that is needed does not answer                503
     │   ├── ServerUnavailableError
+    │   │   └── TransportError        TLS as it was asked for cannot be had
     │   ├── PlacementChangedError    the placement moved on; resolve it again
     │   └── DiskFullError                                                                    507
     ├── OutcomeUnknownError          the write may or may not have happened                  500
@@ -276,6 +277,12 @@ class ServerUnavailableError(UnavailableError):
     """The PostgreSQL server does not answer; nothing was done. Try again later."""
 
     slug = "server-unavailable"
+
+
+class TransportError(ServerUnavailableError):
+    """The server cannot be reached over TLS as it was asked for; nothing was sent to it."""
+
+    slug, retryable = "transport-error", False
 
 
 class PlacementChangedError(UnavailableError):

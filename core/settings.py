@@ -29,11 +29,26 @@ class ServerConfig:
 
     `dsn` is a libpq URI of a role that may create roles and databases there; it names the
     maintenance database. `region` is a word of the user's choice.
+
+    The other fields are libpq's parameters of the same names (manual, 32.1.2), for those who would
+    rather not write them into the DSN; `core.server_tls` says what they mean.
     """
 
     dsn: str
     name: str = "main"
     region: str | None = None
+    sslmode: str | None = None
+    sslrootcert: Path | str | None = None
+    sslcert: Path | str | None = None
+    sslkey: Path | str | None = None
+    sslcrl: Path | str | None = None
+    ssl_min_protocol_version: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, str(_absolute(Path(value))))
 
     def __repr__(self) -> str:
         return f"ServerConfig(name={self.name!r}, region={self.region!r})"
@@ -49,8 +64,21 @@ class Settings:
     database: str = "tenancy"
     #: DSN of a PostgreSQL server to use in place of the embedded one.
     postgres_dsn: str | None = field(default=None, repr=False)
+    #: TLS to the server of `postgres_dsn`, as libpq's parameters without `postgres_`; what the DSN
+    #: says itself need not be said here.
+    postgres_sslmode: str | None = None
+    postgres_sslrootcert: Path | None = None
+    postgres_sslcert: Path | None = None
+    postgres_sslkey: Path | None = None
+    postgres_sslcrl: Path | None = None
+    postgres_ssl_min_protocol_version: str | None = None
     #: URL of a Redis server to use in place of the embedded one.
     redis_url: str | None = field(default=None, repr=False)
+    #: TLS to a server of a `rediss://` URL: what signs its certificate (the system's certificates
+    #: when it is not given), and the client's certificate with its key.
+    redis_ssl_ca_certs: Path | None = None
+    redis_ssl_certfile: Path | None = None
+    redis_ssl_keyfile: Path | None = None
     #: 64 hexadecimal digits from which binding keys and role passwords are derived. Made on the
     #: first start and kept in `home` when it is not given.
     master_key: str | None = field(default=None, repr=False)
@@ -68,6 +96,18 @@ class Settings:
     #: HTTP endpoint.
     http_host: str = "127.0.0.1"
     http_port: int = 8000
+    #: The endpoint speaks HTTPS, and nothing else, when there is a certificate (PEM, with what
+    #: signs it) and its key. `http_tls_ca` signs the certificate, for the command line to check it
+    #: by: the system's certificates when it is not given.
+    http_tls_certificate: Path | None = None
+    http_tls_key: Path | None = None
+    http_tls_ca: Path | None = None
+    #: The name by which clients reach the endpoint, which the certificate must be for; when it is
+    #: not given, one that is in the certificate.
+    http_tls_name: str | None = None
+    #: How long browsers and clients keep to HTTPS once they have seen it (RFC 6797); 0 = they
+    #: forget it.
+    http_tls_hsts_s: float = 31_536_000.0
 
     #: Connections the runtime may hold on one PostgreSQL server, per process and per tenant.
     server_connections_max: int = 60
@@ -217,14 +257,17 @@ class Settings:
     schema_refresh_s: float = 2.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "home", Path(self.home).expanduser().absolute())
+        object.__setattr__(self, "home", _absolute(Path(self.home)))
         if isinstance(self.tiers, Mapping):
             object.__setattr__(self, "tiers", TierTable.of_plain(self.tiers))
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
+            if isinstance(value, Path):
+                object.__setattr__(self, item.name, _absolute(value))
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            smallest = 0 if item.name.endswith("_port") or item.name in _ZERO_ALLOWED else 1e-3
+            may_be_zero = item.name.endswith(("_port", "_hsts_s")) or item.name in _ZERO_ALLOWED
+            smallest = 0 if may_be_zero else 1e-3
             if not smallest <= value < math.inf:
                 raise SettingError(f"{_variable(item.name)} is {value}; it must be positive")
         for name in ("postgres_port", "redis_port", "http_port"):
@@ -279,6 +322,23 @@ class Settings:
             values["tiers"] = TierTable().changed(limits)
         return cls(**(values | overrides))
 
+    def postgres_server(self) -> ServerConfig | None:
+        """The server that `postgres_dsn` names; None = the embedded one."""
+        given = {
+            name: getattr(self, f"postgres_{name}")
+            for name in (item.name for item in dataclasses.fields(ServerConfig))
+            if name.startswith("ssl")
+        }
+        if self.postgres_dsn is not None:
+            return ServerConfig(dsn=self.postgres_dsn, **given)
+        for name, value in given.items():
+            if value is not None:
+                raise SettingError(
+                    f"{_variable(f'postgres_{name}')} has nothing to act on: the embedded server "
+                    "listens on this machine only and has no TLS; set TENANCY_POSTGRES_DSN as well"
+                )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -325,6 +385,11 @@ def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:
         f"{variable} is not a setting{meant} settings are {known}, and the limits of a type of "
         "tenant, such as TENANCY_FREE_STATEMENT_TIMEOUT_MS"
     )
+
+
+def _absolute(path: Path) -> Path:
+    """The path for processes with other working directories; `system` is no path but a word."""
+    return path if str(path) == "system" else path.expanduser().absolute()
 
 
 def _variable(name: str) -> str:

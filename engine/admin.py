@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.engine.server_connection import open_connection
 
 #: What a connection can fail with while it is being made (manual, appendix A, classes 08, 53, 57).
 _UNREACHABLE = (
@@ -152,8 +153,8 @@ class AdminConnections:
         self, config: ServerConfig, database: DatabaseName | None
     ) -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(
-                config.dsn,
+            return await open_connection(
+                config,
                 database=database,
                 timeout=self._settings.connect_timeout_s,
                 server_settings={

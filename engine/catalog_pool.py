@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, LiteralString
 
 import asyncpg
@@ -32,6 +33,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.layout import CONTROL_ROLE, shared_database
+from tenancy.data_isolation.engine.server_connection import open_connection
 
 #: The connection is gone, or was never made.
 _LOST = (
@@ -64,7 +66,8 @@ class CatalogPool:
         """A pool on the control server. Raises `ServerUnavailableError`, `SetupError`."""
         timeout_s = settings.connect_timeout_s
         pool = asyncpg.create_pool(
-            server.dsn,
+            # Not by the driver itself: it would take TLS for a matter of taste.
+            connect=partial(_connected, server),
             user=CONTROL_ROLE,
             password=role_password(master_key, ServerName(server.name), CONTROL_ROLE),
             database=shared_database(settings),
@@ -152,6 +155,11 @@ class CatalogPool:
             raise OverloadedError("all connections to the catalog are at work") from None
         finally:
             self._waiting -= 1
+
+
+async def _connected(server: ServerConfig, *_: Any, **arguments: Any) -> asyncpg.Connection:
+    """A connection as the pool wants it; it gives its own DSN, which is none, first."""
+    return await open_connection(server, **arguments)
 
 
 async def _leave_as_it_is(connection: asyncpg.Connection) -> None:

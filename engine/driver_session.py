@@ -16,6 +16,7 @@ from asyncpg import connect_utils
 
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.driver_errors import connection_error
+from tenancy.data_isolation.engine.server_connection import open_connection
 from tenancy.data_isolation.engine.session_key import SessionKey
 
 
@@ -41,8 +42,8 @@ class DriverSession:
     ) -> DriverSession:
         """Log in. Raises `ServerUnavailableError` or `PlacementChangedError`."""
         try:
-            connection = await asyncpg.connect(
-                server.dsn,
+            connection = await open_connection(
+                server,
                 user=key.role,
                 password=password,
                 database=key.database,

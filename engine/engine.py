@@ -49,6 +49,7 @@ from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
+from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
@@ -422,10 +423,12 @@ async def _servers(
 ) -> tuple[ServerConfig, ...]:
     """The configured servers, or the embedded one, started."""
     given = tuple(server for server in config.servers if isinstance(server, ServerConfig))
-    if given:
-        return given
-    if settings.postgres_dsn is not None:
-        return (ServerConfig(dsn=settings.postgres_dsn),)
+    named = settings.postgres_server() if not given else None
+    found = given or ((named,) if named is not None else ())
+    for server in found:
+        await check_transport(server)
+    if found:
+        return found
     embedded = EmbeddedPostgres(settings)
     stack.push_async_callback(embedded.stop)
     handle = await embedded.start()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from pathlib import Path
 
 import ray
@@ -28,12 +27,14 @@ from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import Composition
 from tenancy.data_isolation.serve.edge import Edge
-from tenancy.data_isolation.serve.ray_runtime import LOOPBACK, url
+from tenancy.data_isolation.serve.endpoint import Endpoint
+from tenancy.data_isolation.serve.ray_runtime import LOOPBACK
 from tenancy.data_isolation.serve.replica_server import keep_on_loopback
 
 _APPLICATION = "tenancy"
 _POLL_INTERVAL_S = 0.1
 _ANSWER_TIMEOUT_S = 10.0
+_SHOWN_BYTES = 2_000
 _HEALTH_PERIOD_S = 5.0
 _HEALTH_TIMEOUT_S = 15.0
 #: The client of a Serve replica is cancelled when it leaves; the rest of the limits are our own,
@@ -138,16 +139,14 @@ def _wait_until_running(deadline: float) -> None:
 
 def _wait_until_answering(settings: Settings, deadline: float) -> None:
     """Wait for the first answer that says that everything is ready."""
-    request = urllib.request.Request(f"{url(settings)}/readyz")  # noqa: S310 - of our own making
-    # Our own machine: a proxy of the environment has no part in this.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    endpoint = Endpoint.of(settings)
     said = "no answer"
     while time.monotonic() < deadline:
         try:
-            with opener.open(request, timeout=_ANSWER_TIMEOUT_S):
+            status, body = endpoint.ask("/readyz", _ANSWER_TIMEOUT_S)
+            if status == HTTPStatus.OK:
                 return
-        except urllib.error.HTTPError as error:
-            said = error.read(2_000).decode(errors="replace")
+            said = body[:_SHOWN_BYTES].decode(errors="replace")
         except OSError as error:
             said = str(error)
         time.sleep(_POLL_INTERVAL_S)

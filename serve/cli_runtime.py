@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 
 from tenancy.data_isolation.core import Settings
-from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.errors import SetupError, TenancyError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve.runtime_state import (
     STATUS_OTHER,
@@ -42,7 +41,6 @@ STATUS_UNSETTLED = 4
 _POLL_INTERVAL_S = 0.1
 _READY_TIMEOUT_S = 10.0
 _LEFTOVER_TIMEOUT_S = 5.0
-_ANSWER_BYTES_MAX = 64 * 1024
 #: Beyond the drain and the servers' own time to end.
 _STOP_MARGIN_S = 60.0
 
@@ -161,9 +159,11 @@ def _spawn(settings: Settings, directory: RuntimeDirectory) -> subprocess.Popen[
 
 
 def _absolute(settings: Settings) -> dict[str, str]:
-    found = {"TENANCY_HOME": str(settings.home)}
-    if settings.postgres_bin is not None:
-        found["TENANCY_POSTGRES_BIN"] = str(settings.postgres_bin.absolute())
+    found = {}
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if isinstance(value, Path):
+            found[f"TENANCY_{item.name.upper()}"] = str(value)
     if settings.jwt_jwks is not None and "://" not in settings.jwt_jwks:
         found["TENANCY_JWT_JWKS"] = str(Path(settings.jwt_jwks).expanduser().absolute())
     return found
@@ -301,13 +301,13 @@ def _asked(state: RuntimeState) -> RuntimeState:
     """The state, and whether what runs is ready as well."""
     if state.state is not Phase.RUNNING or state.url is None:
         return state
-    request = urllib.request.Request(f"{state.url}/readyz")  # noqa: S310 - of our own making
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_READY_TIMEOUT_S):
+        status, body = state.endpoint().ask("/readyz", _READY_TIMEOUT_S)
+        if status == HTTPStatus.OK:
             return state
-    except urllib.error.HTTPError as error:
-        said = _unready(error.read(_ANSWER_BYTES_MAX))
+        said = _unready(body)
+    except TenancyError as error:
+        said = error.detail
     except OSError as error:
         said = f"the HTTP endpoint does not answer: {error}"
     return dataclasses.replace(state, state=Phase.DEGRADED, detail=said)
@@ -334,6 +334,7 @@ def _print(state: RuntimeState) -> None:
         ("detail", state.detail or None),
         ("error", state.error),
         ("url", state.url),
+        ("signed by", state.tls_ca_file),
         ("admin key", state.admin_key_file),
         ("PostgreSQL", _without_password(state.postgres_dsn)),
         ("Redis", _without_password(state.redis_url)),

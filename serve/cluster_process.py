@@ -74,7 +74,7 @@ class ClusterProcess:
 
     def __init__(self, plan: ClusterPlan, settings: Settings, log: Path) -> None:
         self._settings = settings
-        ray_runtime.prepare(plan.paths)
+        ray_runtime.prepare(settings, plan.paths)
         _put_aside(log)
         with log.open("ab") as output:
             self._process = subprocess.Popen(

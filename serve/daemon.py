@@ -34,11 +34,15 @@ from typing import Any, NoReturn
 from tenancy.data_isolation.core import Settings, TenancyError
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
+from tenancy.data_isolation.serve.certificate_renewal import CertificateRenewal
 from tenancy.data_isolation.serve.cluster_process import ClusterPlan, ClusterProcess
 from tenancy.data_isolation.serve.data_plane import DataPlane, ServersMovedError
+from tenancy.data_isolation.serve.endpoint import Endpoint
+from tenancy.data_isolation.serve.endpoint_certificate import endpoint_certificate
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
-from tenancy.data_isolation.serve.ray_runtime import RayPaths, url
+from tenancy.data_isolation.serve.ray_runtime import RayPaths
 from tenancy.data_isolation.serve.runtime_state import (
     STATUS_OTHER,
     Phase,
@@ -94,6 +98,7 @@ class Daemon:
         self._stopping = False
         self._cluster: ClusterProcess | None = None
         self._watchdogs: WatchdogThread | None = None
+        self._renewal: CertificateRenewal | None = None
 
     def run(self) -> int:
         """Start, watch until a signal comes, end; the exit status."""
@@ -146,6 +151,12 @@ class Daemon:
         self._check_port()
         # What would stop the last step is better told before the first.
         token_verifier(self._settings, SystemClock())
+        if endpoint_certificate(self._settings) is None and not is_local(self._settings.http_host):
+            _log.warning(
+                "the endpoint listens on %s without TLS: keys and data cross the network in plain "
+                "text; set TENANCY_HTTP_TLS_CERTIFICATE and TENANCY_HTTP_TLS_KEY",
+                self._settings.http_host,
+            )
         self._tell(Phase.STARTING, "starting PostgreSQL and Redis")
         self._await(self._data.start_servers())
         self._note(postgres_dsn=self._data.postgres_dsn, redis_url=self._data.redis_url)
@@ -159,6 +170,7 @@ class Daemon:
         self._watchdogs.start()
 
     def _start_ray(self) -> None:
+        endpoint = Endpoint.of(self._settings)
         configuration = self._data.write_configuration()
         plan = ClusterPlan(
             paths=RayPaths(
@@ -167,9 +179,16 @@ class Daemon:
             configuration=configuration,
             http_port=self._settings.http_port,
         )
+        if endpoint.url.startswith("https:"):
+            self._renewal = CertificateRenewal(self._settings, endpoint.name, plan.paths)
         self._cluster = ClusterProcess(plan, self._settings, self._directory.log / "cluster.log")
         ready = self._cluster.wait_until_ready(lambda step: self._tell(self._state.state, step))
-        self._note(url=url(self._settings), ray_address=ready["ray_address"])
+        self._note(
+            url=endpoint.url,
+            local_url=endpoint.local_url,
+            tls_ca_file=endpoint.ca_file,
+            ray_address=ready["ray_address"],
+        )
         self._tell(Phase.RUNNING, "")
 
     def _check_port(self) -> None:
@@ -221,6 +240,8 @@ class Daemon:
         if self._cluster is None or not self._cluster.is_alive():
             raise _RayLostError("Ray has ended")
         matter = self._await(self._data.mend())
+        if matter is None and self._renewal is not None:
+            matter = self._renewal.look()
         if matter is None and self._state.state is Phase.DEGRADED:
             self._tell(Phase.RUNNING, "")
         elif matter is not None and self._state.detail != matter:

@@ -8,9 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from tenancy.data_isolation.actors.configuration import (
     ActorConfiguration,
     configuration_path,
@@ -25,6 +22,8 @@ from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.embedded_redis import EmbeddedRedis
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.master_key import master_key
+from tenancy.data_isolation.engine.redis_connection import RedisConnection, check_redis
+from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 from tenancy.data_isolation.serve.home_server import HomeServer
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
@@ -32,7 +31,6 @@ from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
 _log = logging.getLogger(__name__)
 
-_ANSWER_TIMEOUT_S = 5.0
 _KEY_LABEL = "made by tenancy up"
 _DIRECTORY_VERSION = 1
 
@@ -56,6 +54,11 @@ class DataPlane:
     async def start_servers(self) -> None:
         """Have both running. Raises `SetupError`s, also for a server that the home is not of."""
         await asyncio.to_thread(HomeServer(self._settings).check)
+        if self._redis is not None:
+            RedisConnection.check_embedded(self._settings)
+        server = self._settings.postgres_server()
+        if server is not None:
+            await check_transport(server)
         await asyncio.gather(self._start_postgres(), self._start_redis())
 
     async def set_up(self) -> None:
@@ -117,7 +120,7 @@ class DataPlane:
     def _servers(self) -> tuple[ServerConfig, ...]:
         if self.postgres_dsn is None:
             raise SetupError("PostgreSQL has not been started yet")
-        return (ServerConfig(dsn=self.postgres_dsn),)
+        return (self._settings.postgres_server() or ServerConfig(dsn=self.postgres_dsn),)
 
     async def _start_postgres(self) -> None:
         if self._postgres is not None:
@@ -127,7 +130,7 @@ class DataPlane:
         if self._redis is not None:
             self.redis_url = (await self._redis.start()).url
         elif self.redis_url is not None:
-            await _ask_redis(self.redis_url)
+            await check_redis(self._settings)
 
     async def _have_admin_key(self, credentials: Credentials) -> None:
         """Make the administrator's key, unless the file has one that is good."""
@@ -156,23 +159,6 @@ def shut_down_servers(settings: Settings) -> None:
             await EmbeddedRedis(settings).shut_down()
 
     asyncio.run(ended())
-
-
-async def _ask_redis(url: str) -> None:
-    """Raise `SetupError` when the user's own Redis does not answer."""
-    try:
-        client = Redis.from_url(
-            url, socket_timeout=_ANSWER_TIMEOUT_S, socket_connect_timeout=_ANSWER_TIMEOUT_S
-        )
-        try:
-            await client.ping()
-        finally:
-            await client.aclose()
-    except (RedisError, OSError, ValueError, TimeoutError) as error:
-        raise SetupError(
-            f"the Redis server that TENANCY_REDIS_URL names does not answer "
-            f"({type(error).__name__}); correct the variable, or leave it out for an embedded one"
-        ) from None
 
 
 async def _tried(start: Callable[[], Awaitable[None]]) -> str | None:

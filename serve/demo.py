@@ -288,6 +288,9 @@ class _Runtime:
         self.home = home
         os.environ["TENANCY_HOME"] = str(home)
         os.environ["TENANCY_HTTP_PORT"] = str(_free_port())
+        # It runs on this machine for minutes, and any certificate is for something else.
+        for name in [name for name in os.environ if name.startswith("TENANCY_HTTP_TLS_")]:
+            del os.environ[name]
 
     @contextmanager
     def up(self, console: Console) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,11 @@ import shutil
 import socket
 import stat
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ from urllib.parse import urlsplit
 import psutil
 
 from tenancy.data_isolation.actors.configuration import configuration_path, read_configuration
-from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
+from tenancy.data_isolation.core import EngineConfig, Settings, TenancyError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.server_facts import read_facts
+from tenancy.data_isolation.serve.endpoint import Endpoint
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 
 _PYTHON = (3, 11)
@@ -42,6 +42,7 @@ _MEMORY_COMFORTABLE_BYTES = 1536 << 20
 _FILES_COMFORTABLE = 4_096
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 30.0
 _ANSWER_TIMEOUT_S = 10.0
+_SHOWN_BYTES = 2_000
 _LISTED = 5
 _NOT_BOUND = "TN001"
 _LOOPBACK = "127.0.0.1"
@@ -92,7 +93,7 @@ def check_machine(settings: Settings) -> Iterator[Check]:
     if state.state is Phase.STOPPED:
         yield _port(settings)
     if state.url is not None:
-        yield _endpoint(state.url)
+        yield _endpoint(state.endpoint())
     if state.ray_address is not None:
         yield _ray(state)
 
@@ -220,16 +221,17 @@ def _port(settings: Settings) -> Check:
     return _ok("port", f"{port} is free")
 
 
-def _endpoint(url: str) -> Check:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _endpoint(endpoint: Endpoint) -> Check:
     try:
-        with opener.open(f"{url}/readyz", timeout=_ANSWER_TIMEOUT_S):
-            return _ok("endpoint", f"{url} is ready")
-    except urllib.error.HTTPError as error:
-        detail = error.read(2_000).decode(errors="replace")
-    except OSError as error:
+        status, body = endpoint.ask("/readyz", _ANSWER_TIMEOUT_S)
+        if status == HTTPStatus.OK:
+            return _ok("endpoint", f"{endpoint.url} is ready")
+        detail = body[:_SHOWN_BYTES].decode(errors="replace")
+    except (OSError, TenancyError) as error:
         detail = str(error)
-    return _fail("endpoint", f"{url}: {detail}", "wait a little, else `tenancy down; tenancy up`")
+    return _fail(
+        "endpoint", f"{endpoint.url}: {detail}", "wait a little, else `tenancy down; tenancy up`"
+    )
 
 
 def _ray(state: RuntimeState) -> Check:
@@ -255,9 +257,8 @@ def _engine_config(settings: Settings) -> EngineConfig | None:
             return None
         found = read_configuration(path)
         return EngineConfig(servers=found.servers, settings=found.settings)
-    if settings.postgres_dsn is None:
-        return None
-    return EngineConfig(servers=[ServerConfig(dsn=settings.postgres_dsn)], settings=settings)
+    server = settings.postgres_server()
+    return None if server is None else EngineConfig(servers=[server], settings=settings)
 
 
 async def _guarded(

@@ -14,7 +14,11 @@ place and then becomes HAProxy. Measured on Ray 2.60, what has to be corrected i
 * while there is no application, every path is said not to exist, in place of trying again later;
 * a `Content-Length` beyond 64 bits wraps around and passes for a small one, so that the body is
   taken for the next request;
-* a target that is no path (`*`, `host:port`) belongs to no application and is told to try again.
+* a target that is no path (`*`, `host:port`) belongs to no application and is told to try again;
+* a client may say for whom it speaks and by which protocol it came (`X-Forwarded-...`), and the
+  server behind believes it, because it comes from this machine.
+
+With a certificate the endpoint speaks TLS 1.2 or later, and nothing else.
 
 What HAProxy cannot read as HTTP at all it answers with a text of its own, which cannot be changed.
 
@@ -28,11 +32,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 #: Where the endpoint listens; it comes by the environment, since Ray Serve gives the arguments.
 HOST_VARIABLE = "_TENANCY_INGRESS_HOST"
+#: The certificate of the endpoint, its key beside it with `.key` behind the name; none = no TLS.
+CERTIFICATE_VARIABLE = "_TENANCY_INGRESS_CERTIFICATE"
+#: Seconds for which clients keep to HTTPS (RFC 6797).
+HSTS_VARIABLE = "_TENANCY_INGRESS_HSTS_S"
 
 _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b[ \t]*(\S*)", re.MULTILINE)
 _REMOVED = frozenset({("frontend", "prometheus"), ("listen", "stats")})
@@ -43,6 +52,9 @@ _HEADERS = (
     "x[-_]request[-_]disconnect[-_]disabled",
     "x[-_]session[-_]id",
     "serve[-_]multiplexed[-_]model[-_]id",
+    "x[-_]forwarded[-_].*",
+    "forwarded",
+    "x[-_]real[-_]ip",
 )
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _UNKNOWN_METHOD = (405, "method-not-allowed", "There is no such method in HTTP.", False)
@@ -50,6 +62,9 @@ _UNKNOWN_METHOD = (405, "method-not-allowed", "There is no such method in HTTP."
 _LENGTH = "^[0-9]{1,15}$"
 _PROBLEM = "application/problem+json"
 _HEADER_TIMEOUT_S = 10
+#: Of TLS 1.2; what is stolen later opens nothing that was sent (RFC 9325, 4.2). TLS 1.3 has no
+#: others.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _PR_SET_PDEATHSIG = 1
 _USAGE_STATUS = 2
 
@@ -78,11 +93,33 @@ class UnknownConfigurationError(Exception):
     """The configuration has another shape than the one that this module makes safe."""
 
 
-def corrected(configuration: str, error_files: Path, host: str | None = None) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngressTls:
+    """The endpoint's TLS: the file with the certificate, and how long clients keep to HTTPS."""
+
+    certificate: Path
+    hsts_s: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> IngressTls | None:
+        """What the environment says; None = plain HTTP."""
+        certificate = environment.get(CERTIFICATE_VARIABLE)
+        if certificate is None:
+            return None
+        return cls(certificate=Path(certificate), hsts_s=int(environment[HSTS_VARIABLE]))
+
+
+def corrected(
+    configuration: str,
+    error_files: Path,
+    host: str | None = None,
+    tls: IngressTls | None = None,
+) -> str:
     """Ray Serve's configuration of HAProxy, made safe; `UnknownConfigurationError`.
 
     `host` is the address that the endpoint listens on, in place of the one that Serve has: Serve's
-    replicas listen where Serve does, and nobody outside needs to reach them.
+    replicas listen where Serve does, and nobody outside needs to reach them. `tls` is that of the
+    endpoint; None = plain HTTP.
     """
     sections = list(_sections(configuration))
     names = {(kind, name) for kind, name, _ in sections}
@@ -90,7 +127,7 @@ def corrected(configuration: str, error_files: Path, host: str | None = None) ->
         if needed not in names:
             raise UnknownConfigurationError(f"it has no section '{' '.join(needed).strip()}'")
     kept = [
-        _corrected_section(kind, name, text, error_files)
+        _corrected_section(kind, name, text, error_files, tls)
         for kind, name, text in sections
         if (kind, name) not in _REMOVED
     ]
@@ -99,7 +136,9 @@ def corrected(configuration: str, error_files: Path, host: str | None = None) ->
     ):
         _check(kind, name, text)
     found = "".join(kept)
-    return found if host is None else _moved(found, host)
+    if host is not None:
+        found = _moved(found, host)
+    return found if tls is None else _encrypted(found, tls)
 
 
 def write_error_files(directory: Path) -> None:
@@ -134,7 +173,12 @@ def main() -> None:
     error_files = path.parent / "errors"
     write_error_files(error_files)
     try:
-        text = corrected(path.read_text(), error_files, os.environ.get(HOST_VARIABLE))
+        text = corrected(
+            path.read_text(),
+            error_files,
+            os.environ.get(HOST_VARIABLE),
+            IngressTls.of(os.environ),
+        )
     except UnknownConfigurationError as error:
         print(f"ingress: Ray Serve's HAProxy configuration is not used: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -162,7 +206,9 @@ def _sections(configuration: str) -> Iterator[tuple[str, str, str]]:
         yield match[1], match[2], configuration[match.start() : end]
 
 
-def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> str:
+def _corrected_section(
+    kind: str, name: str, text: str, error_files: Path, tls: IngressTls | None
+) -> str:
     lines = [line for line in text.splitlines() if not re.match(r"\s*(log|errorfile)\s", line)]
     if kind == "global":
         lines = [re.sub(r"\bmode 666\b", "mode 600", line) for line in lines]
@@ -189,6 +235,13 @@ def _corrected_section(kind: str, name: str, text: str, error_files: Path) -> st
             f'file {error_files}/405.json hdr Allow "{", ".join(_METHODS)}" if !known_method',
             "    http-response del-header server",
         ]
+        if tls is not None:
+            # After all others: answers of HAProxy's own carry it too.
+            lines += [
+                "    http-request set-header X-Forwarded-Proto https",
+                "    http-after-response set-header Strict-Transport-Security "
+                f'"max-age={tls.hsts_s}"',
+            ]
         # Rules are followed in their order, and these must come before a request is answered.
         lines.sort(key=lambda line: 1 if _routes(line) else 0)
     return "\n".join(lines) + "\n"
@@ -208,6 +261,17 @@ def _moved(configuration: str, host: str) -> str:
     if count != 1:
         raise UnknownConfigurationError(f"it listens at {count} addresses and not at one")
     return found
+
+
+def _encrypted(configuration: str, tls: IngressTls) -> str:
+    """The configuration with TLS at the endpoint: a client that speaks plain HTTP is cut off."""
+    section = re.search(r"^frontend http_frontend\b.*?(?=^\S|\Z)", configuration, re.M | re.S)
+    found = section[0] if section is not None else ""
+    options = f'ssl crt "{tls.certificate}" ssl-min-ver TLSv1.2 ciphers {_CIPHERS} alpn h2,http/1.1'
+    changed, count = re.subn(r"^(\s*bind\s+\S+)[^\n]*$", rf"\g<1> {options}", found, flags=re.M)
+    if count != 1:
+        raise UnknownConfigurationError(f"it listens at {count} addresses and not at one")
+    return configuration.replace(found, changed, 1)
 
 
 def _check(kind: str, name: str, text: str) -> None:

@@ -25,7 +25,11 @@ from typing import Any
 
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.errors import SetupError
-from tenancy.data_isolation.serve.ingress import HOST_VARIABLE
+from tenancy.data_isolation.serve.ingress import (
+    CERTIFICATE_VARIABLE,
+    HOST_VARIABLE,
+    HSTS_VARIABLE,
+)
 
 LOOPBACK = "127.0.0.1"
 NAMESPACE = "tenancy"
@@ -60,13 +64,18 @@ class RayPaths:
         return self.directory / "h"
 
     @property
+    def certificate(self) -> Path:
+        """Where HAProxy finds the endpoint's certificate, if there is one."""
+        return self.haproxy / "endpoint.pem"
+
+    @property
     def launcher(self) -> Path:
         """The program that Serve takes for HAProxy."""
         return self.directory / "haproxy"
 
 
-def prepare(paths: RayPaths) -> None:
-    """Make directories, token and launcher."""
+def prepare(settings: Settings, paths: RayPaths) -> None:
+    """Make directories, token, launcher, and the names of the endpoint's certificate and key."""
     for path in (paths.ray, paths.haproxy):
         path.mkdir(mode=0o700, exist_ok=True)
     if not paths.token.exists():
@@ -78,6 +87,15 @@ def prepare(paths: RayPaths) -> None:
         f'#!/bin/sh\nexec "{sys.executable}" -P -m tenancy.data_isolation.serve.ingress "$@"\n'
     )
     paths.launcher.chmod(0o700)
+    # HAProxy looks for the key next to the certificate. Links and no copies: a key is nowhere but
+    # in its file, and what was renewed is there when HAProxy reads it again.
+    for link, target in (
+        (paths.certificate, settings.http_tls_certificate),
+        (paths.certificate.with_name(f"{paths.certificate.name}.key"), settings.http_tls_key),
+    ):
+        link.unlink(missing_ok=True)
+        if target is not None:
+            link.symlink_to(target)
 
 
 def environment(settings: Settings, paths: RayPaths) -> dict[str, str]:
@@ -107,6 +125,7 @@ def environment(settings: Settings, paths: RayPaths) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(paths.launcher),
         HOST_VARIABLE: settings.http_host,
+        **_ingress_tls(settings, paths),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max(settings)),
         # A datagram per request, parsed in Python; the application counts its requests itself.
@@ -174,12 +193,13 @@ def stop() -> None:
             ray.shutdown()
 
 
-def url(settings: Settings) -> str:
-    """Where this machine reaches the HTTP endpoint."""
-    host = settings.http_host
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - an address to reach it at, not to listen on
-        host = LOOPBACK
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+def _ingress_tls(settings: Settings, paths: RayPaths) -> dict[str, str]:
+    if settings.http_tls_certificate is None:
+        return {}
+    return {
+        CERTIFICATE_VARIABLE: str(paths.certificate),
+        HSTS_VARIABLE: str(round(settings.http_tls_hsts_s)),
+    }
 
 
 def _connections_max(settings: Settings) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.crypto import api_key_id
 from tenancy.data_isolation.core.errors import InvalidInputError
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+from tenancy.data_isolation.serve.endpoint import Endpoint
 from tenancy.data_isolation.serve.json_documents import dump_json, parse_json
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
 from tenancy.data_isolation.serve.terminal import CommandError
@@ -44,14 +46,17 @@ class AnswerError(CommandError):
 class RuntimeClient:
     """A connection to the runtime of one `TENANCY_HOME`. Use it as a context."""
 
-    def __init__(self, url: str, key: str, settings: Settings) -> None:
-        self._url = url
+    def __init__(self, endpoint: Endpoint, key: str, settings: Settings) -> None:
+        self._url = endpoint.url
+        self._name = endpoint.name
+        context = endpoint.context()
         self._timeout_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000 + _MARGIN_S
         self._client = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
+            base_url=endpoint.local_url,
+            verify=True if context is None else context,
+            headers={"Authorization": f"Bearer {key}", "Host": endpoint.host},
             timeout=httpx.Timeout(self._timeout_s, connect=_CONNECT_TIMEOUT_S),
             # Our own machine: a proxy of the environment has no part in this.
             trust_env=False,
@@ -61,8 +66,7 @@ class RuntimeClient:
     def connect(cls, settings: Settings) -> RuntimeClient:
         """The runtime that runs now; `CommandError` when none does."""
         state = running_state(settings)
-        assert state.url is not None  # noqa: S101 - what runs has one.
-        return cls(state.url, _admin_key(state), settings)
+        return cls(state.endpoint(), _admin_key(state), settings)
 
     def __enter__(self) -> Self:
         return self
@@ -119,9 +123,16 @@ class RuntimeClient:
                 params=params,
                 content=content,
                 headers=kind | (headers or {}),
+                # The certificate is for the name of the endpoint, and not for this machine.
+                extensions={"sni_hostname": self._name},
                 timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=_CONNECT_TIMEOUT_S),
             )
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if _is_about_certificate(error):
+                raise CommandError(
+                    f"the certificate at {self._url} is not accepted",
+                    "`tenancy status` says which CA is expected to have signed it",
+                ) from None
             raise CommandError(
                 f"the runtime does not answer at {self._url}", "`tenancy status` says more"
             ) from None
@@ -136,6 +147,13 @@ class RuntimeClient:
                 "whether anything was done is not known; look before you try again",
             ) from None
         return _answer(response)
+
+
+def _is_about_certificate(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, ssl.SSLCertVerificationError):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def running_state(settings: Settings) -> RuntimeState:

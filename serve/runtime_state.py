@@ -38,6 +38,7 @@ from tenancy.data_isolation.engine.process_identity import (
     processes_locking,
 )
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+from tenancy.data_isolation.serve.endpoint import Endpoint
 
 #: Exit status of a daemon that found the lock taken.
 STATUS_OTHER = 75
@@ -68,6 +69,9 @@ class RuntimeState:
     #: Why the last start came to nothing.
     error: str | None = None
     url: str | None = None
+    #: Where this machine reaches what is at `url`, and what signs the certificate there.
+    local_url: str | None = None
+    tls_ca_file: str | None = None
     admin_key_file: str | None = None
     postgres_dsn: str | None = field(default=None, repr=False)
     redis_url: str | None = field(default=None, repr=False)
@@ -78,6 +82,14 @@ class RuntimeState:
     version: str | None = None
     started_at: str | None = None
     daemon: ProcessIdentity | None = None
+
+    def endpoint(self) -> Endpoint:
+        """The HTTP endpoint of a runtime that runs."""
+        if self.url is None:
+            raise RuntimeError("a runtime that does not run has no endpoint")
+        return Endpoint(
+            url=self.url, local_url=self.local_url or self.url, ca_file=self.tls_ca_file
+        )
 
     def to_json(self) -> str:
         """The state as the text of the file."""

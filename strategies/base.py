@@ -285,8 +285,8 @@ def known_servers(config: EngineConfig) -> tuple[ServerConfig, ...]:
     given = tuple(item for item in config.servers if isinstance(item, ServerConfig))
     if given or config.gateway is not None:
         return given
-    dsn = config.resolved_settings().postgres_dsn
-    return (ServerConfig(dsn=dsn),) if dsn else ()
+    named = config.resolved_settings().postgres_server()
+    return () if named is None else (named,)
 
 
 def chosen_server(name: str | None, config: EngineConfig, option: str) -> ServerName | None:
@@ -419,7 +419,7 @@ class PlacementStrategy:
 
     async def initialize(self, engine_config: EngineConfig | None = None) -> None:
         """Make ready; once. Opens the engine unless the configuration brings a gateway."""
-        config = checked_config(engine_config)
+        config = self._secured(checked_config(engine_config))
         plan = self._plan(config)
         settings = config.resolved_settings()
         await self._lease.open(config)
@@ -512,6 +512,10 @@ class PlacementStrategy:
     def promotions(self) -> tuple[Promotion, ...]:
         """Tenants of this strategy for which another level is proposed."""
         return ()
+
+    def _secured(self, config: EngineConfig) -> EngineConfig:
+        """The configuration with which the engine is opened. Raises `SettingError`."""
+        return config
 
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
         """How new tenants are made under this configuration, and the options without effect.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.rules import StrategyName
+from tenancy.data_isolation.core.server_tls import ServerPlaces, ServerTls, SslMode
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.strategies.base import (
@@ -23,9 +24,6 @@ from tenancy.data_isolation.strategies.base import (
 #: Leaves room for the random part within PostgreSQL's 63 bytes.
 _PREFIX = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-#: The values of libpq's `sslmode` under which a connection is never made without TLS.
-_ENCRYPTED = ("require", "verify-ca", "verify-full")
-_DEFAULT_PORT = 5432
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +40,11 @@ class DatabaseConfig:
     database_prefix: str = "t_"
     #: False = a tenant without a database is an error.
     auto_create_database: bool = True
-    #: True = a server that is not on this machine must be reached with TLS only.
+    #: True = every connection that this strategy's engine makes to the chosen servers goes through
+    #: TLS, with `verify-full` unless the server's `sslmode` says `require` or `verify-ca`; also on
+    #: this machine. A server whose `sslmode` is `disable` is an error, and so is one without TLS.
+    #: Behind a gateway others connect: a server on a network must then be one with TLS. Where there
+    #: is none to be had (unix socket, embedded server), `metrics()` says so.
     ssl_enabled: bool = False
 
     def __post_init__(self) -> None:
@@ -72,21 +74,38 @@ class DatabaseLevelStrategy(PlacementStrategy):
         super().__init__(clock=clock)
         self.config = checked_options(config, DatabaseConfig)
 
+    def _secured(self, config: EngineConfig) -> EngineConfig:
+        """The configuration with the chosen servers reached by TLS, if that is asked for."""
+        if not self.config.ssl_enabled or config.gateway is not None:
+            return config
+        chosen = {server.name for server, _ in self._chosen(config)}
+        servers = [
+            _secured(server) if server.name in chosen else server
+            for server in known_servers(config)
+        ]
+        return dataclasses.replace(config, servers=servers)
+
+    def _chosen(self, config: EngineConfig) -> list[tuple[ServerConfig, ServerPlaces]]:
+        """The servers that listen where this strategy's options say."""
+        servers = [(server, ServerPlaces.of(server)) for server in known_servers(config)]
+        host, port = self.config.host, self.config.port
+        return [item for item in servers if _answers(item[1], host, port)]
+
     def _plan(self, config: EngineConfig) -> tuple[Creation, dict[str, str]]:
-        servers = [(server, _Endpoint.of(server)) for server in known_servers(config)]
+        servers = known_servers(config)
         without_effect: dict[str, str] = {}
         asked = self.config.host is not None or self.config.port is not None
-        wanted = [item for item in servers if item[1].answers(self.config.host, self.config.port)]
+        wanted = self._chosen(config)
         if not servers:
             without_effect = self._unused(config)
         elif not wanted:
+            listed = ", ".join(f"{server.name} ({ServerPlaces.of(server)})" for server in servers)
             raise SettingError(
                 f"DatabaseConfig: no server of the engine listens at {self._asked_for()}; "
-                f"there are {', '.join(f'{s.name} ({e})' for s, e in servers)}"
+                f"there are {listed}"
             )
-        if self.config.ssl_enabled:
-            for server, endpoint in wanted:
-                endpoint.check_encrypted(server)
+        elif self.config.ssl_enabled:
+            without_effect = self._unencrypted(config, wanted)
         chosen = ServerName(wanted[0][0].name) if asked and wanted else None
         creation = Creation(
             allowed=self.config.auto_create_database,
@@ -94,6 +113,19 @@ class DatabaseLevelStrategy(PlacementStrategy):
             database_prefix=self.config.database_prefix,
         )
         return creation, without_effect
+
+    def _unencrypted(
+        self, config: EngineConfig, wanted: list[tuple[ServerConfig, ServerPlaces]]
+    ) -> dict[str, str]:
+        """Why there is no TLS to a server, where there is none and need not be."""
+        for server, places in wanted:
+            if config.gateway is not None and places.outside is not None:
+                _secured(server)
+            if ServerTls.of(server).mode.encrypts or places.outside is not None:
+                continue
+            why = "a unix socket" if places.socket else "this machine only, behind the gateway"
+            return {"ssl_enabled": f"server {server.name} is reached without TLS, over {why}"}
+        return {}
 
     def _unused(self, config: EngineConfig) -> dict[str, str]:
         """Options that have nothing to act on when no servers were given."""
@@ -113,55 +145,32 @@ class DatabaseLevelStrategy(PlacementStrategy):
         return f"{self.config.host or 'any host'}, port {self.config.port or 'any'}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Endpoint:
-    """Where a server listens and how it is reached, as its DSN says (libpq manual, 32.1.1.2)."""
+def _answers(places: ServerPlaces, host: str | None, port: int | None) -> bool:
+    """Whether a server listens at that host and port; None = any."""
+    return any(
+        (host is None or _same_host(host, own)) and (port is None or port == own_port)
+        for own, own_port in places.places
+    )
 
-    places: tuple[tuple[str, int], ...]
-    sslmode: str | None
 
-    def __str__(self) -> str:
-        return ", ".join(f"{host}:{port}" for host, port in self.places)
+def _secured(server: ServerConfig) -> ServerConfig:
+    """The server with TLS; `SettingError` when its configuration says otherwise.
 
-    @classmethod
-    def of(cls, server: ServerConfig) -> _Endpoint:
-        """The end point of a DSN; parameters behind `?` count for more than the authority."""
-        parts = urlsplit(server.dsn)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        hosts, ports = [], []
-        for place in parts.netloc.rpartition("@")[2].split(","):
-            found = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d+))?", place)
-            hosts.append(unquote(found[1].strip("[]")) if found else "")
-            ports.append(int(found[2]) if found and found[2] else _DEFAULT_PORT)
-        if "host" in query:
-            hosts = query["host"].split(",")
-        if "port" in query:
-            ports = [int(port) for port in query["port"].split(",") if port.isdigit()]
-        ports = (ports or [_DEFAULT_PORT]) * len(hosts) if len(ports) <= 1 else ports
-        places = tuple(zip((host or "localhost" for host in hosts), ports, strict=False))
-        return cls(places=places, sslmode=query.get("sslmode"))
-
-    def answers(self, host: str | None, port: int | None) -> bool:
-        """Whether the server listens at that host and port; None = any."""
-        return any(
-            (host is None or _same_host(host, own)) and (port is None or port == own_port)
-            for own, own_port in self.places
+    A unix socket has no TLS and needs none: nothing but the kernel is between the two sides.
+    """
+    places = ServerPlaces.of(server)
+    if places.socket is not None and places.outside is None:
+        return server
+    if server.sslmode is None and "sslmode" not in places.parameters:
+        server = dataclasses.replace(server, sslmode=SslMode.VERIFY_FULL)
+    if not ServerTls.of(server).mode.encrypts:
+        raise SettingError(
+            f"DatabaseConfig.ssl_enabled: server {server.name} ({places}) is to be reached without "
+            f"TLS; set its sslmode to {SslMode.VERIFY_FULL}, or ssl_enabled=False"
         )
-
-    def check_encrypted(self, server: ServerConfig) -> None:
-        """Raise `SettingError` when the network could carry a connection without TLS."""
-        outside = [host for host, _ in self.places if not _is_local(host)]
-        if outside and self.sslmode not in _ENCRYPTED:
-            raise SettingError(
-                f"DatabaseConfig.ssl_enabled: server {server.name} at {outside[0]} may be reached "
-                f"without TLS; add sslmode={_ENCRYPTED[0]} (or stronger) to its DSN"
-            )
+    return server
 
 
 def _same_host(left: str, right: str) -> bool:
     left, right = left.strip("[]").lower(), right.lower()
     return left == right or (left in _LOOPBACK and right in _LOOPBACK)
-
-
-def _is_local(host: str) -> bool:
-    return host.startswith("/") or host.lower() in _LOOPBACK

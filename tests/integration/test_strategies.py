@@ -486,7 +486,6 @@ async def test_a_database_is_called_by_its_prefix_and_guarded_like_any_other(ins
             port=server.port,
             database_prefix="customer_",
             auto_create_database=True,
-            ssl_enabled=True,
         )
     )
     await strategy.initialize(config)

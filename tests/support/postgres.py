@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +106,30 @@ def postgres_bin(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def postgres_server(postgres_bin: Path) -> Iterator[PostgresServer]:
     """A server that no one else uses, stopped and removed at the end of the session."""
+    with postgres_running(postgres_bin) as server:
+        yield server
+
+
+@contextmanager
+def postgres_running(
+    postgres_bin: Path, *, tls: tuple[Path, Path, Path] | None = None, access: str | None = None
+) -> Iterator[PostgresServer]:
+    """A server for the block.
+
+    `tls` are the files of a certificate, its key, and the CA of clients' certificates; `access` is
+    what `pg_hba.conf` says of connections over TCP.
+    """
     user = service_user()
     # Not pytest's own temporary directory, which other users cannot reach.
     directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
     try:
         directory.chmod(0o711)
-        server, process = _started(_make_cluster(postgres_bin, directory, user), user)
+        made = _make_cluster(postgres_bin, directory, user)
+        if tls is not None:
+            _add_tls(made, user, *tls)
+        if access is not None:
+            (directory / "data" / "pg_hba.conf").write_text(access)
+        server, process = _started(made, user)
         try:
             yield server
         finally:
@@ -165,6 +184,20 @@ def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None)
         directory=directory,
         socket_directory=sockets,
     )
+
+
+def _add_tls(
+    server: PostgresServer, user: ServiceUser | None, certificate: Path, key: Path, clients: Path
+) -> None:
+    data = server.directory / "data"
+    for path, name in ((certificate, "server.crt"), (key, "server.key"), (clients, "root.crt")):
+        copy = data / name
+        copy.touch(mode=0o600)
+        copy.write_bytes(path.read_bytes())
+        if user is not None:
+            user.own(copy)
+    with (data / "postgresql.conf").open("a") as file:
+        file.write("ssl = on\nssl_ca_file = 'root.crt'\n")
 
 
 def _started(

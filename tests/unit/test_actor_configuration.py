@@ -33,7 +33,12 @@ def configuration(tmp_path):
             tenant_connections_max=8,
             dedicated_actors_max=4,
         ),
-        servers=(ServerConfig(dsn=DSN, name="main", region="eu"), ServerConfig(dsn=DSN, name="b")),
+        servers=(
+            ServerConfig(dsn=DSN, name="main", region="eu"),
+            ServerConfig(
+                dsn=DSN, name="b", sslmode="verify-full", sslrootcert="system", sslcert="/c"
+            ),
+        ),
         directory=build_directory(
             version=3,
             actors_per_region=2,

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tenancy.data_isolation.serve.ingress import (
+    IngressTls,
     UnknownConfigurationError,
     corrected,
     write_error_files,
@@ -64,7 +65,7 @@ def test_headers_that_steer_serve_are_removed_before_a_backend_is_chosen(tmp_pat
     lines = [line.strip() for line in corrected(_CONFIGURATION, tmp_path).splitlines()]
     removals = [i for i, line in enumerate(lines) if line.startswith("http-request del-header")]
 
-    assert len(removals) == 4
+    assert len(removals) == 7
     assert max(removals) < lines.index("use_backend app if is_app")
     assert lines.index("use_backend app if is_app") < lines.index("default_backend default_backend")
 
@@ -138,3 +139,26 @@ def test_correcting_twice_changes_nothing_more_that_matters(tmp_path):
 def test_a_configuration_of_another_shape_is_not_used(old, new, tmp_path):
     with pytest.raises(UnknownConfigurationError):
         corrected(_CONFIGURATION.replace(old, new), tmp_path)
+
+
+def test_with_a_certificate_the_endpoint_and_nothing_else_speaks_tls(tmp_path):
+    tls = IngressTls(certificate=tmp_path / "endpoint.pem", hsts_s=60)
+    found = corrected(_CONFIGURATION, tmp_path, "0.0.0.0", tls)
+    lines = [line.strip() for line in found.splitlines()]
+
+    [bound] = [line for line in lines if line.startswith("bind")]
+    assert bound.startswith(f'bind 0.0.0.0:8000 ssl crt "{tmp_path}/endpoint.pem" ssl-min-ver TLS')
+    assert 'http-after-response set-header Strict-Transport-Security "max-age=60"' in lines
+    assert lines.index("http-request set-header X-Forwarded-Proto https") < lines.index(
+        "use_backend app if is_app"
+    )
+    # Serve calls the launcher again with what it has corrected before.
+    again = corrected(found, tmp_path, None, tls)
+    assert sorted(set(again.splitlines())) == sorted(set(found.splitlines()))
+
+
+def test_without_one_there_is_nothing_of_tls(tmp_path):
+    assert IngressTls.of({}) is None
+    found = corrected(_CONFIGURATION, tmp_path)
+    assert "Strict-Transport" not in found
+    assert " ssl" not in found
