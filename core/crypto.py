@@ -78,6 +78,11 @@ def sign_binding(key: BindingKey, tenant_no: TenantNo, epoch: Epoch, backend_pid
     return f"{message}.{signature}"
 
 
+def record_key(master: MasterKey, purpose: str) -> bytes:
+    """The key (HMAC-SHA256) that seals a record which is kept in a file, for one purpose."""
+    return _derive(master, f"record/{purpose}")
+
+
 def hmac_pads(key: BindingKey) -> tuple[bytes, bytes]:
     """The inner and outer 64-byte blocks of HMAC-SHA256 (RFC 2104) for `key`.
 

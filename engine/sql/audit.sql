@@ -49,8 +49,10 @@ where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
 
 -- name: ownership
 select format('role %I', r.rolname) as subject,
-       format('owns %s object(s) in %s', count(*), coalesce('database ' || d.datname, 'the server')),
-       format('in that database: reassign owned by %I to %I', r.rolname, $2::text)
+       format('owns %s object(s) in %s', count(*), coalesce('database ' || d.datname, 'the server'))
+           as problem,
+       format('reassign owned by %I to %I', r.rolname, $2::text) as mend,
+       coalesce(d.datname, current_database())::text as database
 from pg_shdepend s
 join pg_roles r on r.oid = s.refobjid
 left join pg_database d on d.oid = s.dbid
@@ -80,7 +82,8 @@ from pg_database d
 cross join lateral aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
 left join pg_roles r on r.oid = a.grantee
 where d.datname = any ($3::text[])
-  and (a.grantee = 0
+  -- One that lets nobody in is being made: PUBLIC's rights go before it is opened (databases.py).
+  and ((a.grantee = 0 and d.datallowconn)
        or (r.rolname = any ($1::text[])
            and (a.privilege_type <> 'CONNECT' or a.is_grantable
                 or (r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid') and d.datname <> $4))))
@@ -116,7 +119,10 @@ where a.grantee <> n.nspowner
 select format('schema %I', n.nspname) as subject,
        format('is open to several logins: %s', string_agg(r.rolname, ', ' order by r.rolname))
            as problem,
-       'revoke usage on the schema from the logins that do not belong there' as mend
+       -- The login of an own schema has its name.
+       format('revoke usage on schema %I from %s', n.nspname, coalesce(
+           string_agg(quote_ident(r.rolname), ', ') filter (where r.rolname <> n.nspname),
+           string_agg(quote_ident(r.rolname), ', '))) as mend
 from pg_namespace n
 cross join lateral aclexplode(n.nspacl) a
 join pg_roles r on r.oid = a.grantee

@@ -1,0 +1,35 @@
+"""The audit of shapes: is every table of tenants kept apart by its own columns and keys?
+
+Scoping makes tables right (`scope_plan`); this finds what somebody has changed since. Each database
+has a reference of the tables as they should be, and what differs from it is found as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.engine.findings import Finding
+from tenancy.data_isolation.engine.roles import findings_of
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("audit_shape.sql")
+#: Foreign keys before the keys that they depend on: the mends are run in this order.
+_RULES = ("tenant_columns", "foreign_keys", "keys", "rules", "inheritance", "own_triggers")
+
+
+async def audit_shape(connection: asyncpg.Connection, *, server: ServerName) -> list[Finding]:
+    """What is not scoped in the database that `connection`, the admin's, is in."""
+    findings: list[Finding] = []
+    for name in _RULES:
+        findings += await findings_of(connection, _SQL, name, server=server)
+    return findings
+
+
+async def compare_with_reference(
+    connection: asyncpg.Connection, schemas: Sequence[str], *, server: ServerName
+) -> list[Finding]:
+    """In what `schemas`, which are at the newest version, differ from the reference beside them."""
+    return await findings_of(connection, _SQL, "unlike_reference", list(schemas), server=server)
