@@ -65,6 +65,8 @@ class ServerLook:
     server: ServerName
     findings: tuple[Finding, ...]
     fingerprint: Fingerprint
+    #: Databases whose tables could not be held against a reference, because theirs is behind.
+    not_compared: int
 
 
 class Inspection:
@@ -132,7 +134,7 @@ class Inspection:
         findings = await self.audit_server(config)
         databases = await self._databases(server)
         record = await self._recorded(server, control)
-        insides = await self._enter(server, databases, control, record.current, progress)
+        insides = await self._enter(server, databases, control, record, progress)
         progress(f"{server}: passwords and leftovers")
         async with self._admin.session(server, shared) as connection:
             logins = await runtime_roles(connection, databases)
@@ -158,6 +160,7 @@ class Inspection:
         return ServerLook(
             server=server,
             findings=tuple(findings),
+            not_compared=sum(not inside.compared for inside in insides.values()),
             fingerprint=Fingerprint(
                 traits=traits,
                 versions=record.versions,
@@ -171,7 +174,7 @@ class Inspection:
         server: ServerName,
         databases: Sequence[DatabaseName],
         control: bool,
-        current: Mapping[str, Sequence[str]],
+        record: _Recorded,
         progress: Callable[[str], None],
     ) -> dict[DatabaseName, _Inside]:
         turns = asyncio.Semaphore(_DATABASES_AT_ONCE)
@@ -182,7 +185,11 @@ class Inspection:
             catalog = control and name == shared_database(self._settings)
             async with turns:
                 inside = await self._inside(
-                    server, name, catalog=catalog, schemas=current.get(name, ())
+                    server,
+                    name,
+                    catalog=catalog,
+                    schemas=record.current.get(name, ()),
+                    version=record.newest,
                 )
             done += 1
             progress(f"{server}: {done} of {len(databases)} databases")
@@ -203,8 +210,9 @@ class Inspection:
         *,
         catalog: bool,
         schemas: Sequence[str] | None = None,
+        version: int = 0,
     ) -> _Inside:
-        """One database. `schemas`, given for a whole look, are at the newest version."""
+        """One database. `schemas`, given for a whole look, are at the newest version, `version`."""
         async with self._admin.session(server, database) as connection:
             findings = [
                 *await audit_database(connection, server=server),
@@ -219,10 +227,20 @@ class Inspection:
             ]
             if schemas is None:
                 return _Inside(findings=findings)
-            findings += await compare_with_reference(connection, schemas, server=server)
+            unlike = None
+            if schemas:
+                unlike = await compare_with_reference(
+                    connection, schemas, version=version, server=server
+                )
+                findings += unlike or []
             rows = await _rows(connection, _PRINT_SQL, "database_traits")
             fences = await _rows(connection, _LEFT_SQL, "fences")
-        return _Inside(findings=findings, fences=fences, traits=_traits(rows, database))
+        return _Inside(
+            findings=findings,
+            fences=fences,
+            traits=_traits(rows, database),
+            compared=not schemas or unlike is not None,
+        )
 
     async def _databases(self, server: ServerName) -> list[DatabaseName]:
         """The databases of ours on a server: the shared one, the template, and tenants' own."""
@@ -249,6 +267,7 @@ class Inspection:
             placements=placements,
             unplaced=unplaced,
             current=current,
+            newest=max((row["newest"] for row in namespaces), default=0),
             versions={f"{row['database']}/{row['schema']}": row["version"] for row in namespaces},
             names=frozenset(
                 name
@@ -293,6 +312,7 @@ class _Recorded:
     unplaced: Sequence[Row]
     #: Database → its schemas that are at the newest version.
     current: Mapping[str, Sequence[str]]
+    newest: int
     versions: Mapping[str, int]
     names: frozenset[str]
 
@@ -304,6 +324,8 @@ class _Inside:
     findings: Sequence[Finding]
     fences: Sequence[Row] = ()
     traits: Mapping[str, Trait] = field(default_factory=dict)
+    #: Whether its tables were held against a reference.
+    compared: bool = True
 
 
 async def _rows(

@@ -6,6 +6,7 @@ be; the SQL that mends it is ALTER SYSTEM, which some servers need to be restart
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 import re
@@ -168,7 +169,8 @@ def access_findings(server: str, row: Mapping[str, Any]) -> Iterator[Finding]:
         return
     beyond = row["type"] != "local" and not _is_local(row["address"], row["netmask"])
     told = f"{', '.join(users)} into {', '.join(row['databases'])}"
-    scram = f"s/\\b{method}\\b([^#]*)$/scram-sha-256/"
+    # The last such word before a comment, and the options behind it, which are that method's own.
+    scram = f"s/^([^#]*)\\b{method}\\b[^#]*/\\1scram-sha-256 /"
     match method:
         case "trust":
             severity = _UNSAFE if beyond else _WARNING
@@ -178,8 +180,9 @@ def access_findings(server: str, row: Mapping[str, Any]) -> Iterator[Finding]:
         case "md5" | "password":
             yield finding(_WARNING, f"lets {told} with a password that is easy to take", scram)
     if beyond and row["type"] in ("host", "hostnossl") and method != "reject":
-        problem = f"lets {told} from {row['address']} without TLS"
-        yield finding(_WARNING, problem, "s/^( *)host(nossl)?\\b/\\1hostssl/")
+        # Without TLS a line for it is not understood, and then no line of the file counts.
+        change = "s/^( *)host(nossl)?\\b/\\1hostssl/" if row["ssl"] == "on" else "s/^/#/"
+        yield finding(_WARNING, f"lets {told} from {row['address']} without TLS", change)
 
 
 def session_findings(
@@ -235,10 +238,26 @@ def _of_setting(
 
 def _preloads(config: ServerConfig, found: Mapping[str, Any]) -> Iterator[Finding]:
     for name in _PRELOADS:
+        if name not in found:
+            continue  # For superusers alone to see.
         listed = {part.strip().strip('"') for part in found[name]["setting"].split(",")} - {""}
         if listed - _KNOWN_LIBRARIES:
-            problem = "runs its code in every session"
-            yield _of_setting(config, found[name], _WARNING, problem, "")
+            yield _preload(config, found[name])
+
+
+def _preload(config: ServerConfig, row: Mapping[str, Any]) -> Finding:
+    problem = "runs its code in every session"
+    finding = _of_setting(config, row, _WARNING, problem, "")
+    if not finding.statements:
+        return finding
+    file = str(row["sourcefile"] or "")
+    # ALTER SYSTEM SET to an empty list would write a library with an empty name, which no session
+    # could load; and what another file says stays when its own entry goes.
+    advice = finding.advice
+    if not file.endswith("postgresql.auto.conf"):
+        advice = f"take it out of {file or 'the configuration file'}, line {row['sourceline']}"
+    statements = (f"alter system reset {row['name']}", _RELOAD)
+    return dataclasses.replace(finding, statements=statements, advice=advice)
 
 
 def _listening(config: ServerConfig, found: Mapping[str, Any]) -> Iterator[Finding]:

@@ -29,7 +29,15 @@ async def audit_shape(connection: asyncpg.Connection, *, server: ServerName) -> 
 
 
 async def compare_with_reference(
-    connection: asyncpg.Connection, schemas: Sequence[str], *, server: ServerName
-) -> list[Finding]:
-    """In what `schemas`, which are at the newest version, differ from the reference beside them."""
+    connection: asyncpg.Connection, schemas: Sequence[str], *, version: int, server: ServerName
+) -> list[Finding] | None:
+    """In what `schemas`, which are at `version`, differ from the reference beside them.
+
+    None when that is at another version: migrations do not reach the references in the databases of
+    single tenants.
+    """
+    if not await connection.fetchval(_SQL.statement("has_reference")):
+        return None
+    if await connection.fetchval(_SQL.statement("reference_version")) != version:
+        return None
     return await findings_of(connection, _SQL, "unlike_reference", list(schemas), server=server)

@@ -162,7 +162,7 @@ select format('table %I.%I', n.nspname, c.relname) as subject,
        'has no tenant policy' as problem,
        case when exists (select from pg_attribute t
                          where t.attrelid = c.oid and t.attname = 'tenant_id')
-            then format('create policy tenant on %I.%I '
+            then format('create policy tenancy_isolation on %I.%I '
                         'using (tenant_id = (select tenancy.tenant())) '
                         'with check (tenant_id = (select tenancy.tenant()))',
                         n.nspname, c.relname)

@@ -33,9 +33,9 @@ where a.grantee <> t.spcowner
 select case when s.setconfig::text ~
             '(row_security|session_replication_role|search_path|role|session_authorization|preload_libraries|tenancy\.[a-z_]+|standard_conforming_strings)='
             then 'unsafe' else 'warning' end as severity,
-       coalesce(format('database %I', d.datname), 'all databases') as subject,
+       coalesce('database ' || quote_ident(d.datname), 'all databases') as subject,
        format('has settings of its own: %s', array_to_string(s.setconfig, ', ')) as problem,
-       coalesce(format('alter database %I reset all', d.datname), 'alter role all reset all') as mend
+       coalesce('alter database ' || quote_ident(d.datname) || ' reset all', 'alter role all reset all') as mend
 from pg_db_role_setting s
 left join pg_database d on d.oid = s.setdatabase
 where s.setrole = 0 and (s.setdatabase = 0 or d.datname = any ($1::text[]));
@@ -93,14 +93,11 @@ where a.grantee <> p.proowner
 
 -- name: closed_functions
 -- What the start takes from PUBLIC (close_functions in binding.sql has the reasons and the same list of
--- what stays), and what nobody but the owner was ever given. A server whose admin is no superuser
--- cannot take it away: that is told as a warning.
-select case when (select rolsuper from pg_roles where rolname = current_user)
-            then 'unsafe' else 'warning' end as severity,
-       format('function %s', p.oid::regprocedure) as subject,
-       format('%s has EXECUTE', coalesce(r.rolname, 'PUBLIC')) as problem,
-       format('revoke execute on function %s from %s', p.oid::regprocedure,
-              coalesce(quote_ident(r.rolname), 'public')) as mend
+-- what stays), and what nobody but the owner was ever given. An admin that is no superuser cannot take it
+-- away from PUBLIC: that is told as one warning.
+with given as (
+select p.oid::regprocedure::text as name, r.rolname,
+       (select rolsuper from pg_roles where rolname = current_user) as super
 from pg_proc p
 cross join lateral aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
 left join pg_roles r on r.oid = a.grantee
@@ -121,7 +118,20 @@ where p.pronamespace = 'pg_catalog'::regnamespace
                     'nextval', 'currval', 'lastval', 'setval', 'pg_xact_status', 'txid_status',
                     'pg_partition_tree', 'pg_partition_ancestors']))
                 or p.proname like 'pg\_stat\_get\_%'
-                or p.proname ~ '^(query|cursor|table|schema|database)_to_xml')));
+                or p.proname ~ '^(query|cursor|table|schema|database)_to_xml')))
+)
+select 'unsafe' as severity, format('function %s', name) as subject,
+       format('%s has EXECUTE', coalesce(rolname, 'PUBLIC')) as problem,
+       format('revoke execute on function %s from %s', name, coalesce(quote_ident(rolname), 'public')) as mend,
+       null as advice, false as by_hand
+from given where super or rolname is not null
+union all
+select 'warning', format('%s functions of PostgreSQL', count(*)),
+       format('are open to PUBLIC, and the admin may not change that (%s, ...)',
+              (array_agg(name order by name ~ 'advisory|terminate|notify|query_to_xml' desc, name))[1]),
+       null, 'start once with the DSN of a superuser, who can', true
+from given where not super and rolname is null
+having count(*) > 0;
 
 -- name: language_rights
 -- A trusted language lets its user make functions and run DO.
@@ -142,7 +152,7 @@ where l.lanpltrusted
 -- What somebody makes from now on would be given away at once. Of types, PUBLIC has USAGE anyhow.
 with default_ as (
     select d.*, format('alter default privileges for role %I%s', pg_get_userbyid(d.defaclrole),
-                       coalesce(format(' in schema %I', n.nspname), '')) as head,
+                       coalesce(' in schema ' || quote_ident(n.nspname), '')) as head,
            case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions'
                 when 'T' then 'types' when 'n' then 'schemas' else 'large objects' end as kind
     from pg_default_acl d
@@ -206,8 +216,8 @@ from pg_user_mappings u
 union all
 select case when open_to.grantee is null then 'warning' else 'unsafe' end,
        format('foreign server %I', s.srvname),
-       coalesce(format('is open to %s', open_to.grantee), 'is in a database of the runtime'),
-       coalesce(format('revoke usage on foreign server %I from %s', s.srvname, open_to.grantee),
+       coalesce('is open to ' || open_to.grantee, 'is in a database of the runtime'),
+       coalesce(format('revoke usage on foreign server %I from ', s.srvname) || open_to.grantee,
                 format('drop server %I cascade', s.srvname))
 from pg_foreign_server s
 left join lateral (

@@ -140,6 +140,12 @@ where t.tgisinternal and t.tgenabled not in ('O', 'A') and t.tgconstraint <> 0
   and (n.nspname in ('app', 'catalog') or n.nspname ~ '^t_[0-9a-f]{20}$')
 group by n.nspname, c.relname;
 
+-- name: has_reference
+select to_regclass('tenancy_reference.tenancy_schema_version') is not null;
+
+-- name: reference_version
+select coalesce(max(number), 0) from tenancy_reference.tenancy_schema_version;
+
 -- name: unlike_reference
 -- In what the schemas $1, which are at the newest version, differ from the reference of this database, as
 -- far as it can be told without writing definitions out; of what differs the reference's definition is
@@ -188,6 +194,9 @@ trait as (
     join pg_trigger as trigger on tgrelid = class.oid
     join pg_proc as function on function.oid = tgfoid
     where not tgisinternal
+    union all
+    select class.*, 'policy', polname::text, concat_ws(' ', polcmd, polpermissive), policy.oid
+    from class join pg_policy as policy on polrelid = class.oid
 ),
 target as (select unnest($1::text[]) as schema),
 due as (
@@ -207,11 +216,13 @@ difference as (
           and class.name = coalesce(due.name, own.name)))
       and (kind = 'relation' or own.value is null or exists (
           select from class where is_reference and class.name = own.name))
+    -- The rules of policies, and that there is one, are checked by themselves (audit.sql).
+      and not (kind = 'policy' and due.value is not null)
     order by 1, 2, 3, 4
     limit 1000
 )
 select case when kind = 'trigger' and due is null then 'unsafe'
-            when kind in ('trigger', 'relation', 'column', 'constraint') then 'broken'
+            when kind in ('trigger', 'relation', 'column', 'constraint', 'policy') then 'broken'
             else 'warning' end as severity,
        case kind when 'relation'
             then format('%s %I.%I', case relkind when 'v' then 'view' when 'S' then 'sequence' else 'table' end,
@@ -238,6 +249,7 @@ select case when kind = 'trigger' and due is null then 'unsafe'
 ', part, schema, name) end || replace(pg_get_triggerdef(object), 'tenancy_reference.', quote_ident(schema) || '.')
                || case when (select tgenabled from pg_trigger where oid = object) = 'D' then format(';
 alter table %I.%I disable trigger %I', schema, name, part) else '' end
+           when kind = 'policy' then format('drop policy %I on %I.%I', part, schema, name)
            when kind = 'column' and due is null
                then format('alter table %I.%I drop column %I', schema, name, part)
            when kind = 'relation' and due is null and relkind in ('r', 'p')

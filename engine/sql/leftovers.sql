@@ -19,10 +19,11 @@ order by t.tenant_no;
 
 -- name: namespaces
 -- In the catalog's database: the namespaces of server $1, and which are at the newest version.
-select database, schema, version,
-       kind in ('shared', 'own', 'template') and state = 'current'
-       and version = (select coalesce(max(number), 0) from catalog.migration) as current
-from catalog.namespace where server = $1 order by 1, 2;
+select database, schema, version, newest,
+       kind in ('shared', 'own', 'template') and state = 'current' and version = newest as current
+from catalog.namespace
+cross join (select coalesce(max(number), 0) as newest from catalog.migration) m
+where server = $1 order by 1, 2;
 
 -- name: logins
 -- $1 = our databases. Tenants' logins, whether they may log in, and whether they have rights there.
