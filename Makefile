@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants bench-doctor demo up down clean
 
 install: $(STAMP)
 
@@ -72,6 +72,10 @@ bench: $(STAMP)
 # A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
 bench-tenants: $(STAMP)
 	$(BIN)/python loadtests/many_tenants.py
+
+# What a look at a thousand schemas and the audit of a start take: some minutes, to make the schemas.
+bench-doctor: $(STAMP)
+	$(BIN)/python loadtests/doctor.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

@@ -343,7 +343,10 @@ async def _try(connection: asyncpg.Connection, name: str) -> None:
 
 def _told(findings: Sequence[Finding]) -> str:
     lines = "\n".join(f"- {finding}" for finding in findings)
-    return f"a tenant could cross its boundary, so nothing was started:\n{lines}"
+    return (
+        f"a tenant could cross its boundary, so nothing was started:\n{lines}\n"
+        "`tenancy doctor` shows this again, and `tenancy doctor --mend` mends what SQL can"
+    )
 
 
 def _translate(config: ServerConfig, error: Exception) -> TenancyError:

@@ -52,4 +52,6 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"database {self.database}" if self.database else f"server {self.server}"
-        return f"{self.subject} {self.problem} ({where}); mend: {self.mend or self.advice};"
+        # A whole function is no part of a message.
+        mend = self.mend if "\n" not in self.mend else "tenancy doctor --mend"
+        return f"{self.subject} {self.problem} ({where}); mend: {mend or self.advice};"

@@ -80,17 +80,20 @@ async def audit_server(
     roles = await runtime_roles(connection, databases)
     findings: list[Finding] = []
     for name in _OF_A_SERVER:
-        findings += await findings_of(connection, _SQL, name, roles, OWNER_ROLE, server=server)
-    findings += await findings_of(
-        connection, _SQL, "database_rights", roles, OWNER_ROLE, databases, shared, server=server
-    )
+        findings += await findings_of(
+            connection, _SQL, name, roles, OWNER_ROLE, server=server, whole=True
+        )
+    rights = ("database_rights", roles, OWNER_ROLE, databases, shared)
+    findings += await findings_of(connection, _SQL, *rights, server=server, whole=True)
     for name, *values in (
         ("parameter_rights",),
         ("database_settings", databases),
         ("login_limits", roles),
         ("idle_slots",),
     ):
-        findings += await findings_of(connection, _RIGHTS_SQL, name, *values, server=server)
+        findings += await findings_of(
+            connection, _RIGHTS_SQL, name, *values, server=server, whole=True
+        )
     return findings
 
 
@@ -128,10 +131,15 @@ async def findings_of(
     name: str,
     *values: object,
     server: ServerName = _ONE,
+    whole: bool = False,
 ) -> list[Finding]:
-    """What a query of findings says: subject, problem, mend, and what else it has columns for."""
+    """What a query of findings says: subject, problem, mend, and what else it has columns for.
+
+    `whole`: it is about the server as a whole, whatever database the connection is in.
+    """
     rows = await connection.fetch(file.statement(name), *values)
-    here = str(await connection.fetchval("select current_database()")) if rows else ""
+    inside = bool(rows) and not whole
+    here = str(await connection.fetchval("select current_database()")) if inside else ""
     return [
         Finding(
             check=name,

@@ -101,7 +101,7 @@ class _Report:
         self._told[kind] += 1
         if self._silent or (check.finding is not None and self._told[kind] > _LISTED_MAX):
             return
-        say(f"{check.result:<4}  {check.name:<{_NAME_WIDTH}}  {check.detail}")
+        say(f"{check.result:<4}  {check.name:<{_NAME_WIDTH}}  {' '.join(check.detail.split())}")
         if check.remedy is not None:
             say(f"{'':<{_NAME_WIDTH + 6}}  -> {_shortened(check.remedy)}")
 

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +16,6 @@ from tenancy.data_isolation.engine.process_identity import ProcessIdentity, proc
 from tenancy.data_isolation.serve.check import Check, failed, fine, warned
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory, RuntimeState
 
-_LISTED = 5
 #: Directories under the home in which everything is for the owner alone.
 _PRIVATE = ("secrets", "run", "doctor", "log")
 _KEYS = ("admin.key", "master.key")
@@ -59,29 +58,26 @@ def check_secrets(home: Path) -> Iterator[Check]:
 
 def check_sockets(directory: RuntimeDirectory, state: RuntimeState) -> Iterator[Check]:
     """Whether processes of the runtime listen where other machines can reach them."""
-    beyond: dict[str, set[str]] = {}
-    count = 0
-    for process in _processes(directory):
-        with contextlib.suppress(psutil.Error):
-            for item in process.net_connections("inet"):
-                if item.status != psutil.CONN_LISTEN:
-                    continue
-                count += 1
-                if not is_loopback(item.laddr.ip):
-                    place = f"{item.laddr.ip} port {item.laddr.port}"
-                    beyond.setdefault(place, set()).add(process.name())
-    endpoint = urlsplit(state.url or "").port
-    for place, names in sorted(beyond.items())[:_LISTED]:
-        told = f"{', '.join(sorted(names))} listens on {place}, beyond this machine"
-        if place.endswith(f" port {endpoint}"):
-            advice = (
-                "let a proxy that speaks TLS stand in front, and set TENANCY_HTTP_HOST=127.0.0.1"
-            )
-        else:
-            advice = "close the port with a firewall"
+    yield from listening_checks(_listening(directory), urlsplit(state.url or "").port)
+
+
+def listening_checks(
+    listening: Iterable[tuple[str, str, int]], endpoint: int | None
+) -> Iterator[Check]:
+    """What to say of sockets: (process, address, port). `endpoint` is the port of HTTP."""
+    sockets = sorted(set(listening))
+    beyond: dict[tuple[str, int], set[str]] = {}
+    for name, address, port in sockets:
+        if not is_loopback(address):
+            beyond.setdefault((address, port), set()).add(name)
+    for (address, port), names in sorted(beyond.items()):
+        told = f"{', '.join(sorted(names))} listens on {address} port {port}, beyond this machine"
+        advice = "close the port with a firewall"
+        if port == endpoint:
+            advice = "set TENANCY_HTTP_HOST=127.0.0.1, and let a proxy with TLS stand in front"
         yield warned("sockets", told, advice)
     if not beyond:
-        yield fine("sockets", f"{count} of the runtime, all on this machine's own address")
+        yield fine("sockets", f"{len(sockets)} of the runtime, all on this machine's own address")
 
 
 def check_redis(url: str | None) -> Iterator[Check]:
@@ -107,6 +103,14 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _listening(directory: RuntimeDirectory) -> Iterator[tuple[str, str, int]]:
+    for process in _processes(directory):
+        with contextlib.suppress(psutil.Error):
+            for item in process.net_connections("inet"):
+                if item.status == psutil.CONN_LISTEN:
+                    yield process.name(), item.laddr.ip, item.laddr.port
 
 
 def _processes(directory: RuntimeDirectory) -> list[psutil.Process]:

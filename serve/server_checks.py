@@ -159,6 +159,7 @@ async def _engine_config(
     if not (settings.home / "postgres" / "data" / "PG_VERSION").exists():
         return None
     # A daemon that starts meanwhile would find its server ended under it.
+    directory.prepare()
     if not directory.lock.try_take():
         raise SetupError("another process is starting the runtime; look again in a minute")
     stack.callback(directory.lock.release)
@@ -356,7 +357,8 @@ def _agreed(options: DoctorOptions, todo: Sequence[Finding]) -> bool:
 
 
 def _accepted(changes: Sequence[Change], now: Fingerprint) -> str:
-    return f"{len(changes)} changes accepted; {len(now.traits)} objects noted to compare with"
+    told = f"{len(changes)} change{'' if len(changes) == 1 else 's'} accepted"
+    return f"{told}; {len(now.traits)} objects noted to compare with"
 
 
 def _spoilt(server: ServerName, error: SetupError) -> Finding:

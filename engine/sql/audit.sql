@@ -102,7 +102,7 @@ select format('schema %I', n.nspname) as subject,
               coalesce(quote_ident(r.rolname), 'public')) as mend
 from pg_namespace n
 cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
-left join pg_roles r on r.oid = a.grantee
+cross join lateral (select case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end as rolname) r
 where a.grantee <> n.nspowner
   and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
        or r.rolname ~ '^t_[0-9a-f]{20}$')
@@ -115,20 +115,22 @@ where a.grantee <> n.nspowner
            and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid'))));
 
 -- name: shared_own_schemas
--- An own schema is for one login.
-select format('schema %I', n.nspname) as subject,
-       format('is open to several logins: %s', string_agg(r.rolname, ', ' order by r.rolname))
-           as problem,
-       -- The login of an own schema has its name.
-       format('revoke usage on schema %I from %s', n.nspname, coalesce(
-           string_agg(quote_ident(r.rolname), ', ') filter (where r.rolname <> n.nspname),
-           string_agg(quote_ident(r.rolname), ', '))) as mend
-from pg_namespace n
-cross join lateral aclexplode(n.nspacl) a
-join pg_roles r on r.oid = a.grantee
-where n.nspname ~ '^t_[0-9a-f]{20}$' and a.privilege_type = 'USAGE'
-  and r.rolname ~ '^t_[0-9a-f]{20}$'
-group by n.nspname
+-- An own schema is for one login, which has its name.
+select format('schema %I', g.nspname) as subject,
+       format('is open to several logins: %s', string_agg(g.rolname, ', ' order by g.rolname)) as problem,
+       format('revoke usage on schema %I from %s', g.nspname, coalesce(
+           string_agg(quote_ident(g.rolname), ', ') filter (where g.rolname <> g.nspname),
+           string_agg(quote_ident(g.rolname), ', '))) as mend
+from (
+    select n.nspname, pg_get_userbyid(a.grantee) as rolname
+    from pg_namespace n
+    cross join lateral aclexplode(n.nspacl) a
+    where n.nspname ~ '^t_[0-9a-f]{20}$' and a.privilege_type = 'USAGE' and a.grantee <> 0
+    -- Kept apart: a join with all roles would be tried for every schema.
+    offset 0
+) g
+where g.rolname ~ '^t_[0-9a-f]{20}$'
+group by g.nspname
 having count(*) > 1;
 
 -- name: relation_owners
@@ -181,15 +183,17 @@ select format('table %I.%I', n.nspname, c.relname),
 from pg_policy p
 join pg_class c on c.oid = p.polrelid
 join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (
+    select pg_get_expr(p.polqual, p.polrelid) as visible, pg_get_expr(p.polwithcheck, p.polrelid) as allowed
+    offset 0
+) e
 where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
   and p.polpermissive
   -- What only the owner may see is the runtime's own bookkeeping.
   and p.polroles <> array[c.relowner]
   and (p.polcmd <> '*' or p.polroles <> '{0}'
-       or pg_get_expr(p.polqual, p.polrelid)
-          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))'
-       or coalesce(pg_get_expr(p.polwithcheck, p.polrelid), pg_get_expr(p.polqual, p.polrelid))
-          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))');
+       or e.visible is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))'
+       or coalesce(e.allowed, e.visible) is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))');
 
 -- name: table_rights
 -- SELECT, INSERT, UPDATE, DELETE, to logins. TRUNCATE knows no row security, TRIGGER runs code in
@@ -199,15 +203,16 @@ select format('table %I.%I', n.nspname, c.relname) as subject,
               case when a.is_grantable then ' with grant option' else '' end) as problem,
        format('revoke %s on %I.%I from %s', a.privilege_type, n.nspname, c.relname,
               coalesce(quote_ident(r.rolname), 'public')) as mend
-from pg_class c
-join pg_namespace n on n.oid = c.relnamespace
-cross join lateral (
-    select grantee, privilege_type, is_grantable from aclexplode(c.relacl)
+from (
+    select g.oid, x.grantee, x.privilege_type, x.is_grantable
+    from pg_class g cross join lateral aclexplode(g.relacl) x
     union all
-    select x.grantee, x.privilege_type, x.is_grantable
-    from pg_attribute t cross join lateral aclexplode(t.attacl) x where t.attrelid = c.oid
+    select t.attrelid, x.grantee, x.privilege_type, x.is_grantable
+    from pg_attribute t cross join lateral aclexplode(t.attacl) x where t.attacl is not null
 ) a
-left join pg_roles r on r.oid = a.grantee
+join pg_class c on c.oid = a.oid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end as rolname) r
 where c.relkind in ('r', 'p', 'v', 'm', 'f')
   and a.grantee <> c.relowner
   and (((n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
@@ -237,9 +242,8 @@ from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
   and (c.relkind in ('m', 'f')
-       or (c.relkind = 'v' and not exists (
-            select from pg_options_to_table(c.reloptions) o
-            where o.option_name = 'security_invoker' and o.option_value::boolean)));
+       or (c.relkind = 'v' and not lower(coalesce(c.reloptions, '{}')::text)::text[] && array[
+            'security_invoker=true', 'security_invoker=on', 'security_invoker=yes', 'security_invoker=1']));
 
 -- name: definer_functions
 -- A function that runs with its owner's rights is a way around row security; one is ours.

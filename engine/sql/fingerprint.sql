@@ -28,7 +28,7 @@ select 'database', datname::text, '', concat_ws(' ',
      where acl::text !~ '^t_[0-9a-f]{20}='))
 from pg_database where datname = any ($1::text[])
 union all
-select 'settings', concat_ws(' ', coalesce(d.datname, 'all databases'), r.rolname), '', s.setconfig::text
+select 'settings', concat_ws(' ', 'of ' || r.rolname, 'in', coalesce(d.datname, 'all databases')), '', s.setconfig::text
 from pg_db_role_setting s
 left join pg_database d on d.oid = s.setdatabase
 left join pg_roles r on r.oid = s.setrole

@@ -1,4 +1,4 @@
-"""Each thing that can be wrong is broken for real, found, and mended by the remedy as it is told."""
+"""Each thing that can be wrong is broken for real, found, and mended by its remedy as told."""
 
 from __future__ import annotations
 
@@ -381,7 +381,8 @@ async def test_faults_of_policies_and_of_the_runtimes_own_functions(stage: Stage
                 "function tenancy.run belongs to test_admin",
             ),
             Break(
-                "create function tenancy.tenant(int) returns bigint language sql as 'select 1::bigint'",
+                "create function tenancy.tenant(int) returns bigint language sql "
+                "as 'select 1::bigint'",
                 "functions",
                 "function tenancy.tenant(integer) is not one of the runtime's",
             ),
