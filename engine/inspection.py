@@ -46,7 +46,11 @@ from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
 from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
-from tenancy.data_isolation.engine.shape_audit import audit_shape, compare_with_reference
+from tenancy.data_isolation.engine.shape_audit import (
+    audit_defaults,
+    audit_shape,
+    compare_with_reference,
+)
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _ROLES_SQL = SqlFile("roles.sql")
@@ -227,6 +231,7 @@ class Inspection:
             ]
             if schemas is None:
                 return _Inside(findings=findings)
+            findings += await audit_defaults(connection, server=server)
             unlike = None
             if schemas:
                 unlike = await compare_with_reference(

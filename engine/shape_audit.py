@@ -28,6 +28,11 @@ async def audit_shape(connection: asyncpg.Connection, *, server: ServerName) -> 
     return findings
 
 
+async def audit_defaults(connection: asyncpg.Connection, *, server: ServerName) -> list[Finding]:
+    """Tables that do not fill in the tenant. No danger, and dear to find: not for every start."""
+    return await findings_of(connection, _SQL, "tenant_defaults", server=server)
+
+
 async def compare_with_reference(
     connection: asyncpg.Connection, schemas: Sequence[str], *, version: int, server: ServerName
 ) -> list[Finding] | None:

@@ -85,7 +85,16 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     ),
     (
         "tables",
-        frozenset({"tenant_columns", "foreign_keys", "keys", "inheritance", "unlike_reference"}),
+        frozenset(
+            {
+                "tenant_columns",
+                "tenant_defaults",
+                "foreign_keys",
+                "keys",
+                "inheritance",
+                "unlike_reference",
+            }
+        ),
         "all are scoped, and like their reference",
     ),
     (

@@ -4,12 +4,10 @@
 
 -- name: tenant_columns
 with table_ as (
-    select c.oid, n.nspname, c.relname, c.relowner, c.relacl, t.attnum, t.atttypid, t.attnotnull,
-           pg_get_expr(d.adbin, d.adrelid) as default_
+    select c.oid, n.nspname, c.relname, c.relowner, c.relacl, t.attnum, t.atttypid, t.attnotnull
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     left join pg_attribute t on t.attrelid = c.oid and t.attname = 'tenant_id' and not t.attisdropped
-    left join pg_attrdef d on d.adrelid = c.oid and d.adnum = t.attnum
     where c.relkind in ('r', 'p') and (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
       and c.relname <> 'tenancy_schema_version'
 )
@@ -27,13 +25,20 @@ where (attnum is null or atttypid <> 'bigint'::regtype)
 union all
 select 'unsafe', format('table %I.%I', nspname, relname), 'has a tenant_id that may be null',
        format('alter table %I.%I alter column tenant_id set not null', nspname, relname)
-from table_ where atttypid = 'bigint'::regtype and not attnotnull
-union all
-select 'warning', format('table %I.%I', nspname, relname),
-       'does not fill tenant_id from the binding',
-       format('alter table %I.%I alter column tenant_id set default tenancy.bound_tenant()', nspname, relname)
-from table_
-where atttypid = 'bigint'::regtype and default_ is distinct from 'tenancy.bound_tenant()';
+from table_ where atttypid = 'bigint'::regtype and not attnotnull;
+
+-- name: tenant_defaults
+select 'warning' as severity, format('table %I.%I', n.nspname, c.relname) as subject,
+       'does not fill tenant_id from the binding' as problem,
+       format('alter table %I.%I alter column tenant_id set default tenancy.bound_tenant()',
+              n.nspname, c.relname) as mend
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute t on t.attrelid = c.oid and t.attname = 'tenant_id' and not t.attisdropped
+left join pg_attrdef d on d.adrelid = c.oid and d.adnum = t.attnum
+where c.relkind in ('r', 'p') and (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and t.atttypid = 'bigint'::regtype
+  and pg_get_expr(d.adbin, d.adrelid) is distinct from 'tenancy.bound_tenant()';
 
 -- name: foreign_keys
 -- One that does not lead with the tenant tells of rows of others, and removes them with ON DELETE CASCADE.
@@ -82,8 +87,8 @@ join pg_am m on m.oid = x.relam
 join pg_class c on c.oid = i.indrelid
 join pg_namespace n on n.oid = c.relnamespace
 join pg_attribute t on t.attrelid = c.oid and t.attname = 'tenant_id' and not t.attisdropped
-where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
-  and (i.indisunique or m.amname = 'btree') and i.indkey[0] <> t.attnum
+where i.indkey[0] <> t.attnum and (i.indisunique or m.amname = 'btree')
+  and (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
   and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'));
 
 -- name: rules

@@ -34,7 +34,6 @@ create view authors as select id, email from people;
 """
 #: The throw-away servers of the tests are set up to be fast and to keep nothing.
 _AS_IT_SHOULD_BE = ("fsync", "full_page_writes", "synchronous_commit")
-_POLL_S = 0.02
 _POLLS_MAX = 500
 
 
@@ -97,7 +96,7 @@ class Stage:
                     return
             finally:
                 await connection.close()
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(0.02)
         pytest.fail(f"{name} does not become {value}")
 
 
