@@ -27,6 +27,7 @@ from tenancy.data_isolation.engine.installed_functions import (
     InstalledFunction,
     function_findings,
     release_functions,
+    release_triggers,
 )
 from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
@@ -90,6 +91,7 @@ class Inspection:
         self._binding = tuple(release_functions(tuple(binding_steps)).values())
         self._catalog = tuple(release_functions(tuple(catalog_steps)).values())
         self._later = tuple(release_functions(_LATER).values())
+        self._triggers = release_triggers((*binding_steps, *catalog_steps))
 
     async def audit(self) -> list[Finding]:
         """Everything that could let a tenant cross its boundary, and what else is seen on the way.
@@ -220,7 +222,7 @@ class Inspection:
         async with self._admin.session(server, database) as connection:
             findings = [
                 *await audit_database(connection, server=server),
-                *await audit_shape(connection, server=server),
+                *await audit_shape(connection, triggers=self._triggers, server=server),
                 *await function_findings(
                     connection,
                     server=server,

@@ -31,10 +31,16 @@ _DEPARSED: Final[Mapping[str, str]] = {
     ),
 }
 _CREATE: Final = re.compile(
-    r"create (?:or replace )?function (?P<name>(?:tenancy|catalog)\.\w+)\((?P<arguments>[^)]*)\) "
-    r"returns (?P<result>[\w ]+)\n(?P<options>.*?)"
-    r"(?:as \$\$(?P<body>.*?)\$\$|(?P<atomic>begin atomic.*?\nend));",
+    r"create (?:or replace )?function (?P<name>(?:tenancy|catalog)\.\w+)\((?P<arguments>.*?)\)\s+"
+    r"returns\s(?P<options>.*?)"
+    r"(?:as \$(?P<tag>\w*)\$(?P<body>.*?)\$(?P=tag)\$(?P<more>[^;]*)"
+    r"|(?P<atomic>begin atomic.*?\nend));",
     re.DOTALL,
+)
+_DROP: Final = re.compile(r"drop function (?:if exists )?((?:tenancy|catalog)\.\w+)")
+_TRIGGER: Final = re.compile(
+    r"create (?:constraint )?trigger (?P<name>\w+)\s[^;]*?\son\s+"
+    r"(?P<table>(?:tenancy|catalog)\.\w+)[^;]*;"
 )
 _VOLATILITY: Final = {"immutable": "i", "stable": "s", "volatile": "v"}
 _PARALLEL: Final = {"safe": "s", "restricted": "r", "unsafe": "u"}
@@ -68,9 +74,23 @@ def release_functions(components: tuple[tuple[str, str], ...]) -> Mapping[str, I
     """The functions that statements make: (file, statement name), in the order they are run."""
     found: dict[str, InstalledFunction] = {}
     for file, name in components:
-        for function in _functions(SqlFile(file).statement(name)):
+        text = SqlFile(file).statement(name)
+        for gone in _DROP.findall(text):
+            found.pop(gone, None)
+        for function in _functions(text):
             found[function.name] = function
     return found
+
+
+@cache
+def release_triggers(components: tuple[tuple[str, str], ...]) -> Mapping[tuple[str, str], str]:
+    """The triggers that statements make: (table, trigger) → what makes it."""
+    texts = (SqlFile(file).statement(name) for file, name in components)
+    return {
+        (made["table"], made["name"]): made[0].rstrip(";")
+        for text in texts
+        for made in _TRIGGER.finditer(text)
+    }
 
 
 async def function_findings(
@@ -172,7 +192,7 @@ def _compared(function: InstalledFunction, row: asyncpg.Record) -> dict[str, boo
 
 def _functions(text: str) -> Iterator[InstalledFunction]:
     for found in _CREATE.finditer(text):
-        options = " ".join(found["options"].split())
+        options = " ".join(f"{found['options']} {found['more'] or ''}".split())
         words = options.split()
         yield InstalledFunction(
             name=found["name"],

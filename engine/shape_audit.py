@@ -6,7 +6,7 @@ has a reference of the tables as they should be, and what differs from it is fou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 
@@ -17,15 +17,25 @@ from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("audit_shape.sql")
 #: Foreign keys before the keys that they depend on: the mends are run in this order.
-_RULES = ("tenant_columns", "foreign_keys", "keys", "rules", "inheritance", "own_triggers")
+_RULES = ("tenant_columns", "foreign_keys", "keys", "rules", "inheritance")
 
 
-async def audit_shape(connection: asyncpg.Connection, *, server: ServerName) -> list[Finding]:
-    """What is not scoped in the database that `connection`, the admin's, is in."""
+async def audit_shape(
+    connection: asyncpg.Connection,
+    *,
+    triggers: Mapping[tuple[str, str], str],
+    server: ServerName,
+) -> list[Finding]:
+    """What is not scoped in the database that `connection`, the admin's, is in.
+
+    `triggers` are those on the runtime's own tables: (table, trigger) → what makes it.
+    """
     findings: list[Finding] = []
     for name in _RULES:
         findings += await findings_of(connection, _SQL, name, server=server)
-    return findings
+    tables, names = [table for table, _ in triggers], [name for _, name in triggers]
+    known = (tables, names, list(triggers.values()))
+    return [*findings, *await findings_of(connection, _SQL, "own_triggers", *known, server=server)]
 
 
 async def audit_defaults(connection: asyncpg.Connection, *, server: ServerName) -> list[Finding]:

@@ -27,7 +27,9 @@ from pg_roles, lateral (values
     (rolreplication, 'has REPLICATION', 'noreplication'),
     (rolcanlogin and rolname in ($2, 'tenancy_hybrid'), 'may log in', 'nologin')
 ) as attribute (held, problem, mend)
-where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid'));
+where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid')
+                -- A superuser needs no rights here.
+                or rolname ~ '^t_[0-9a-f]{20}$');
 
 -- name: memberships
 -- A login is a member of nothing and has no members, but that those of hybrid tenants belong to
@@ -38,7 +40,8 @@ select format('role %I', m.rolname) as subject,
 from pg_auth_members a
 join pg_roles m on m.oid = a.member
 join pg_roles g on g.oid = a.roleid
-where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
+where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid')
+       or m.rolname ~ '^t_[0-9a-f]{20}$')
       and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'
                and not a.admin_option
                -- A column of PostgreSQL 16.

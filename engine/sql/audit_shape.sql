@@ -117,7 +117,11 @@ where c.relkind in ('r', 'p', 'f')
 group by i.inhrelid, i.inhparent, c.relispartition;
 
 -- name: own_triggers
--- On the tables of the runtime's own there is one trigger, and foreign keys' own are never off.
+-- On the tables of the runtime's own are the triggers that it made ($1 = tables, $2 = triggers, $3 = what
+-- makes them), and foreign keys' own are never off.
+with known as (
+    select table_, name, text from unnest($1::text[], $2::text[], $3::text[]) as k (table_, name, text)
+)
 select 'unsafe' as severity, format('trigger %I of table %I.%I', t.tgname, n.nspname, c.relname) as subject,
        'is not one of the runtime''s' as problem,
        format('drop trigger %I on %I.%I', t.tgname, n.nspname, c.relname) as mend
@@ -125,16 +129,16 @@ from pg_trigger t
 join pg_class c on c.oid = t.tgrelid
 join pg_namespace n on n.oid = c.relnamespace
 where not t.tgisinternal and n.nspname in ('tenancy', 'catalog')
-  and not (n.nspname = 'catalog' and c.relname = 'placement' and t.tgname = 'epochs_only_rise')
+  and not exists (select from known k
+                  where (k.table_, k.name) = (n.nspname || '.' || c.relname, t.tgname::text))
 union all
-select 'unsafe', 'trigger epochs_only_rise of table catalog.placement', 'does not run',
-       case when t.oid is null then 'create trigger epochs_only_rise before update on catalog.placement '
-                                    'for each row execute function catalog.epochs_only_rise()'
-            else 'alter table catalog.placement enable trigger epochs_only_rise' end
-from pg_class c
-left join pg_trigger t on t.tgrelid = c.oid and t.tgname = 'epochs_only_rise'
-where c.relnamespace = to_regnamespace('catalog') and c.relname = 'placement'
-  and coalesce(t.tgenabled, 'D') not in ('O', 'A')
+select 'unsafe', format('trigger %I of table %s', k.name, k.table_), 'does not run',
+       case when t.oid is null then k.text
+            else format('alter table %s enable trigger %I', k.table_, k.name) end
+from known k
+join pg_class c on c.oid = to_regclass(k.table_)
+left join pg_trigger t on t.tgrelid = c.oid and t.tgname = k.name
+where coalesce(t.tgenabled, 'D') not in ('O', 'A')
 union all
 select 'broken', format('table %I.%I', n.nspname, c.relname), 'does not enforce its foreign keys',
        format('alter table %I.%I enable trigger all', n.nspname, c.relname)
