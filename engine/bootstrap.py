@@ -247,6 +247,8 @@ async def check_installation(settings: Settings, admin: AdminConnections) -> Non
     For a process that connects to what another one has set up.
     """
     findings = unsafe(await inspection_of(settings, admin).audit())
+    for finding in findings:
+        _log.error("%s", finding)
     if any(finding.check == PATCH_LEVEL for finding in findings):
         raise UnsafeServerError(_told(findings))
     if findings:
