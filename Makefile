@@ -10,7 +10,7 @@ POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours bench-transport transport
+.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours bench-transport transport bench-doctor
 
 install: $(STAMP)
 
@@ -120,6 +120,10 @@ transport: $(STAMP)
 	$(BIN)/pytest tests/transport tests/integration/test_server_tls.py \
 		tests/acceptance/test_redis_tls.py tests/acceptance/test_https.py \
 		--postgres-bin $(POSTGRES_TLS)
+
+# What a look at a thousand schemas and the audit of a start take: some minutes, to make the schemas.
+bench-doctor: $(STAMP)
+	$(BIN)/python loadtests/doctor.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

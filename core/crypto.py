@@ -106,6 +106,11 @@ def _mark_signature(master: MasterKey, server: str, message: str) -> str:
     return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()[:_MARK_DIGITS]
 
 
+def record_key(master: MasterKey, purpose: str) -> bytes:
+    """The key (HMAC-SHA256) that seals a record which is kept in a file, for one purpose."""
+    return _derive(master, f"record/{purpose}")
+
+
 def hmac_pads(key: BindingKey) -> tuple[bytes, bytes]:
     """The inner and outer 64-byte blocks of HMAC-SHA256 (RFC 2104) for `key`.
 

@@ -40,6 +40,7 @@
     └── SetupError                   the runtime cannot start as things are                  500
         ├── SettingError
         ├── UnsafeRoleError
+        ├── UnsafeServerError
         └── EmbeddedServerError
 
 Rules: the class docstring is the default text and tells the user what to do; an error holds no
@@ -322,6 +323,12 @@ class UnsafeRoleError(SetupError):
     """A database role has rights that would let a tenant cross its boundary."""
 
     slug = "unsafe-role"
+
+
+class UnsafeServerError(SetupError):
+    """The PostgreSQL server has faults or settings by which a tenant could cross its boundary."""
+
+    slug = "unsafe-server"
 
 
 class EmbeddedServerError(SetupError):

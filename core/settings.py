@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,9 @@ class Settings:
     redis_port: int = 0
     #: Directory with the binaries (`postgres`, `initdb`) of the embedded PostgreSQL.
     postgres_bin: Path | None = None
+    #: Releases of PostgreSQL that are started on although a tenant can cross its boundary there
+    #: (known CVEs), as in "15.12" or "15.12,16.3". Each start warns.
+    vulnerable_postgres_allowed: str | None = None
     #: How long a server may take to start or stop.
     server_start_timeout_s: float = 60.0
     #: Free space without which no embedded server is started.
@@ -279,6 +283,17 @@ class Settings:
                 f"{_CREDENTIAL_CACHE_MS_MAX} is the most, so that revocations hold within a second"
             )
         _check_key(self.master_key)
+        for release in self.allowed_vulnerable_releases():
+            if not re.fullmatch(r"[0-9]{2}\.[0-9]{1,2}", release):
+                raise SettingError(
+                    f"TENANCY_VULNERABLE_POSTGRES_ALLOWED names {release!r}; name releases as in "
+                    "15.12, with commas between them"
+                )
+
+    def allowed_vulnerable_releases(self) -> frozenset[str]:
+        """The releases that `vulnerable_postgres_allowed` names."""
+        listed = self.vulnerable_postgres_allowed
+        return frozenset(part.strip() for part in listed.split(",")) if listed else frozenset()
 
     @property
     def tier_limits(self) -> TierTable:

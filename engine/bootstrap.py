@@ -7,11 +7,14 @@ Rules this module keeps:
 * One process at a time: an advisory lock per server, and one per database.
 * What is installed has a version, and newer versions follow as further steps of `_STEPS`. A step
   that was released is never changed.
-* At the end roles and rights are audited, and any finding stops the start (`UnsafeRoleError`).
+* A release of PostgreSQL on which a tenant could cross its boundary is not touched
+  (`UnsafeServerError`). At the end everything is audited, and what is unsafe stops the start
+  (`UnsafeRoleError`); the rest is logged.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +26,15 @@ from tenancy.data_isolation.core.errors import (
     SetupError,
     TenancyError,
     UnsafeRoleError,
+    UnsafeServerError,
 )
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import add_keys
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
+from tenancy.data_isolation.engine.findings import Finding
+from tenancy.data_isolation.engine.inspection import Inspection, server_findings, unsafe
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
     HYBRID_ROLE,
@@ -38,9 +44,11 @@ from tenancy.data_isolation.engine.layout import (
     template_database,
 )
 from tenancy.data_isolation.engine.login_roles import ensure_fixed_roles, may_act_as_owner
-from tenancy.data_isolation.engine.roles import RoleFinding, audit_database, audit_server
+from tenancy.data_isolation.engine.patch_level import CHECK as PATCH_LEVEL
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
 from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_log = logging.getLogger(__name__)
 
 _ROLES_SQL = SqlFile("roles.sql")
 _BINDING_SQL = SqlFile("binding.sql")
@@ -69,12 +77,14 @@ class BootstrapReport:
     """What was set up.
 
     `changes` is empty when everything was there already; `notes` are things that an operator
-    should know and that do not open a way between tenants.
+    should know and that do not open a way between tenants; `warnings` what the audit found that is
+    not unsafe.
     """
 
     servers: tuple[ServerFacts, ...]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[Finding, ...]
 
 
 class Bootstrap:
@@ -108,32 +118,20 @@ class Bootstrap:
                 raise _translate(config, error) from error
             facts.append(server_facts)
         findings = await self.audit()
-        if findings:
-            raise UnsafeRoleError(_told(findings))
+        if unsafe(findings):
+            raise UnsafeRoleError(_told(unsafe(findings)))
+        for finding in findings:
+            _log.warning("%s", finding)
         return BootstrapReport(
-            servers=tuple(facts), changes=tuple(self._changes), notes=tuple(self._notes)
+            servers=tuple(facts),
+            changes=tuple(self._changes),
+            notes=tuple(self._notes),
+            warnings=tuple(findings),
         )
 
-    async def audit(self, *, every_database: bool = False) -> list[RoleFinding]:
-        """What is wrong with roles and rights, without changing anything.
-
-        With `every_database` the databases of single tenants are entered as well, which takes a
-        connection each.
-        """
-        findings: list[RoleFinding] = []
-        databases = [shared_database(self._settings), template_database(self._settings)]
-        for config in self._admin.servers:
-            server = ServerName(config.name)
-            async with self._admin.session(server) as connection:
-                findings += await audit_server(connection, settings=self._settings)
-                ours = await connection.fetch(
-                    _ROLES_SQL.statement("databases_of_ours"), databases, OWNER_ROLE
-                )
-            names = [row["datname"] for row in ours] if every_database else databases
-            for name in names:
-                async with self._admin.session(server, DatabaseName(name)) as connection:
-                    findings += await audit_database(connection)
-        return findings
+    async def audit(self) -> list[Finding]:
+        """What is wrong with the installation, without changing anything."""
+        return await inspection_of(self._settings, self._admin).audit()
 
     async def _set_up(
         self, config: ServerConfig, control: bool, key_ids: list[int]
@@ -142,7 +140,9 @@ class Bootstrap:
         server = ServerName(config.name)
         async with self._admin.session(server) as connection:
             facts = await read_facts(connection, server)
-            self._notes += facts.notes
+            holes = unsafe(server_findings(connection, config, self._settings))
+            if holes:
+                raise UnsafeServerError(_told(holes))
             await self._lock(connection, server)
             await ensure_fixed_roles(
                 connection, master_key=self._master_key, server=server, control=control
@@ -245,6 +245,34 @@ class Bootstrap:
         self._changes.append(f"{server}: {facts.admin} is a member of {OWNER_ROLE}")
 
 
+async def check_installation(settings: Settings, admin: AdminConnections) -> None:
+    """Raise `UnsafeRoleError` or `UnsafeServerError` when a start would; change nothing.
+
+    For a process that connects to what another one has set up.
+    """
+    findings = unsafe(await inspection_of(settings, admin).audit())
+    for finding in findings:
+        _log.error("%s", finding)
+    if any(finding.check == PATCH_LEVEL for finding in findings):
+        raise UnsafeServerError(_told(findings))
+    if findings:
+        raise UnsafeRoleError(_told(findings))
+
+
+def inspection_of(settings: Settings, admin: AdminConnections) -> Inspection:
+    """What looks at an installation that this module has made."""
+    steps = {
+        component: [(file.filename, name) for _, file, name in of_component]
+        for component, of_component in _STEPS.items()
+    }
+    return Inspection(
+        settings=settings,
+        admin=admin,
+        binding_steps=steps["tenancy"],
+        catalog_steps=steps["catalog"],
+    )
+
+
 async def install_database(
     connection: asyncpg.Connection,
     *,
@@ -319,9 +347,12 @@ async def _try(connection: asyncpg.Connection, name: str) -> None:
         return
 
 
-def _told(findings: Sequence[RoleFinding]) -> str:
+def _told(findings: Sequence[Finding]) -> str:
     lines = "\n".join(f"- {finding}" for finding in findings)
-    return f"roles or rights would let a tenant cross its boundary; nothing was started:\n{lines}"
+    return (
+        f"a tenant could cross its boundary, so nothing was started:\n{lines}\n"
+        "`tenancy doctor` shows this again, and `tenancy doctor --mend` mends what SQL can"
+    )
 
 
 def _translate(config: ServerConfig, error: Exception) -> TenancyError:

@@ -34,14 +34,14 @@ from tenancy.data_isolation.core.types import (
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.batch import Batches
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
-from tenancy.data_isolation.engine.bootstrap import Bootstrap
+from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
-from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport
+from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport, translated
 from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.master_key import master_key
@@ -129,10 +129,12 @@ class Engine:
         return engine
 
     @classmethod
-    async def attach(cls, config: EngineConfig) -> Engine:
+    async def attach(cls, config: EngineConfig, *, checked: bool = True) -> Engine:
         """Connect to an installation that another process has set up.
 
-        Raises `SetupError` when the configuration names no server, or when nothing is set up there.
+        Raises `SetupError` when the configuration names no server, or when nothing is set up there,
+        and `UnsafeRoleError` or `UnsafeServerError` when a tenant could cross its boundary there,
+        unless `checked` is false: that is for who wants to look.
         """
         settings = config.resolved_settings()
         if not config.servers and settings.postgres_dsn is None:
@@ -141,6 +143,9 @@ class Engine:
             key = await master_key(settings)
             servers = await _servers(config, settings, stack)
             engine = await cls._connected(settings, servers, key, stack)
+            if checked:
+                with translated(changing=False):
+                    await check_installation(settings, engine.admin)
             if not await engine._is_prepared():
                 await engine.fleet.prepare()
             await engine.shapes.refresh()

@@ -1,18 +1,19 @@
 """The audit of roles and rights: would anything here let a tenant cross its boundary?
 
 It reads the system catalogs and changes nothing. A finding names the object, what is wrong with it
-and the SQL that mends it; the runtime does not start while there is one. The rules are the queries
-of `sql/audit.sql`.
+and the SQL that mends it; the runtime does not start while there is an unsafe one. The rules are
+the queries of `sql/audit.sql` and `sql/audit_rights.sql`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import asyncpg
 
+from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
     HYBRID_ROLE,
@@ -24,7 +25,10 @@ from tenancy.data_isolation.engine.layout import (
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("audit.sql")
+_RIGHTS_SQL = SqlFile("audit_rights.sql")
 _ROLES_SQL = SqlFile("roles.sql")
+#: The name of a server where there is but one.
+_ONE = ServerName("main")
 
 _OF_A_SERVER = ("attributes", "memberships", "ownership", "role_settings")
 _OF_A_DATABASE = (
@@ -37,25 +41,24 @@ _OF_A_DATABASE = (
     "exempt_relations",
     "definer_functions",
 )
+_RIGHTS_OF_A_DATABASE = (
+    "sequence_rights",
+    "function_rights",
+    "closed_functions",
+    "language_rights",
+    "default_rights",
+    "type_rights",
+    "stray_schemas",
+    "foreign_access",
+    "large_objects",
+    "extensions",
+    "event_triggers",
+    "replication",
+    "hidden_rights",
+)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoleFinding:
-    """Something that would let a tenant cross its boundary."""
-
-    #: The database it was found in.
-    database: str
-    #: The role, database, schema, table or function.
-    subject: str
-    problem: str
-    #: SQL that mends it.
-    mend: str
-
-    def __str__(self) -> str:
-        return f"{self.subject} {self.problem} (database {self.database}); mend: {self.mend};"
-
-
-async def audit_roles(connection: asyncpg.Connection, *, settings: Settings) -> list[RoleFinding]:
+async def audit_roles(connection: asyncpg.Connection, *, settings: Settings) -> list[Finding]:
     """Everything about the server's roles, and about the database that `connection` is in."""
     return [
         *await audit_server(connection, settings=settings),
@@ -63,7 +66,9 @@ async def audit_roles(connection: asyncpg.Connection, *, settings: Settings) -> 
     ]
 
 
-async def audit_server(connection: asyncpg.Connection, *, settings: Settings) -> list[RoleFinding]:
+async def audit_server(
+    connection: asyncpg.Connection, *, settings: Settings, server: ServerName = _ONE
+) -> list[Finding]:
     """The attributes, memberships, possessions and settings of all logins; rights on databases."""
     shared = shared_database(settings)
     ours = await connection.fetch(
@@ -72,34 +77,80 @@ async def audit_server(connection: asyncpg.Connection, *, settings: Settings) ->
         OWNER_ROLE,
     )
     databases = [row["datname"] for row in ours]
-    rows = await connection.fetch(
-        _SQL.statement("runtime_roles"), [ROWS_ROLE, CONTROL_ROLE, HYBRID_ROLE], databases
-    )
-    roles = [row["rolname"] for row in rows]
-    findings: list[RoleFinding] = []
+    roles = await runtime_roles(connection, databases)
+    findings: list[Finding] = []
     for name in _OF_A_SERVER:
-        findings += await _findings(connection, name, roles, OWNER_ROLE)
-    findings += await _findings(connection, "database_rights", roles, OWNER_ROLE, databases, shared)
+        findings += await findings_of(
+            connection, _SQL, name, roles, OWNER_ROLE, server=server, whole=True
+        )
+    rights = ("database_rights", roles, OWNER_ROLE, databases, shared)
+    findings += await findings_of(connection, _SQL, *rights, server=server, whole=True)
+    for name, *values in (
+        ("parameter_rights",),
+        ("database_settings", databases),
+        ("login_limits", roles),
+        ("idle_slots",),
+    ):
+        findings += await findings_of(
+            connection, _RIGHTS_SQL, name, *values, server=server, whole=True
+        )
     return findings
 
 
-async def audit_database(connection: asyncpg.Connection) -> list[RoleFinding]:
+async def audit_database(
+    connection: asyncpg.Connection, *, server: ServerName = _ONE
+) -> list[Finding]:
     """Schemas, tables, policies and functions of the database that `connection` is in.
 
     The connection's search path must hold nothing but `pg_catalog`, as the admin's does: rules are
     compared as PostgreSQL writes them, with qualified names.
     """
-    findings: list[RoleFinding] = []
+    findings: list[Finding] = []
     for name in _OF_A_DATABASE:
-        findings += await _findings(connection, name)
+        findings += await findings_of(connection, _SQL, name, server=server)
+    seen = {(finding.subject, finding.problem) for finding in findings}
+    for name in _RIGHTS_OF_A_DATABASE:
+        # A function can be wrong by two rules and needs one mend.
+        for finding in await findings_of(connection, _RIGHTS_SQL, name, server=server):
+            if (finding.subject, finding.problem) not in seen:
+                findings.append(finding)
     return findings
 
 
-async def _findings(
-    connection: asyncpg.Connection, name: str, *values: str | Sequence[str]
-) -> list[RoleFinding]:
-    rows = await connection.fetch(_SQL.statement(name), *values)
-    database = str(await connection.fetchval("select current_database()")) if rows else ""
+async def runtime_roles(connection: asyncpg.Connection, databases: Sequence[str]) -> list[str]:
+    """The fixed logins, and the tenants' logins that have rights in `databases`."""
+    rows = await connection.fetch(
+        _SQL.statement("runtime_roles"), [ROWS_ROLE, CONTROL_ROLE, HYBRID_ROLE], databases
+    )
+    return [row["rolname"] for row in rows]
+
+
+async def findings_of(
+    connection: asyncpg.Connection,
+    file: SqlFile,
+    name: str,
+    *values: object,
+    server: ServerName = _ONE,
+    whole: bool = False,
+) -> list[Finding]:
+    """What a query of findings says: subject, problem, mend, and what else it has columns for.
+
+    `whole`: it is about the server as a whole, whatever database the connection is in.
+    """
+    rows = await connection.fetch(file.statement(name), *values)
+    inside = bool(rows) and not whole
+    here = str(await connection.fetchval("select current_database()")) if inside else ""
     return [
-        RoleFinding(database=database, subject=row[0], problem=row[1], mend=row[2]) for row in rows
+        Finding(
+            check=name,
+            severity=Severity(row.get("severity", Severity.UNSAFE)),
+            server=server,
+            database=row.get("database", here),
+            subject=row["subject"],
+            problem=row["problem"],
+            statements=tuple(row["mend"].split(";\n")) if row["mend"] else (),
+            advice=row.get("advice") or "",
+            by_hand=row.get("by_hand", False),
+        )
+        for row in rows
     ]

@@ -46,6 +46,11 @@ class SqlFile:
         return text
 
     @property
+    def filename(self) -> str:
+        """The name of the file."""
+        return self._filename
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all statements, in the order of the file."""
         return tuple(self._statements)

@@ -13,6 +13,7 @@ from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.serve.http_metrics import MEDIA_TYPE, HttpMetrics
 from tenancy.data_isolation.serve.models import HealthAnswer, ReadinessAnswer
 from tenancy.data_isolation.serve.openapi import answers
+from tenancy.data_isolation.serve.problems import public_detail
 from tenancy.data_isolation.serve.requests import check_parameters, json_answer
 from tenancy.data_isolation.serve.services import Probe, Services
 
@@ -94,7 +95,7 @@ async def _asked(probe: Probe) -> str:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             await probe()
     except TenancyError as error:
-        return error.detail
+        return public_detail(error)
     except TimeoutError:
         return f"no answer within {_PROBE_TIMEOUT_S:g} s"
     except Exception:

@@ -5,7 +5,8 @@ Rules this module keeps:
 * every answer that is not a success is `application/problem+json`, those of the framework too;
 * `type` is stable: a URN made of the error's slug;
 * a tenant that does not exist and one that is not the caller's get the same words;
-* what was not foreseen is logged under an id, and the answer holds the id and nothing else of it.
+* what was not foreseen is logged under an id, and the answer holds the id and nothing else of it;
+* in what an installation is not safe is for operators: the answer names the command that says it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tenancy.data_isolation.core.errors import (
     TenancyError,
     TenantNotFoundError,
     UnauthenticatedError,
+    UnsafeRoleError,
+    UnsafeServerError,
 )
 from tenancy.data_isolation.serve.json_documents import dump_json
 
@@ -38,6 +41,7 @@ _RETRY_AFTER_S = 1.0
 _INVALID_FIELDS_MAX = 20
 _FIELD_DETAIL_CHARACTERS_MAX = 200
 _RETRY_STATUSES = frozenset({429, 503})
+_UNSAFE = "the installation is not safe, so a part of it was not started; run `tenancy doctor`"
 
 
 class ResourceNotFoundError(NotFoundError):
@@ -95,10 +99,7 @@ class InvalidFieldsError(InvalidInputError):
 
 def problem(error: TenancyError) -> dict[str, Any]:
     """The problem details of `error`."""
-    # The customer's name must not make two answers differ that have to be the same.
-    detail = (
-        TenantNotFoundError().detail if isinstance(error, TenantNotFoundError) else error.detail
-    )
+    detail = public_detail(error)
     found: dict[str, Any] = {
         "type": _TYPE_PREFIX + error.slug,
         "title": error.slug.replace("-", " ").capitalize(),
@@ -111,6 +112,18 @@ def problem(error: TenancyError) -> dict[str, Any]:
     if isinstance(error, InvalidFieldsError):
         found["errors"] = [{"field": name, "detail": detail} for name, detail in error.fields]
     return found
+
+
+def public_detail(error: TenancyError) -> str:
+    """What may be told of an error to anybody who can reach the port."""
+    match error:
+        case TenantNotFoundError():
+            # The customer's name must not make two answers differ that have to be the same.
+            return TenantNotFoundError().detail
+        case UnsafeRoleError() | UnsafeServerError():
+            return _UNSAFE
+        case _:
+            return error.detail
 
 
 def problem_response(

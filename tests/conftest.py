@@ -15,6 +15,7 @@ pytest_plugins = [
     "support.install",
     "support.server_home",
     "support.small_disk",
+    "support.doctor_stage",
     "support.http_api",
     "support.running_api",
     "support.installation",

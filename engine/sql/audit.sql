@@ -27,7 +27,9 @@ from pg_roles, lateral (values
     (rolreplication, 'has REPLICATION', 'noreplication'),
     (rolcanlogin and rolname in ($2, 'tenancy_hybrid'), 'may log in', 'nologin')
 ) as attribute (held, problem, mend)
-where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid'));
+where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid')
+                -- A superuser needs no rights here.
+                or rolname ~ '^t_[0-9a-f]{20}$');
 
 -- name: memberships
 -- A login is a member of nothing and has no members, but that those of hybrid tenants belong to
@@ -38,7 +40,8 @@ select format('role %I', m.rolname) as subject,
 from pg_auth_members a
 join pg_roles m on m.oid = a.member
 join pg_roles g on g.oid = a.roleid
-where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
+where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid')
+       or m.rolname ~ '^t_[0-9a-f]{20}$')
       and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'
                and not a.admin_option
                -- A column of PostgreSQL 16.
@@ -49,8 +52,10 @@ where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid'))
 
 -- name: ownership
 select format('role %I', r.rolname) as subject,
-       format('owns %s object(s) in %s', count(*), coalesce('database ' || d.datname, 'the server')),
-       format('in that database: reassign owned by %I to %I', r.rolname, $2::text)
+       format('owns %s object(s) in %s', count(*), coalesce('database ' || d.datname, 'the server'))
+           as problem,
+       format('reassign owned by %I to %I', r.rolname, $2::text) as mend,
+       coalesce(d.datname, current_database())::text as database
 from pg_shdepend s
 join pg_roles r on r.oid = s.refobjid
 left join pg_database d on d.oid = s.dbid
@@ -85,7 +90,8 @@ from pg_database d
 cross join lateral aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
 left join pg_roles r on r.oid = a.grantee
 where d.datname = any ($3::text[])
-  and (a.grantee = 0
+  -- One that lets nobody in is being made: PUBLIC's rights go before it is opened (databases.py).
+  and ((a.grantee = 0 and d.datallowconn)
        or (r.rolname = any ($1::text[])
            and (a.privilege_type <> 'CONNECT' or a.is_grantable
                 or (r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid') and d.datname <> $4))))
@@ -104,7 +110,7 @@ select format('schema %I', n.nspname) as subject,
               coalesce(quote_ident(r.rolname), 'public')) as mend
 from pg_namespace n
 cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
-left join pg_roles r on r.oid = a.grantee
+cross join lateral (select case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end as rolname) r
 where a.grantee <> n.nspowner
   and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
        or r.rolname ~ '^t_[0-9a-f]{20}$')
@@ -117,17 +123,22 @@ where a.grantee <> n.nspowner
            and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid'))));
 
 -- name: shared_own_schemas
--- An own schema is for one login.
-select format('schema %I', n.nspname) as subject,
-       format('is open to several logins: %s', string_agg(r.rolname, ', ' order by r.rolname))
-           as problem,
-       'revoke usage on the schema from the logins that do not belong there' as mend
-from pg_namespace n
-cross join lateral aclexplode(n.nspacl) a
-join pg_roles r on r.oid = a.grantee
-where n.nspname ~ '^t_[0-9a-f]{20}$' and a.privilege_type = 'USAGE'
-  and r.rolname ~ '^t_[0-9a-f]{20}$'
-group by n.nspname
+-- An own schema is for one login, which has its name.
+select format('schema %I', g.nspname) as subject,
+       format('is open to several logins: %s', string_agg(g.rolname, ', ' order by g.rolname)) as problem,
+       format('revoke usage on schema %I from %s', g.nspname, coalesce(
+           string_agg(quote_ident(g.rolname), ', ') filter (where g.rolname <> g.nspname),
+           string_agg(quote_ident(g.rolname), ', '))) as mend
+from (
+    select n.nspname, pg_get_userbyid(a.grantee) as rolname
+    from pg_namespace n
+    cross join lateral aclexplode(n.nspacl) a
+    where n.nspname ~ '^t_[0-9a-f]{20}$' and a.privilege_type = 'USAGE' and a.grantee <> 0
+    -- Kept apart: a join with all roles would be tried for every schema.
+    offset 0
+) g
+where g.rolname ~ '^t_[0-9a-f]{20}$'
+group by g.nspname
 having count(*) > 1;
 
 -- name: relation_owners
@@ -161,7 +172,7 @@ select format('table %I.%I', n.nspname, c.relname) as subject,
        'has no tenant policy' as problem,
        case when exists (select from pg_attribute t
                          where t.attrelid = c.oid and t.attname = 'tenant_id')
-            then format('create policy tenant on %I.%I '
+            then format('create policy tenancy_isolation on %I.%I '
                         'using (tenant_id = (select tenancy.tenant())) '
                         'with check (tenant_id = (select tenancy.tenant()))',
                         n.nspname, c.relname)
@@ -180,15 +191,17 @@ select format('table %I.%I', n.nspname, c.relname),
 from pg_policy p
 join pg_class c on c.oid = p.polrelid
 join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (
+    select pg_get_expr(p.polqual, p.polrelid) as visible, pg_get_expr(p.polwithcheck, p.polrelid) as allowed
+    offset 0
+) e
 where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
   and p.polpermissive
   -- What only the owner may see is the runtime's own bookkeeping.
   and p.polroles <> array[c.relowner]
   and (p.polcmd <> '*' or p.polroles <> '{0}'
-       or pg_get_expr(p.polqual, p.polrelid)
-          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))'
-       or coalesce(pg_get_expr(p.polwithcheck, p.polrelid), pg_get_expr(p.polqual, p.polrelid))
-          is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))');
+       or e.visible is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))'
+       or coalesce(e.allowed, e.visible) is distinct from '(tenant_id = ( SELECT tenancy.tenant() AS tenant))');
 
 -- name: table_rights
 -- SELECT, INSERT, UPDATE, DELETE, to logins. TRUNCATE knows no row security, TRIGGER runs code in
@@ -198,21 +211,23 @@ select format('table %I.%I', n.nspname, c.relname) as subject,
               case when a.is_grantable then ' with grant option' else '' end) as problem,
        format('revoke %s on %I.%I from %s', a.privilege_type, n.nspname, c.relname,
               coalesce(quote_ident(r.rolname), 'public')) as mend
-from pg_class c
-join pg_namespace n on n.oid = c.relnamespace
-cross join lateral (
-    select grantee, privilege_type, is_grantable from aclexplode(c.relacl)
+from (
+    select g.oid, x.grantee, x.privilege_type, x.is_grantable
+    from pg_class g cross join lateral aclexplode(g.relacl) x
     union all
-    select x.grantee, x.privilege_type, x.is_grantable
-    from pg_attribute t cross join lateral aclexplode(t.attacl) x where t.attrelid = c.oid
+    select t.attrelid, x.grantee, x.privilege_type, x.is_grantable
+    from pg_attribute t cross join lateral aclexplode(t.attacl) x where t.attacl is not null
 ) a
-left join pg_roles r on r.oid = a.grantee
+join pg_class c on c.oid = a.oid
+join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end as rolname) r
 where c.relkind in ('r', 'p', 'v', 'm', 'f')
   and a.grantee <> c.relowner
-  and (((n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
-        and (a.grantee = 0 or a.is_grantable
-             or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-             or r.rolname = 'tenancy_control'))
+  -- Of the two conditions the one that few rows meet comes first.
+  and (((a.grantee = 0 or a.is_grantable
+         or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+         or r.rolname = 'tenancy_control')
+        and (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$'))
        or (n.nspname = 'tenancy'
            and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
                 or r.rolname ~ '^t_[0-9a-f]{20}$'))
@@ -236,9 +251,8 @@ from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
   and (c.relkind in ('m', 'f')
-       or (c.relkind = 'v' and not exists (
-            select from pg_options_to_table(c.reloptions) o
-            where o.option_name = 'security_invoker' and o.option_value::boolean)));
+       or (c.relkind = 'v' and not lower(coalesce(c.reloptions, '{}')::text)::text[] && array[
+            'security_invoker=true', 'security_invoker=on', 'security_invoker=yes', 'security_invoker=1']));
 
 -- name: definer_functions
 -- A function that runs with its owner's rights is a way around row security; one is ours.

@@ -107,12 +107,3 @@ select datname::text from pg_database
 where datname = any ($1::text[])
    or (datname ~ '^[a-z][a-z0-9_]*[0-9a-f]{20}$' and pg_get_userbyid(datdba) = $2)
 order by datname;
-
--- name: trusting_lines
--- Lines that may concern our logins; `+group` and `sameuser` and the like are told as well.
-select line_number, database, user_name
-from pg_hba_file_rules
-where auth_method = 'trust' and error is null
-  and (user_name && array['all', 'tenancy_rows', 'tenancy_control']
-       or exists (select from unnest(user_name) u where u ~ '^[+/]|^t_[0-9a-f]{20}$'))
-order by line_number;

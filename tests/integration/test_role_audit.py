@@ -9,12 +9,11 @@ import pytest
 from support.install import SERVER, Install
 
 from tenancy.data_isolation.core.errors import UnsafeRoleError
-from tenancy.data_isolation.core.identifiers import RoleName, ServerName, opaque_name
+from tenancy.data_isolation.core.identifiers import RoleName, opaque_name
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.databases import grant_connect
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
 from tenancy.data_isolation.engine.roles import audit_database, audit_roles, audit_server
-from tenancy.data_isolation.engine.server_facts import read_facts, version_notes
 
 _OWN = "t_00000000000000000000"
 _SOUND = f"""
@@ -270,34 +269,3 @@ async def test_several_logins_on_one_own_schema_are_found(
     finally:
         await admin.execute(f'drop owned by "{other}"')
         await admin.execute(f'drop role "{other}"')
-
-
-async def test_a_line_of_pg_hba_that_trusts_is_noted(install: Install, admin: asyncpg.Connection):
-    path = await admin.fetchval("show hba_file")
-    before = await admin.fetchval("select pg_read_file($1)", path)
-    assert (await read_facts(admin, ServerName("main"))).notes == ()
-    try:
-        # The file belongs to the server's user; the server itself writes it here.
-        await admin.execute("create temp table line (text text)")
-        await admin.copy_records_to_table(
-            "line",
-            records=[(line,) for line in [*before.splitlines(), "host all all ::1/128 trust"]],
-        )
-        await admin.execute(f"copy line to '{path}' (format text)")
-        (note,) = (await read_facts(admin, ServerName("main"))).notes
-    finally:
-        await admin.execute("truncate line")
-        await admin.copy_records_to_table("line", records=[(x,) for x in before.splitlines()])
-        await admin.execute(f"copy line to '{path}' (format text)")
-    assert "lets all into all without a password; use scram-sha-256" in note
-    assert (await read_facts(admin, ServerName("main"))).notes == ()
-
-
-def test_releases_with_known_holes_are_noted():
-    server = ServerName("main")
-    assert "upgrade to 15.14" in version_notes(server, 150_013)[0]
-    assert "upgrade to 16.10" in version_notes(server, 160_009)[0]
-    assert "upgrade to 17.6" in version_notes(server, 170_005)[0]
-    for sound in (150_014, 150_018, 160_010, 170_006, 180_000, 180_006):
-        assert version_notes(server, sound) == ()
-    assert "newer than" in version_notes(server, 190_000)[0]

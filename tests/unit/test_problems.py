@@ -101,3 +101,13 @@ def test_wrong_fields_survive_pickling():
     error = InvalidFieldsError([("a", "missing")])
 
     assert pickle.loads(pickle.dumps(error)).fields == error.fields
+
+
+@pytest.mark.parametrize("kind", [errors.UnsafeRoleError, errors.UnsafeServerError])
+def test_in_what_an_installation_is_not_safe_is_not_told_to_everybody(kind):
+    error = kind("role tenancy_rows has BYPASSRLS; mend: alter role tenancy_rows nobypassrls")
+
+    told = problem(error)["detail"]
+
+    assert "tenancy_rows" not in told
+    assert "tenancy doctor" in told

@@ -1,0 +1,238 @@
+"""What changed in an installation since it was last looked at.
+
+A fingerprint has a text for each object that counts for the boundary: roles, rights, policies,
+functions, triggers, settings, access rules. It is kept in a file per server under
+`TENANCY_HOME/doctor`, sealed with an HMAC under a key derived from the master key, so that who can
+write there but does not hold that key cannot make a change look old. (Who puts an older sealed file
+back makes changes look newer than they are, and who removes it makes the next look the first one.)
+
+What the runtime itself does is no drift: tenants that came and went by the catalog, and schemas
+that moved to another version. Everything else stays a finding until it is accepted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tenancy.data_isolation.core.crypto import MasterKey, record_key
+from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+
+CHECK: Final = "drift"
+_FORMAT: Final = 1
+_TENANT_NAME: Final = re.compile(r"\bt_[0-9a-f]{20}\b")
+_SHOWN_CHARACTERS: Final = 160
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trait:
+    """One object: where it is, and the text that changes with it."""
+
+    value: str
+    #: The database; empty for the server's own.
+    database: str
+    #: The schema it is in; empty when it is in none.
+    space: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fingerprint:
+    """What a server looks like at one moment."""
+
+    #: `kind name`, with the database in front, → what it is like.
+    traits: Mapping[str, Trait]
+    #: `database/schema` → the version of the users' schema there.
+    versions: Mapping[str, int]
+    #: Names of the roles, schemas and databases of tenants that the catalog knows.
+    tenants: frozenset[str]
+    #: When it was taken (ISO 8601, UTC).
+    taken_at: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What is kept of a server: how it was when it was accepted, and since when it is not so."""
+
+    accepted: Fingerprint
+    #: When somebody last looked.
+    looked_at: str
+    #: Objects that are not as they were accepted → when they were last seen so.
+    last_seen: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One object that is not as it was accepted."""
+
+    key: str
+    before: str | None
+    now: str | None
+    last_seen: str
+
+    @property
+    def problem(self) -> str:
+        """What happened to it, and since when."""
+        if self.before is None:
+            return f"was added since {self.last_seen}: {_shown(self.now)}"
+        if self.now is None:
+            return f"was removed since {self.last_seen}: it was {_shown(self.before)}"
+        before, now = _apart(self.before, self.now)
+        return f"was changed since {self.last_seen}: it was {before}, and is {now}"
+
+
+def compared(record: Record, now: Fingerprint) -> tuple[Record, list[Change]]:
+    """What changed, and the record to keep: what the runtime did by itself is accepted in it."""
+    old = record.accepted
+    accepted = dict(old.traits)
+    changes = []
+    for key in sorted(old.traits.keys() | now.traits.keys()):
+        before, after = old.traits.get(key), now.traits.get(key)
+        if before is not None and after is not None and before.value == after.value:
+            continue
+        if _is_own_doing(key, before, after, old, now):
+            if after is None:
+                del accepted[key]
+            else:
+                accepted[key] = after
+            continue
+        changes.append(
+            Change(
+                key=key,
+                before=None if before is None else before.value,
+                now=None if after is None else after.value,
+                last_seen=record.last_seen.get(key, record.looked_at),
+            )
+        )
+    kept = Fingerprint(
+        traits=accepted, versions=now.versions, tenants=now.tenants, taken_at=old.taken_at
+    )
+    seen = {change.key: change.last_seen for change in changes}
+    return Record(accepted=kept, looked_at=now.taken_at, last_seen=seen), changes
+
+
+def drift_findings(server: str, changes: list[Change]) -> Iterator[Finding]:
+    """The changes as findings."""
+    for change in changes:
+        yield Finding(
+            check=CHECK,
+            severity=Severity.WARNING,
+            server=server,
+            database="",
+            subject=change.key,
+            problem=change.problem,
+            advice="if that was meant: tenancy doctor --accept; else put it back",
+            by_hand=True,
+        )
+
+
+class DriftFile:
+    """The record of one server in its file. Blocks for as long as some megabytes take."""
+
+    def __init__(self, home: Path, server: ServerName, key: MasterKey) -> None:
+        self.path = home / "doctor" / f"{re.sub('[^a-z0-9_-]', '_', server)}.json"
+        self._key = record_key(key, f"drift/{server}")
+
+    def read(self) -> Record | None:
+        """The record; None when there is none yet. `SetupError` when it is not one of ours."""
+        with file_errors(self.path):
+            content = self.path.read_bytes() if self.path.exists() else None
+        if content is None:
+            return None
+        try:
+            envelope = json.loads(content)
+            body = base64.b64decode(envelope["body"], validate=True)
+            sealed = hmac.compare_digest(str(envelope["seal"]), self._seal(body))
+            if not sealed or envelope["format"] != _FORMAT:
+                raise ValueError
+            return _record(json.loads(zlib.decompress(body)))
+        except (ValueError, KeyError, TypeError, zlib.error):
+            raise SetupError(
+                f"{self.path} was not written by this installation: somebody changed it, or the "
+                "master key is another one"
+            ) from None
+
+    def write(self, record: Record) -> None:
+        """Replace the record."""
+        body = zlib.compress(json.dumps(_document(record)).encode(), 6)
+        envelope = {
+            "format": _FORMAT,
+            "seal": self._seal(body),
+            "body": base64.b64encode(body).decode(),
+        }
+        with file_errors(self.path):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(self.path, json.dumps(envelope).encode() + b"\n")
+
+    def _seal(self, body: bytes) -> str:
+        return hmac.digest(self._key, body, "sha256").hex()
+
+
+def _is_own_doing(
+    key: str, before: Trait | None, after: Trait | None, old: Fingerprint, now: Fingerprint
+) -> bool:
+    """Whether the runtime itself made the change: a tenant came or went, or a schema moved on."""
+    some = after or before
+    assert some is not None  # noqa: S101 - one of the two is there.
+    tenants = {some.database, some.space, *_TENANT_NAME.findall(key)}
+    if before is None and tenants & (now.tenants - old.tenants):
+        return True
+    if after is None and tenants & (old.tenants - now.tenants):
+        return True
+    place = f"{some.database}/{some.space}"
+    return place in now.versions and now.versions[place] != old.versions.get(place)
+
+
+def _document(record: Record) -> dict[str, Any]:
+    accepted = record.accepted
+    return {
+        "looked_at": record.looked_at,
+        "last_seen": dict(record.last_seen),
+        "taken_at": accepted.taken_at,
+        "versions": dict(accepted.versions),
+        "tenants": sorted(accepted.tenants),
+        "traits": [
+            [key, trait.value, trait.database, trait.space]
+            for key, trait in accepted.traits.items()
+        ],
+    }
+
+
+def _record(document: Mapping[str, Any]) -> Record:
+    return Record(
+        accepted=Fingerprint(
+            traits={
+                key: Trait(value=value, database=database, space=space)
+                for key, value, database, space in document["traits"]
+            },
+            versions=document["versions"],
+            tenants=frozenset(document["tenants"]),
+            taken_at=document["taken_at"],
+        ),
+        looked_at=document["looked_at"],
+        last_seen=document["last_seen"],
+    )
+
+
+def _shown(text: str | None) -> str:
+    text = " ".join((text or "").split())
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+
+
+def _apart(before: str, now: str) -> tuple[str, str]:
+    """Both texts from a little before the first place where they differ."""
+    same = next(
+        (place for place, (a, b) in enumerate(zip(before, now, strict=False)) if a != b),
+        min(len(before), len(now)),
+    )
+    begin = max(same - 30, 0)
+    return _shown(before[begin:]), _shown(now[begin:])

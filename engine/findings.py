@@ -1,0 +1,57 @@
+"""A finding of an inspection: what is wrong with which object, how bad it is, and what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    #: A tenant may cross its boundary. Nothing starts while there is one.
+    UNSAFE = "unsafe"
+    #: Some tenant, or a part of the runtime, cannot work as it should.
+    BROKEN = "broken"
+    #: It works and holds, and should be mended all the same.
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something that is not as it must be."""
+
+    #: Which check found it: a word that stays the same from release to release.
+    check: str
+    severity: Severity
+    server: str
+    #: The database it was found in; empty when it is about the server as a whole.
+    database: str
+    #: The role, database, schema, table, function, setting, file or process.
+    subject: str
+    problem: str
+    #: SQL that mends it, run by the admin role in `database`, one statement after the other:
+    #: ALTER SYSTEM takes no company. Empty when SQL cannot.
+    statements: tuple[str, ...] = ()
+    #: A command or an instruction that mends it, where SQL alone does not.
+    advice: str = ""
+    #: Whether a person has to decide or act: data would go, or there is more to do than SQL.
+    by_hand: bool = False
+
+    @property
+    def mend(self) -> str:
+        """The statements as one text, without the last semicolon."""
+        return "; ".join(self.statements)
+
+    @property
+    def remedy(self) -> str:
+        """What to do, as people read it."""
+        where = f" (in database {self.database})" if self.database else ""
+        sql = f"{self.mend}{where}" if self.mend else ""
+        return "; ".join(part for part in (sql, self.advice) if part)
+
+    def __str__(self) -> str:
+        where = f"database {self.database}" if self.database else f"server {self.server}"
+        # A whole function is no part of a message.
+        mend = self.mend if "\n" not in self.mend else "tenancy doctor --mend"
+        return f"{self.subject} {self.problem} ({where}); mend: {mend or self.advice};"

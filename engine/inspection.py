@@ -1,0 +1,395 @@
+"""Looks at a whole installation: is everything as it must be?
+
+`audit` is what every start does: what could let a tenant cross its boundary, on every server, in
+the databases that all tenants share, by queries over all tenants at once.
+`look` takes longer: it also enters the databases of single tenants, holds tables against the
+reference and the catalog against what is there, checks passwords, and takes a fingerprint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import asyncpg
+
+from tenancy.data_isolation.core.crypto import MasterKey
+from tenancy.data_isolation.core.errors import ServerUnavailableError, SetupError
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.drift import Fingerprint, Trait
+from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.installed_functions import (
+    InstalledFunction,
+    function_findings,
+    release_functions,
+    release_triggers,
+)
+from tenancy.data_isolation.engine.layout import (
+    APP_SCHEMA,
+    HYBRID_ROLE,
+    OWNER_ROLE,
+    ROWS_ROLE,
+    shared_database,
+    template_database,
+)
+from tenancy.data_isolation.engine.leftovers import (
+    Row,
+    ServerContents,
+    leftover_findings,
+    unplaced_findings,
+)
+from tenancy.data_isolation.engine.password_audit import password_findings
+from tenancy.data_isolation.engine.patch_level import patch_findings
+from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
+from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
+from tenancy.data_isolation.engine.shape_audit import (
+    audit_defaults,
+    audit_shape,
+    compare_with_reference,
+)
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_ROLES_SQL = SqlFile("roles.sql")
+_LEFT_SQL = SqlFile("leftovers.sql")
+_PRINT_SQL = SqlFile("fingerprint.sql")
+#: Made with the first namespace of a database, not with the database.
+_LATER = (("namespace.sql", "runner"),)
+#: Databases of single tenants that are looked at at the same time.
+_DATABASES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerLook:
+    """What was seen on one server."""
+
+    server: ServerName
+    findings: tuple[Finding, ...]
+    fingerprint: Fingerprint
+    #: Databases whose tables could not be held against a reference, because theirs is behind.
+    not_compared: int
+
+
+class Inspection:
+    """Reads, and changes nothing. Raises what the admin connections raise."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        admin: AdminConnections,
+        binding_steps: Sequence[tuple[str, str]],
+        catalog_steps: Sequence[tuple[str, str]],
+    ) -> None:
+        """The steps, as (SQL file, statement), are what made the functions that must be there."""
+        self._settings = settings
+        self._admin = admin
+        self._binding = tuple(release_functions(tuple(binding_steps)).values())
+        self._catalog = tuple(release_functions(tuple(catalog_steps)).values())
+        self._later = tuple(release_functions(_LATER).values())
+        self._triggers = release_triggers((*binding_steps, *catalog_steps))
+
+    async def audit(self) -> list[Finding]:
+        """Everything that could let a tenant cross its boundary, and what else is seen on the way.
+
+        Raises `ServerUnavailableError`, and `SetupError` when a server refuses to be looked at.
+        """
+        findings: list[Finding] = []
+        shared = shared_database(self._settings)
+        for index, config in enumerate(self._admin.servers):
+            server = ServerName(config.name)
+            with _our_errors(server):
+                findings += await self.audit_server(config)
+                for name in (shared, template_database(self._settings)):
+                    catalog = index == 0 and name == shared
+                    findings += (await self._inside(server, name, catalog=catalog)).findings
+        return findings
+
+    async def look(
+        self, key: MasterKey, *, progress: Callable[[str], None] | None = None
+    ) -> list[ServerLook]:
+        """Everything about every server. Raises as `audit` does."""
+        looks = []
+        for index, config in enumerate(self._admin.servers):
+            with _our_errors(ServerName(config.name)):
+                looks.append(await self._look(config, key, index == 0, progress or _silent))
+        return looks
+
+    async def audit_server(self, config: ServerConfig) -> list[Finding]:
+        """What is wrong with one server and its roles."""
+        server = ServerName(config.name)
+        async with self._admin.session(server) as connection:
+            return [
+                *server_findings(connection, config, self._settings),
+                *await audit_server(connection, settings=self._settings, server=server),
+                *await audit_settings(connection, config=config, settings=self._settings),
+                *await audit_session(connection, config=config),
+                *await _access(connection, config),
+            ]
+
+    async def _look(
+        self, config: ServerConfig, key: MasterKey, control: bool, progress: Callable[[str], None]
+    ) -> ServerLook:
+        server = ServerName(config.name)
+        shared = shared_database(self._settings)
+        progress(f"{server}: roles, settings and access")
+        findings = await self.audit_server(config)
+        databases = await self._databases(server)
+        record = await self._recorded(server, control)
+        insides = await self._enter(server, databases, control, record, progress)
+        progress(f"{server}: passwords and leftovers")
+        async with self._admin.session(server, shared) as connection:
+            logins = await runtime_roles(connection, databases)
+            findings += await _passwords(connection, key, server, logins)
+            contents = ServerContents(
+                server=server,
+                shared=shared,
+                catalog=shared,
+                databases=databases,
+                logins=await _rows(connection, _LEFT_SQL, "logins", databases),
+                schemas=[row["name"] for row in await _rows(connection, _LEFT_SQL, "schemas")],
+                overlays=await _rows(connection, _LEFT_SQL, "overlays"),
+                fences={name: inside.fences for name, inside in insides.items()},
+            )
+            traits = await _server_traits(connection, databases, logins)
+        findings += [item for inside in insides.values() for item in inside.findings]
+        patience_s = self._settings.control_timeout_s
+        findings += leftover_findings(contents, record.placements, patience_s=patience_s)
+        findings += unplaced_findings(server, shared, record.unplaced, patience_s=patience_s)
+        traits |= {
+            key: value for inside in insides.values() for key, value in inside.traits.items()
+        }
+        return ServerLook(
+            server=server,
+            findings=tuple(findings),
+            not_compared=sum(not inside.compared for inside in insides.values()),
+            fingerprint=Fingerprint(
+                traits=traits,
+                versions=record.versions,
+                tenants=record.names,
+                taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+        )
+
+    async def _enter(
+        self,
+        server: ServerName,
+        databases: Sequence[DatabaseName],
+        control: bool,
+        record: _Recorded,
+        progress: Callable[[str], None],
+    ) -> dict[DatabaseName, _Inside]:
+        turns = asyncio.Semaphore(_DATABASES_AT_ONCE)
+        done = 0
+
+        async def one(name: DatabaseName) -> _Inside:
+            nonlocal done
+            catalog = control and name == shared_database(self._settings)
+            async with turns:
+                inside = await self._inside(
+                    server,
+                    name,
+                    catalog=catalog,
+                    schemas=record.current.get(name, ()),
+                    version=record.newest,
+                )
+            done += 1
+            progress(f"{server}: {done} of {len(databases)} databases")
+            return inside
+
+        outcomes = await asyncio.gather(*map(one, databases), return_exceptions=True)
+        found: dict[DatabaseName, _Inside] = {}
+        for name, outcome in zip(databases, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            found[name] = outcome
+        return found
+
+    async def _inside(
+        self,
+        server: ServerName,
+        database: DatabaseName,
+        *,
+        catalog: bool,
+        schemas: Sequence[str] | None = None,
+        version: int = 0,
+    ) -> _Inside:
+        """One database. `schemas`, given for a whole look, are at the newest version, `version`."""
+        async with self._admin.session(server, database) as connection:
+            findings = [
+                *await audit_database(connection, server=server),
+                *await audit_shape(connection, triggers=self._triggers, server=server),
+                *await function_findings(
+                    connection,
+                    server=server,
+                    database=database,
+                    expected=self._functions(catalog),
+                    later=self._later,
+                ),
+            ]
+            if schemas is None:
+                return _Inside(findings=findings)
+            findings += await audit_defaults(connection, server=server)
+            unlike = None
+            if schemas:
+                unlike = await compare_with_reference(
+                    connection, schemas, version=version, server=server
+                )
+                findings += unlike or []
+            rows = await _rows(connection, _PRINT_SQL, "database_traits")
+            fences = await _rows(connection, _LEFT_SQL, "fences")
+        return _Inside(
+            findings=findings,
+            fences=fences,
+            traits=_traits(rows, database),
+            compared=not schemas or unlike is not None,
+        )
+
+    async def _databases(self, server: ServerName) -> list[DatabaseName]:
+        """The databases of ours on a server: the shared one, the template, and tenants' own."""
+        fixed = [shared_database(self._settings), template_database(self._settings)]
+        async with self._admin.session(server) as connection:
+            rows = await connection.fetch(
+                _ROLES_SQL.statement("databases_of_ours"), fixed, OWNER_ROLE
+            )
+        own = [DatabaseName(row["datname"]) for row in rows if row["datname"] not in fixed]
+        return [*fixed, *own]
+
+    async def _recorded(self, server: ServerName, control: bool) -> _Recorded:
+        """What the catalog says of a server."""
+        first = ServerName(self._admin.servers[0].name)
+        async with self._admin.session(first, shared_database(self._settings)) as connection:
+            placements = await _rows(connection, _LEFT_SQL, "placements", server)
+            unplaced = await _rows(connection, _LEFT_SQL, "unplaced") if control else []
+            namespaces = await _rows(connection, _LEFT_SQL, "namespaces", server)
+        current: dict[str, list[str]] = {}
+        for row in namespaces:
+            if row["current"]:
+                current.setdefault(row["database"], []).append(row["schema"])
+        return _Recorded(
+            placements=placements,
+            unplaced=unplaced,
+            current=current,
+            newest=max((row["newest"] for row in namespaces), default=0),
+            versions={f"{row['database']}/{row['schema']}": row["version"] for row in namespaces},
+            names=frozenset(
+                name
+                for row in placements
+                for name in (row["role"], row["schema"], row["database"], row["sensitive_schema"])
+                if name is not None and name not in self._fixed_names()
+            ),
+        )
+
+    def _fixed_names(self) -> frozenset[str]:
+        return frozenset({shared_database(self._settings), APP_SCHEMA, ROWS_ROLE})
+
+    def _functions(self, catalog: bool) -> tuple[InstalledFunction, ...]:
+        return (*self._binding, *self._catalog) if catalog else self._binding
+
+
+def server_findings(
+    connection: asyncpg.Connection, config: ServerConfig, settings: Settings
+) -> list[Finding]:
+    """What is wrong with the release of the server that `connection` is to."""
+    version = connection.get_server_version()
+    return list(
+        patch_findings(
+            server=config.name,
+            version_num=version.major * 10_000 + version.micro,
+            today=datetime.now(UTC).date(),
+            settings=settings,
+        )
+    )
+
+
+def unsafe(findings: Sequence[Finding]) -> list[Finding]:
+    """Those that nothing may be started on."""
+    return [finding for finding in findings if finding.severity is Severity.UNSAFE]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Recorded:
+    """What the catalog says of one server."""
+
+    placements: Sequence[Row]
+    unplaced: Sequence[Row]
+    #: Database → its schemas that are at the newest version.
+    current: Mapping[str, Sequence[str]]
+    newest: int
+    versions: Mapping[str, int]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inside:
+    """One database."""
+
+    findings: Sequence[Finding]
+    fences: Sequence[Row] = ()
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+    #: Whether its tables were held against a reference.
+    compared: bool = True
+
+
+async def _rows(
+    connection: asyncpg.Connection, file: SqlFile, name: str, *values: object
+) -> list[Row]:
+    return [dict(row) for row in await connection.fetch(file.statement(name), *values)]
+
+
+async def _server_traits(
+    connection: asyncpg.Connection, databases: Sequence[str], logins: Sequence[str]
+) -> dict[str, Trait]:
+    rows = await _rows(connection, _PRINT_SQL, "server_traits", databases, logins)
+    with suppress(asyncpg.InsufficientPrivilegeError):
+        rows += await _rows(connection, _PRINT_SQL, "access_traits")
+    return _traits(rows, "")
+
+
+def _traits(rows: Sequence[Row], database: str) -> dict[str, Trait]:
+    place = f"{database}: " if database else ""
+    return {
+        f"{place}{row['kind']} {row['name']}": Trait(
+            value=row["value"] or "", database=database, space=row["space"]
+        )
+        for row in rows
+    }
+
+
+async def _passwords(
+    connection: asyncpg.Connection, key: MasterKey, server: ServerName, logins: Sequence[str]
+) -> list[Finding]:
+    able = [role for role in logins if role != HYBRID_ROLE]
+    try:
+        return await password_findings(connection, key=key, server=server, roles=able)
+    except asyncpg.InsufficientPrivilegeError:
+        return []  # For superusers alone to see.
+
+
+@contextmanager
+def _our_errors(server: ServerName) -> Iterator[None]:
+    """Let no error of the driver out."""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        raise ServerUnavailableError(
+            f"server {server!r} went away while it was looked at"
+        ) from error
+    except asyncpg.PostgresError as error:
+        text = f"server {server!r} cannot be looked at: {error}"
+        raise SetupError(text, error.sqlstate) from error
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+async def _access(connection: asyncpg.Connection, config: ServerConfig) -> list[Finding]:
+    try:
+        return await audit_access(connection, config=config)
+    except asyncpg.InsufficientPrivilegeError:
+        return []  # The file is its administrator's to look at.

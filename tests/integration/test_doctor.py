@@ -1,0 +1,870 @@
+"""Each thing that can be wrong is broken for real, found, and mended by its remedy as told."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+from support.doctor_stage import Stage
+
+from tenancy.data_isolation.core import IsolationLevel, TenantContext
+from tenancy.data_isolation.core.errors import UnsafeRoleError, UnsafeServerError
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine import patch_level
+from tenancy.data_isolation.engine.bootstrap import Bootstrap
+from tenancy.data_isolation.engine.drift import DriftFile, Record, compared
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.patch_level import Fault, FaultKind
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """What is broken, and what is to be found: the check, and words of its text."""
+
+    statement: str
+    check: str
+    words: str
+    database: str | None = None
+    severity: Severity = Severity.UNSAFE
+
+
+def seen(findings: list[Finding], fault: Break, stage: Stage) -> bool:
+    words = fault.words
+    for name, value in stage.names.items():
+        words = words.replace(f"{{{name}}}", value)
+    return any(
+        finding.check == fault.check
+        and words in f"{finding.subject} {finding.problem}"
+        and finding.severity is fault.severity
+        for finding in findings
+    )
+
+
+async def broken_and_mended(stage: Stage, faults: list[Break]) -> None:
+    """Break all, find each, run the remedies, find nothing."""
+    for fault in faults:
+        await stage.run(fault.statement.split(";;"), fault.database)
+    findings = await stage.findings()
+    missed = [fault.statement for fault in faults if not seen(findings, fault, stage)]
+    assert missed == [], "\n".join(map(str, findings))
+    assert all(finding.remedy for finding in findings)
+    assert await stage.mend(findings) == []
+
+
+_WARNING, _BROKEN = Severity.WARNING, Severity.BROKEN
+
+
+async def test_a_sound_installation_has_no_finding(stage: Stage):
+    assert await stage.findings() == []
+
+
+async def test_faults_of_roles_and_databases(stage: Stage):
+    await broken_and_mended(
+        stage,
+        [
+            Break("alter role tenancy_rows bypassrls", "attributes", "tenancy_rows has BYPASSRLS"),
+            Break(
+                'alter role "{scarlet_role}" superuser',
+                "attributes",
+                "{scarlet_role} is superuser",
+            ),
+            Break(
+                'grant pg_read_all_data to "{sienna_role}"',
+                "memberships",
+                "{sienna_role} is a member of pg_read_all_data",
+            ),
+            Break(
+                "alter role tenancy_control set search_path = evil",
+                "role_settings",
+                "tenancy_control has settings of its own",
+            ),
+            Break(
+                "alter role tenancy_rows password 'mine'",
+                "passwords",
+                "tenancy_rows has another password",
+                severity=_BROKEN,
+            ),
+            Break(
+                "alter role \"{dawn_role}\" password 'mine'",
+                "passwords",
+                "{dawn_role} has another password",
+                severity=_BROKEN,
+            ),
+            Break(
+                'alter role "{sienna_role}" nologin',
+                "login_limits",
+                "{sienna_role} may not log in",
+                severity=_BROKEN,
+            ),
+            Break(
+                "alter role \"{dawn_role}\" valid until '2090-01-01'",
+                "login_limits",
+                "{dawn_role} has a password that is good until 2090",
+                severity=_BROKEN,
+            ),
+            Break(
+                "alter role tenancy_rows connection limit 3",
+                "login_limits",
+                "tenancy_rows may have 3 connections",
+                severity=_BROKEN,
+            ),
+            Break(
+                "grant set on parameter session_replication_role to tenancy_rows",
+                "parameter_rights",
+                "parameter session_replication_role tenancy_rows has SET",
+            ),
+            Break(
+                'grant create on tablespace pg_default to "{scarlet_role}"',
+                "parameter_rights",
+                "tablespace pg_default {scarlet_role} has CREATE",
+            ),
+            Break(
+                "alter database {db} set row_security = off",
+                "database_settings",
+                "database doctored has settings of its own",
+            ),
+            Break(
+                "alter database {db} set timezone = 'Asia/Tokyo'",
+                "database_settings",
+                "database doctored has settings of its own",
+            ),
+            Break(
+                'grant temp on database {db} to "{scarlet_role}"',
+                "database_rights",
+                "{scarlet_role} has TEMPORARY",
+            ),
+            Break(
+                "grant connect on database {dawn_db} to public",
+                "database_rights",
+                "{dawn_db} PUBLIC has CONNECT",
+            ),
+            Break(
+                'create table app.taken (id int);;alter table app.taken owner to "{scarlet_role}"',
+                "ownership",
+                "{scarlet_role} owns 1 object(s) in database doctored",
+            ),
+            Break(
+                "select pg_create_physical_replication_slot('idle')",
+                "idle_slots",
+                "replication slot idle is not used",
+                severity=_WARNING,
+            ),
+        ],
+    )
+
+
+async def test_faults_of_rights_inside_a_database(stage: Stage):
+    await broken_and_mended(
+        stage,
+        [
+            Break(
+                "grant update on sequence app.notes_id_seq to tenancy_rows",
+                "sequence_rights",
+                "sequence app.notes_id_seq tenancy_rows has UPDATE",
+            ),
+            Break(
+                "grant usage on sequence app.notes_id_seq to public",
+                "sequence_rights",
+                "sequence app.notes_id_seq PUBLIC has USAGE",
+            ),
+            Break(
+                "grant execute on function app.stamped() to public",
+                "function_rights",
+                "function app.stamped() PUBLIC has EXECUTE",
+            ),
+            Break(
+                "grant execute on function tenancy.run(text) to tenancy_rows",
+                "function_rights",
+                "function tenancy.run(text) tenancy_rows has EXECUTE",
+            ),
+            Break(
+                "grant execute on function pg_advisory_lock(bigint) to tenancy_rows",
+                "closed_functions",
+                "function pg_advisory_lock(bigint) tenancy_rows has EXECUTE",
+            ),
+            Break(
+                "grant execute on function pg_terminate_backend(int, bigint) to public",
+                "closed_functions",
+                "pg_terminate_backend(integer,bigint) PUBLIC has EXECUTE",
+                database="{dawn_db}",
+            ),
+            Break(
+                "grant usage on language plpgsql to public",
+                "language_rights",
+                "language plpgsql PUBLIC has USAGE",
+                database="{db}_template",
+            ),
+            Break(
+                "alter default privileges for role tenancy_owner grant select on tables to public",
+                "default_rights",
+                "tenancy_owner give SELECT on tables to PUBLIC",
+            ),
+            Break(
+                "alter default privileges for role tenancy_owner in schema app "
+                "grant execute on functions to tenancy_rows",
+                "default_rights",
+                "tenancy_owner give EXECUTE on functions to tenancy_rows",
+            ),
+            Break(
+                "alter default privileges for role tenancy_owner "
+                "grant execute on functions to public",
+                "default_rights",
+                "tenancy_owner give EXECUTE on functions to PUBLIC",
+                database="{dawn_db}",
+            ),
+            Break(
+                "create type app.mood as enum ('a');;alter type app.mood owner to tenancy_owner;;"
+                "grant usage on type app.mood to tenancy_rows",
+                "type_rights",
+                "tenancy_rows has USAGE",
+                severity=_WARNING,
+            ),
+            Break(
+                "create schema extra;;grant usage on schema extra to tenancy_rows",
+                "stray_schemas",
+                "schema extra is none of the runtime's, and tenancy_rows has USAGE",
+            ),
+            Break(
+                'grant usage on schema "{scarlet_schema}" to "{sienna_role}"',
+                "shared_own_schemas",
+                "schema {scarlet_schema} is open to several logins",
+            ),
+            Break(
+                "grant select (email) on app.people to public",
+                "table_rights",
+                "table app.people PUBLIC has SELECT",
+            ),
+        ],
+    )
+    await stage.run(["drop schema extra", "drop type app.mood"])
+
+
+async def test_ways_out_of_a_database(stage: Stage):
+    findings = [
+        Break(
+            "create foreign data wrapper w;;create server s foreign data wrapper w;;"
+            "grant usage on foreign server s to tenancy_rows",
+            "foreign_access",
+            "foreign server s is open to tenancy_rows",
+        ),
+        Break(
+            "create server t foreign data wrapper w",
+            "foreign_access",
+            "foreign server t is in a database of the runtime",
+            severity=_WARNING,
+        ),
+        Break(
+            "create user mapping for public server s",
+            "foreign_access",
+            "user mapping of PUBLIC leads to the foreign server s",
+        ),
+        Break(
+            "grant usage on foreign data wrapper w to public",
+            "foreign_access",
+            "foreign data wrapper w is open to PUBLIC",
+        ),
+        Break(
+            "select lo_create(4711);;grant select on large object 4711 to public",
+            "large_objects",
+            "1 large object(s) are open to tenants",
+        ),
+        Break("create extension dblink", "extensions", "extension dblink", database="{dawn_db}"),
+        Break("create extension citext", "extensions", "extension citext", severity=_WARNING),
+        Break(
+            "create function public.told() returns event_trigger language plpgsql as "
+            "$$ begin end $$;;create event trigger told on ddl_command_end "
+            "execute function public.told()",
+            "event_triggers",
+            "event trigger told runs",
+            severity=_WARNING,
+        ),
+        Break(
+            "create publication p for table app.people",
+            "replication",
+            "publication p sends rows",
+            severity=_WARNING,
+        ),
+        Break(
+            "create subscription sub connection 'host=127.0.0.1 port=1' publication p "
+            "with (connect = false)",
+            "replication",
+            "subscription sub writes rows past row security",
+            severity=_WARNING,
+        ),
+        Break(
+            "create function app.around() returns int security definer language sql as 'select 1';;"
+            "revoke execute on function app.around() from public",
+            "hidden_rights",
+            "function app.around() runs with the rights of its owner",
+        ),
+        Break(
+            "create function app.leaky(int) returns bool leakproof language sql as 'select true'",
+            "hidden_rights",
+            "function app.leaky(integer) is LEAKPROOF",
+        ),
+        Break(
+            "create function app.other() returns int set search_path = evil language sql "
+            "as 'select 1'",
+            "hidden_rights",
+            "function app.other() changes search_path",
+        ),
+    ]
+    await broken_and_mended(stage, findings)
+    await stage.run(
+        [
+            "drop event trigger told",
+            "drop function public.told(), app.around(), app.leaky(int), app.other()",
+            "drop foreign data wrapper w cascade",
+        ]
+    )
+    assert await stage.findings() == []
+
+
+async def test_faults_of_policies_and_of_the_runtimes_own_functions(stage: Stage):
+    await broken_and_mended(
+        stage,
+        [
+            Break("drop policy tenancy_isolation on app.people", "policies", "no tenant policy"),
+            Break(
+                "create policy narrower on app.notes as restrictive using (id > 0)",
+                "unlike_reference",
+                "policy narrower of app.notes is there",
+                severity=_BROKEN,
+            ),
+            Break(
+                'create policy more on "{scarlet_schema}".people using (true)',
+                "policies",
+                "policy more lets through rows",
+            ),
+            Break(
+                "alter table app.notes disable row level security",
+                "row_security",
+                "table app.notes has no row security",
+                database="{dawn_db}",
+            ),
+            Break(
+                "alter table app.notes no force row level security",
+                "row_security",
+                "table app.notes does not force row security",
+            ),
+            Break(
+                "create or replace function tenancy.tenant() returns bigint language sql stable "
+                "as 'select 2::bigint'",
+                "functions",
+                "function tenancy.tenant was replaced",
+            ),
+            Break(
+                "create or replace function tenancy.bound_tenant() returns bigint language sql "
+                "stable parallel safe begin atomic select 1::bigint; end",
+                "functions",
+                "function tenancy.bound_tenant was replaced: its body is not",
+                database="{dawn_db}",
+            ),
+            Break(
+                "alter function tenancy.lock_key(bigint) volatile",
+                "functions",
+                "function tenancy.lock_key was replaced: its volatility",
+            ),
+            Break(
+                "drop function tenancy.refuse(text)",
+                "functions",
+                "function tenancy.refuse is missing",
+                database="{db}_template",
+            ),
+            Break(
+                "alter function tenancy.run(text) owner to test_admin",
+                "functions",
+                "function tenancy.run belongs to test_admin",
+            ),
+            Break(
+                "create function tenancy.tenant(int) returns bigint language sql "
+                "as 'select 1::bigint'",
+                "functions",
+                "function tenancy.tenant(integer) is not one of the runtime's",
+            ),
+            Break(
+                "create or replace function catalog.epochs_only_rise() returns trigger "
+                "language plpgsql as $$ begin return new; end $$",
+                "functions",
+                "function catalog.epochs_only_rise was replaced",
+            ),
+            Break(
+                "alter table catalog.placement disable trigger epochs_only_rise",
+                "own_triggers",
+                "trigger epochs_only_rise of table catalog.placement does not run",
+            ),
+            Break(
+                "create trigger spy after update on tenancy.fence for each row "
+                "execute function app.stamped()",
+                "own_triggers",
+                "trigger spy of table tenancy.fence",
+            ),
+            Break(
+                'alter table "{sienna_schema}".notes disable trigger all',
+                "own_triggers",
+                "does not enforce its foreign keys",
+                severity=_BROKEN,
+            ),
+            Break(
+                "create rule quiet as on delete to app.notes do instead nothing",
+                "rules",
+                "rule quiet of app.notes rewrites statements",
+            ),
+            Break(
+                'alter view "{scarlet_schema}".authors reset (security_invoker)',
+                "exempt_relations",
+                "is checked with its owner's rights",
+            ),
+            Break(
+                "create materialized view app.copied as select 1 as a",
+                "exempt_relations",
+                "materialized view app.copied cannot have row security",
+            ),
+        ],
+    )
+
+
+async def test_faults_of_the_shape_of_tables(stage: Stage):
+    await broken_and_mended(
+        stage,
+        [
+            Break(
+                "set role tenancy_owner;;create table app.bare (id int primary key);;"
+                "alter table app.bare enable row level security, force row level security;;"
+                "create policy p on app.bare to tenancy_owner using (true);;"
+                "grant select on app.bare to tenancy_rows",
+                "tenant_columns",
+                "table app.bare has no tenant_id",
+            ),
+            Break(
+                'alter table "{scarlet_schema}".people alter column tenant_id drop default',
+                "tenant_defaults",
+                "does not fill tenant_id from the binding",
+                severity=_WARNING,
+            ),
+            Break(
+                "alter table app.people drop constraint people_email_key, "
+                "add constraint people_email_key unique (email)",
+                "keys",
+                "constraint people_email_key of table app.people holds over all tenants",
+            ),
+            Break(
+                'create unique index loud on "{sienna_schema}".people (email)',
+                "keys",
+                "index {sienna_schema}.loud holds over all tenants",
+            ),
+            Break(
+                "drop index app.notes_body;;create index notes_body on app.notes (body)",
+                "keys",
+                "index app.notes_body does not begin with tenant_id",
+                database="{dawn_db}",
+                severity=_WARNING,
+            ),
+            Break(
+                'alter table "{sienna_schema}".notes drop constraint notes_author_fkey, '
+                "add constraint across foreign key (tenant_id, author) references "
+                '"{scarlet_schema}".people (tenant_id, id)',
+                "foreign_keys",
+                "leads to another schema",
+            ),
+            Break(
+                "drop trigger stamp on app.people",
+                "unlike_reference",
+                "trigger stamp of app.people is missing",
+                severity=_BROKEN,
+            ),
+            Break(
+                'create trigger spy after insert on "{scarlet_schema}".people for each row '
+                'execute function "{scarlet_schema}".stamped()',
+                "unlike_reference",
+                "trigger spy of {scarlet_schema}.people is there",
+            ),
+            Break(
+                'alter table "{sienna_schema}".people disable trigger stamp',
+                "unlike_reference",
+                "trigger stamp of {sienna_schema}.people is not as in the schema",
+                severity=_BROKEN,
+            ),
+            Break(
+                'create table "{scarlet_schema}".part () inherits ("{scarlet_schema}".people);;'
+                'alter table "{scarlet_schema}".part owner to tenancy_owner',
+                "inheritance",
+                "part is a part of",
+                severity=_WARNING,
+            ),
+        ],
+    )
+
+
+async def test_leftovers_and_losses(stage: Stage):
+    orphan = "t_" + "ab" * 10
+    faults = [
+        Break(
+            "delete from tenancy.fence where tenant_no = {rowan_no}",
+            "fences",
+            "fence of tenant rowan is missing",
+            severity=_BROKEN,
+        ),
+        Break(
+            "update tenancy.fence set epoch = epoch + 4 where tenant_no = {scarlet_no}",
+            "fences",
+            "fence of tenant scarlet is ahead",
+            severity=_BROKEN,
+        ),
+        Break(
+            "update tenancy.fence set open = false where tenant_no = {dawn_no}",
+            "fences",
+            "fence of tenant dawn is closed",
+            database="{dawn_db}",
+            severity=_BROKEN,
+        ),
+        Break(
+            "insert into tenancy.fence values (999999, 1, true)",
+            "fences",
+            "fence of tenant number 999999 belongs to no tenant",
+            severity=_WARNING,
+        ),
+        Break(
+            "insert into tenancy.overlay values (999999, 'x')",
+            "orphans",
+            "overlay of tenant number 999999",
+            severity=_WARNING,
+        ),
+        Break(
+            f"create schema {orphan} authorization tenancy_owner",
+            "orphans",
+            f"schema {orphan} belongs to no tenant",
+            severity=_WARNING,
+        ),
+        Break(
+            f"create role {orphan} login;;grant connect on database {{db}} to {orphan}",
+            "orphans",
+            f"role {orphan} belongs to no tenant",
+            severity=_WARNING,
+        ),
+        Break(
+            f"create database {orphan} owner tenancy_owner template {{db}}_template",
+            "orphans",
+            f"database {orphan} belongs to no tenant",
+            database="postgres",
+            severity=_WARNING,
+        ),
+    ]
+    await broken_and_mended(stage, faults)
+
+
+async def test_a_suspended_tenant_whose_fence_is_open(stage: Stage):
+    async with await Engine.attach(stage.install.config) as engine:
+        await engine.suspend_tenant("rowan")
+        await broken_and_mended(
+            stage,
+            [
+                Break(
+                    "update tenancy.fence set open = true where tenant_no = {rowan_no}",
+                    "fences",
+                    "fence of tenant rowan is open, though it is suspended",
+                    severity=_BROKEN,
+                )
+            ],
+        )
+        await engine.resume_tenant("rowan")
+
+
+async def test_what_was_lost_or_left_half_way_is_finished_by_the_commands_it_names(stage: Stage):
+    async with await Engine.attach(stage.install.config) as engine:
+        for name in ("lost", "half"):
+            await engine.create_tenant(TenantContext(tenant_id=name), level=IsolationLevel.SCHEMA)
+        placement = (await engine.tenant("lost")).placement
+        assert placement is not None
+        await stage.run(
+            [
+                f'drop owned by "{placement.role}"',
+                f'drop role "{placement.role}"',
+                "update catalog.tenant set status = 'deleting' where tenant_id = 'half'",
+                "insert into catalog.tenant (tenant_id, tenant_type) values ('begun', 'free')",
+            ]
+        )
+        found = {finding.subject: finding for finding in await stage.findings()}
+        lost, half, begun = (found[f"tenant {name}"] for name in ("lost", "half", "begun"))
+        assert f"has lost its role {placement.role}" in lost.problem
+        assert "tenancy tenant create lost --type standard --level schema" in lost.advice
+        assert half.advice == "tenancy tenant erase half --yes"
+        assert begun.advice.startswith("tenancy tenant create begun --type free")
+        assert {item.check for item in (lost, half, begun)} == {"placements", "half_way"}
+
+        # What the commands come to.
+        await stage.run(lost.statements)
+        await engine.create_tenant(TenantContext(tenant_id="lost"), level=IsolationLevel.SCHEMA)
+        for name in ("half", "begun"):
+            await engine.delete_tenant(name)
+
+        assert await stage.findings() == []
+        await engine.delete_tenant("lost")
+
+
+_SETTINGS = [
+    ("row_security", "off", _BROKEN),
+    ("session_replication_role", "replica", Severity.UNSAFE),
+    ("lo_compat_privileges", "on", Severity.UNSAFE),
+    ("log_statement", "all", _WARNING),
+    ("log_min_duration_statement", "0", _WARNING),
+    ("password_encryption", "md5", _WARNING),
+    ("track_activities", "off", _WARNING),
+    ("synchronous_commit", "off", _WARNING),
+    ("session_preload_libraries", "auto_explain", _WARNING),
+]
+
+
+async def test_settings_of_the_server(stage: Stage):
+    before = {}
+    async with stage.admin() as admin, admin.session(stage.install.server_config.name) as session:
+        for name, value, _ in _SETTINGS:
+            before[name] = await session.fetchval("select current_setting($1)", name)
+            await session.execute(f"alter system set {name} = '{value}'")
+        await session.execute("select pg_reload_conf()")
+    for name, value, _ in _SETTINGS:
+        await stage.wait_for(name, value)
+
+    findings = await stage.findings()
+
+    assert {(finding.subject, finding.severity) for finding in findings} == {
+        (f"setting {name}", Severity.UNSAFE if name == "row_security" else severity)
+        for name, _, severity in _SETTINGS
+    }
+    async with stage.admin() as admin, admin.session(stage.install.server_config.name) as session:
+        for finding in findings:
+            for statement in finding.statements:
+                await session.execute(statement)
+    for name, value in before.items():
+        await stage.wait_for(name, value)
+    assert await stage.findings() == []
+
+
+async def test_a_budget_that_does_not_fit_the_server(stage: Stage):
+    install = dataclasses.replace(
+        stage.install,
+        settings=dataclasses.replace(stage.install.settings, server_connections_max=1_000),
+    )
+    (finding,) = await dataclasses.replace(stage, install=install).findings()
+    assert (finding.check, finding.subject) == ("connections", "setting max_connections")
+    fitting = int(finding.advice.rpartition("=")[2])
+    assert finding.advice.startswith("set TENANCY_SERVER_CONNECTIONS_MAX=")
+
+    settings = dataclasses.replace(install.settings, server_connections_max=fitting)
+    install = dataclasses.replace(install, settings=settings)
+    assert await dataclasses.replace(stage, install=install).findings() == []
+
+
+async def test_lines_of_pg_hba_are_mended_by_the_command_as_it_is_told(stage: Stage):
+    path = stage.install.server.directory / "data" / "pg_hba.conf"
+    before = path.read_text()
+    lines = [
+        "host all all ::1/128 trust",
+        "host all all 10.0.0.0/8 trust",
+        "local all all peer map=any # of the machine",
+        "host all tenancy_rows 127.0.0.1/32 md5",
+        "host all +pg_monitor 192.168.1.0 255.255.255.0 password",
+        "host replication all 0.0.0.0/0 trust",
+        "nonsense",
+    ]
+    try:
+        with path.open("a") as file:
+            file.write("\n".join(lines) + "\n")
+        findings = await stage.findings()
+        told = [(finding.severity, finding.problem) for finding in findings]
+        assert (_WARNING, "lets all into all without a password") in told
+        assert (Severity.UNSAFE, "lets all into all without a password") in told
+        assert (_WARNING, "lets all into all from 10.0.0.0 without TLS") in told
+        assert (_WARNING, "lets all into all by the name of the system's user alone") in told
+        assert (
+            _WARNING,
+            "lets tenancy_rows into all with a password that is easy to take",
+        ) in told
+        assert (_WARNING, "lets +pg_monitor into all from 192.168.1.0 without TLS") in told
+        assert len(told) == 8, "\n".join(map(str, findings))
+        for finding in findings:
+            assert finding.check == "access_rules"
+            command = finding.advice.removeprefix("on the server's machine: ").partition("; then")[
+                0
+            ]
+            subprocess.run(command, shell=True, check=True)
+        assert await stage.findings() == []
+        # No TLS here, so the line is taken out; with TLS it becomes one for TLS (unit tests).
+        assert "#host all all 10.0.0.0/8 scram-sha-256 \n" in path.read_text()
+    finally:
+        with path.open("w") as file:
+            file.write(before)
+
+
+# What is unsafe stops every start
+
+
+def _bootstrap(stage: Stage, settings: Settings | None = None) -> Bootstrap:
+    return Bootstrap(
+        settings=settings or stage.install.settings,
+        master_key=stage.install.master_key,
+        servers=(stage.install.server_config,),
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "back"),
+    [
+        ('alter role "{scarlet_role}" superuser', 'alter role "{scarlet_role}" nosuperuser'),
+        ("alter role tenancy_rows bypassrls", "alter role tenancy_rows nobypassrls"),
+        (
+            'alter policy tenancy_isolation on "{scarlet_schema}".people using (true)',
+            'alter policy tenancy_isolation on "{scarlet_schema}".people '
+            "using (tenant_id = (select tenancy.tenant()))",
+        ),
+        (
+            "alter table app.people disable row level security",
+            "alter table app.people enable row level security",
+        ),
+        (
+            "alter function tenancy.tenant() security invoker",
+            "alter function tenancy.tenant() security definer",
+        ),
+        (
+            "alter database {db} set row_security = off",
+            "alter database {db} reset row_security",
+        ),
+    ],
+)
+async def test_what_is_unsafe_stops_every_start(stage: Stage, statement: str, back: str):
+    await stage.run([statement])
+    try:
+        with pytest.raises(UnsafeRoleError) as of_set_up:
+            await _bootstrap(stage).run()
+        with pytest.raises(UnsafeRoleError) as of_attach:
+            await Engine.attach(stage.install.config)
+    finally:
+        await stage.run([back])
+    for raised in (of_set_up, of_attach):
+        assert "nothing was started" in str(raised.value)
+        assert "mend: " in str(raised.value)
+    await _bootstrap(stage).run()
+
+
+async def test_a_release_with_holes_is_refused_unless_it_is_named(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    async with stage.admin() as admin, admin.session(stage.install.server_config.name) as session:
+        version = session.get_server_version()
+    hole = Fault(
+        cve="CVE-0000-0000",
+        kind=FaultKind.BOUNDARY,
+        fixed={version.major: version.micro + 1},
+        tenants="everything is open",
+    )
+    known = patch_level.known_releases()
+    listed = dataclasses.replace(known, faults=(*known.faults, hole))
+    monkeypatch.setattr(patch_level, "known_releases", lambda: listed)
+    with pytest.raises(UnsafeServerError, match="CVE-0000-0000") as raised:
+        await _bootstrap(stage).run()
+    named = re.search(r"TENANCY_VULNERABLE_POSTGRES_ALLOWED=([0-9.]+)", str(raised.value))
+    assert named is not None
+    with pytest.raises(UnsafeServerError):
+        await Engine.attach(stage.install.config)
+
+    allowed = dataclasses.replace(stage.install.settings, vulnerable_postgres_allowed=named[1])
+    report = await _bootstrap(stage, allowed).run()
+
+    assert [finding.severity for finding in report.warnings] == [_WARNING]
+    assert "CVE-0000-0000" in caplog.text
+
+
+# Since the last time
+
+
+async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stage: Stage):
+    install = stage.install
+    file = DriftFile(install.settings.home, install.server_config.name, install.master_key)
+    assert file.read() is None
+    first = (await stage.look()).fingerprint
+    file.write(Record(accepted=first, looked_at="then"))
+    record, changes = compared(_read(file), (await stage.look()).fingerprint)
+    assert changes == []
+
+    # What the runtime does by itself is no drift.
+    async with await Engine.attach(install.config) as engine:
+        for level in (IsolationLevel.SCHEMA, IsolationLevel.DATABASE):
+            await engine.create_tenant(TenantContext(tenant_id=f"new-{level}"), level=level)
+        report = await engine.apply_migration(
+            "0002_more", "create table more (id integer primary key)"
+        )
+        assert report.failures == (), report
+        record, changes = compared(record, (await stage.look()).fingerprint)
+        assert changes == []
+        for level in (IsolationLevel.SCHEMA, IsolationLevel.DATABASE):
+            await engine.delete_tenant(f"new-{level}")
+        record, changes = compared(record, (await stage.look()).fingerprint)
+        assert changes == []
+        file.write(record)
+
+    await stage.run(
+        [
+            "create role visitor login",
+            "grant select on app.more to visitor",
+            "create function public.aside() returns int language sql as 'select 1'",
+            'alter role "{scarlet_role}" connection limit 7',
+        ]
+    )
+    record, changes = compared(_read(file), (await stage.look()).fingerprint)
+    told = {change.key: change.problem for change in changes}
+    role = stage.names["scarlet_role"]
+    assert set(told) == {
+        "role visitor",
+        "doctored: table app.more",
+        "doctored: function public.aside()",
+        f"role {role}",
+    }
+    assert "was added since" in told["role visitor"]
+    assert "connections 7" in told[f"role {role}"]
+    seen_before = {change.key: change.last_seen for change in changes}
+
+    # They stay, with the time at which they were last seen as they were.
+    record, changes = compared(record, (await stage.look()).fingerprint)
+    assert {change.key: change.last_seen for change in changes} == seen_before
+
+    await stage.run(
+        [
+            "drop owned by visitor",
+            "drop role visitor",
+            "drop function public.aside()",
+            'alter role "{scarlet_role}" connection limit 32',
+        ]
+    )
+    record, changes = compared(record, (await stage.look()).fingerprint)
+    assert changes == []
+
+
+def _read(file: DriftFile) -> Record:
+    found = file.read()
+    assert found is not None
+    return found
+
+
+async def test_the_audit_and_the_start_agree_on_what_is_closed(stage: Stage):
+    """The list of what stays open is in binding.sql and in audit_rights.sql."""
+    await stage.run(["grant execute on all functions in schema pg_catalog to public"])
+    opened = await stage.findings()
+    assert len(opened) > 200
+    assert {finding.check for finding in opened} == {"closed_functions"}, [
+        str(finding) for finding in opened if finding.check != "closed_functions"
+    ]
+
+    await _bootstrap(stage).run()
+
+    assert await stage.findings() == []
+    connection = await asyncpg.connect(stage.install.role_dsn("tenancy_rows"))
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("select pg_advisory_lock(1)")
+    finally:
+        await connection.close()

@@ -1,0 +1,148 @@
+"""What changed since the last look: told until it is accepted, and hard to forge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tenancy.data_isolation.core.crypto import parse_master_key
+from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.engine.drift import (
+    DriftFile,
+    Fingerprint,
+    Record,
+    Trait,
+    compared,
+    drift_findings,
+)
+
+_KEY = parse_master_key("ab" * 32)
+_SERVER = ServerName("main")
+_T1, _T2 = "t_" + "1" * 20, "t_" + "2" * 20
+
+
+def trait(value: str, database: str = "", space: str = "") -> Trait:
+    return Trait(value=value, database=database, space=space)
+
+
+def print_of(
+    traits: dict[str, Trait], *, at: str = "noon", tenants: tuple[str, ...] = (), version: int = 1
+) -> Fingerprint:
+    return Fingerprint(
+        traits=traits,
+        versions={"db/app": version},
+        tenants=frozenset(tenants),
+        taken_at=at,
+    )
+
+
+_BEFORE = {
+    "role a": trait("login"),
+    "role b": trait("login"),
+    "db: policy p on app.x": trait("mine", "db", "app"),
+    f"role {_T1}": trait("login"),
+    f"db: table {_T1}.x": trait("forced", "db", _T1),
+}
+_RECORD = Record(accepted=print_of(_BEFORE, tenants=(_T1,)), looked_at="dawn")
+
+
+def test_nothing_is_told_when_nothing_changed():
+    record, changes = compared(_RECORD, print_of(dict(_BEFORE), at="noon", tenants=(_T1,)))
+
+    assert changes == []
+    assert record.looked_at == "noon"
+
+
+def test_what_was_added_changed_and_removed_is_told_with_when_it_was_last_seen():
+    now = dict(_BEFORE) | {"role a": trait("login superuser"), "role c": trait("login")}
+    del now["role b"]
+
+    record, changes = compared(_RECORD, print_of(now, at="noon", tenants=(_T1,)))
+
+    assert {change.key: change.problem for change in changes} == {
+        "role a": "was changed since dawn: it was 'login', and is 'login superuser'",
+        "role b": "was removed since dawn: it was 'login'",
+        "role c": "was added since dawn: 'login'",
+    }
+    later, again = compared(record, print_of(now, at="dusk", tenants=(_T1,)))
+    assert again == changes
+    assert later.looked_at == "dusk"
+    findings = list(drift_findings("main", again))
+    assert all("tenancy doctor --accept" in finding.advice for finding in findings)
+
+
+def test_what_changes_back_is_told_no_more():
+    changed = dict(_BEFORE) | {"role a": trait("login superuser")}
+    record, changes = compared(_RECORD, print_of(changed, tenants=(_T1,)))
+    assert len(changes) == 1
+
+    record, changes = compared(record, print_of(dict(_BEFORE), tenants=(_T1,)))
+
+    assert changes == []
+    assert record.last_seen == {}
+
+
+def test_tenants_come_and_go_without_a_word():
+    now = {key: item for key, item in _BEFORE.items() if _T1 not in key}
+    now |= {f"role {_T2}": trait("login"), f"db: table {_T2}.x": trait("forced", "db", _T2)}
+
+    record, changes = compared(_RECORD, print_of(now, tenants=(_T2,)))
+
+    assert changes == []
+    assert compared(record, print_of(now, tenants=(_T2,)))[1] == []
+
+
+def test_a_role_that_only_looks_like_a_tenants_is_told():
+    now = dict(_BEFORE) | {f"role {_T2}": trait("login superuser")}
+
+    _, changes = compared(_RECORD, print_of(now, tenants=(_T1,)))
+
+    assert [change.key for change in changes] == [f"role {_T2}"]
+
+
+def test_a_tenant_that_is_there_is_not_changed_without_a_word():
+    now = dict(_BEFORE) | {f"role {_T1}": trait("login bypassrls")}
+
+    _, changes = compared(_RECORD, print_of(now, tenants=(_T1,)))
+
+    assert [change.key for change in changes] == [f"role {_T1}"]
+
+
+def test_a_migration_changes_the_schema_it_moved_and_no_other():
+    now = dict(_BEFORE) | {
+        "db: policy p on app.x": trait("other", "db", "app"),
+        f"db: table {_T1}.x": trait("open", "db", _T1),
+    }
+
+    _, changes = compared(_RECORD, print_of(now, tenants=(_T1,), version=2))
+
+    assert [change.key for change in changes] == [f"db: table {_T1}.x"]
+
+
+def test_a_record_is_kept_and_comes_back(tmp_path: Path):
+    file = DriftFile(tmp_path, _SERVER, _KEY)
+    assert file.read() is None
+
+    file.write(_RECORD)
+
+    assert file.read() == _RECORD
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_record_that_somebody_changed_is_not_believed(tmp_path: Path):
+    file = DriftFile(tmp_path, _SERVER, _KEY)
+    file.write(_RECORD)
+    sound = json.loads(file.path.read_text())
+    other = DriftFile(tmp_path, _SERVER, parse_master_key("cd" * 32))
+    changed = sound | {"body": "A" + sound["body"][1:-4] + "AAAA"}
+    for text in ("", "{}", "[]", json.dumps(changed), json.dumps(sound | {"seal": "0" * 64})):
+        file.path.write_text(text)
+        with pytest.raises(SetupError, match="was not written by this installation"):
+            file.read()
+    file.path.write_text(json.dumps(sound))
+    assert file.read() == _RECORD
+    with pytest.raises(SetupError):
+        other.read()
