@@ -3,11 +3,13 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Checkers of row security, in an environment without the product.
+ORACLES := .venv-oracles
 # Where Debian puts it.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit integration integration-15 oracles oracles-15 ray acceptance wheel bench bench-tenants demo up down clean
 
 install: $(STAMP)
 
@@ -36,7 +38,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: check unit integration integration-15 ray acceptance wheel
+test: check unit integration integration-15 oracles oracles-15 ray acceptance wheel
 
 unit: $(STAMP)
 	$(BIN)/pytest tests/unit
@@ -49,6 +51,21 @@ integration-15: $(STAMP)
 	@if [ -x $(POSTGRES_15)/postgres ]; then \
 		$(BIN)/pytest tests/integration --postgres-bin $(POSTGRES_15); \
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its tests are left out"; fi
+
+$(ORACLES)/.installed: tests/oracles/requirements.txt
+	$(PYTHON) -m venv --clear $(ORACLES)
+	$(ORACLES)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		-r tests/oracles/requirements.txt
+	touch $@
+
+# What independent linters, provers and fuzzers of row security say of an installation.
+oracles: $(STAMP) $(ORACLES)/.installed
+	$(BIN)/pytest tests/oracles
+
+oracles-15: $(STAMP) $(ORACLES)/.installed
+	@if [ -x $(POSTGRES_15)/postgres ]; then \
+		$(BIN)/pytest tests/oracles --postgres-bin $(POSTGRES_15); \
+	else echo "no PostgreSQL 15 in $(POSTGRES_15): its checks are left out"; fi
 
 ray: $(STAMP)
 	$(BIN)/pytest tests/ray
@@ -83,4 +100,4 @@ down: $(STAMP)
 	$(BIN)/tenancy down
 
 clean:
-	rm -rf $(VENV) .typing build dist *.egg-info
+	rm -rf $(VENV) $(ORACLES) .typing build dist *.egg-info

@@ -17,6 +17,7 @@ pytest_plugins = [
     "support.small_disk",
     "support.http_api",
     "support.running_api",
+    "support.oracles",
 ]
 
 _UNIT = Path(__file__).parent / "unit"
