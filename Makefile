@@ -9,7 +9,7 @@ ORACLES := .venv-oracles
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit integration integration-15 oracles oracles-15 ray acceptance wheel bench bench-tenants demo up down clean
+.PHONY: install check format test unit integration integration-15 oracles oracles-15 ray acceptance wheel bench bench-tenants bench-binding bench-guard demo up down clean
 
 install: $(STAMP)
 
@@ -89,6 +89,15 @@ bench: $(STAMP)
 # A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
 bench-tenants: $(STAMP)
 	$(BIN)/python loadtests/many_tenants.py
+
+# What the signed binding costs beside a plain setting, in one run of pgbench.
+bench-binding: $(STAMP)
+	$(BIN)/python loadtests/binding_cost.py \
+		$$(test -x $(POSTGRES_15)/pgbench && echo --postgres-bin $(POSTGRES_15))
+
+# What the guard costs: a statement that it knows, and one that it reads for the first time.
+bench-guard: $(STAMP)
+	$(BIN)/python loadtests/guard_cost.py
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo
