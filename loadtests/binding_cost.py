@@ -2,8 +2,8 @@
 
 Both are measured in the same runs of pgbench, which takes one or the other script at random, on the
 same session, over the same rows: what disturbs one disturbs both. A transaction binds the session
-to the other one of two tenants and reads rows by their keys, 1 or 64, in one pipeline. Run by
-`make bench-binding` against embedded servers of its own. The last line is one JSON object:
+to the other one of two tenants and reads rows by their keys, 1 or 64. Run by `make bench-binding`
+against embedded servers of its own. The last line is one JSON object:
 `{"machine": {...}, "figures": [{"name", "value", "unit", "goal", "met"}, ...]}`.
 """
 
@@ -33,7 +33,13 @@ from tenancy.data_isolation.engine.postgres_binaries import PostgresBinaries
 
 GOAL_RATIO = 1.5
 ROWS = 1_000
-READS = (1, 64)
+#: Name, reads of a transaction, how it begins and ends. In a pipeline nothing waits for an answer,
+#: as in the runtime's flights; one by one is what an ordinary driver does.
+SHAPES = (
+    ("1 read per binding, pipelined", 1, "\\startpipeline", "\\endpipeline"),
+    ("64 reads per binding, pipelined", 64, "\\startpipeline", "\\endpipeline"),
+    ("64 reads per binding, one by one", 64, "begin;", "commit;"),
+)
 TABLES = "create table notes (id integer primary key, body text not null);"
 FILL = f"""
 insert into app.notes (id, body, tenant_id)
@@ -88,12 +94,12 @@ async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[dict[
         ]
         numbers = [tenant.tenant_no for tenant in tenants]
         environment = await _prepare(engine, settings.database)
-        for reads in READS:
-            command = _command(binaries.directory, settings.home, numbers, reads, wanted.seconds)
+        for name, *shape in SHAPES:
+            command = _command(binaries.directory, settings.home, numbers, shape, wanted.seconds)
             runs = [
                 await asyncio.to_thread(_run, command, environment) for _ in range(wanted.rounds)
             ]
-            figures += _figures(f"PostgreSQL {binaries.major}, {reads} reads per binding", runs)
+            figures += _figures(f"PostgreSQL {binaries.major}, {name}", runs)
     return figures
 
 
@@ -120,7 +126,7 @@ async def _prepare(engine: Engine, database: str) -> dict[str, str]:
 
 
 def _command(
-    directory: Path, home: Path, numbers: list[int], reads: int, seconds: int
+    directory: Path, home: Path, numbers: list[int], shape: list[Any], seconds: int
 ) -> list[str | Path]:
     """pgbench with both scripts in one run."""
     command: list[str | Path] = [
@@ -130,16 +136,16 @@ def _command(
     ]  # fmt: skip
     for kind in BIND:
         script = home / kind
-        script.write_text(_script(kind, reads))
+        script.write_text(_script(kind, *shape))
         command.append(f"--file={script}@1")
     return command
 
 
-def _script(kind: str, reads: int) -> str:
+def _script(kind: str, reads: int, begin: str, end: str) -> str:
     keys = "".join(f"\\set id{n} random(1, {ROWS})\n" for n in range(reads))
     body = "".join(f"select body from {TABLE[kind]} where id = :id{n};\n" for n in range(reads))
     hands = [
-        f"\\startpipeline\n{BIND[kind].format(index=index, hand=hand)}\n{body}\\endpipeline\n"
+        f"{begin}\n{BIND[kind].format(index=index, hand=hand)}\n{body}{end}\n"
         for index, hand in enumerate(("first", "second"))
     ]
     return (
