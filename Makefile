@@ -5,12 +5,19 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SCHEMATHESIS := .venv-schemathesis
 SCHEMATHESIS_SECONDS ?= 240
+# Checkers of row security, in an environment without the product.
+ORACLES := .venv-oracles
+# Stages that are independent of each other, the longest first.
+ON_POSTGRES := integration-15 integration attacks-15 attacks oracles-15 oracles
 # Where Debian puts it.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
-.PHONY: install check format test unit attacks attacks-15 attack-report integration integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down clean bench-neighbours bench-transport transport bench-doctor
+.PHONY: install check format test unit attacks attacks-15 attack-report integration \
+	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
+	clean bench-neighbours bench-transport transport bench-doctor oracles oracles-15 bench-binding \
+	bench-guard
 
 install: $(STAMP)
 
@@ -39,7 +46,11 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: check unit attacks attacks-15 integration integration-15 ray acceptance wheel
+# The tests of a version keep one core busy, with a server of their own; two versions at a time take
+# about half as long. What a stage says comes when it is done.
+test: check unit
+	$(MAKE) --jobs=2 --output-sync=target $(ON_POSTGRES)
+	$(MAKE) ray acceptance wheel
 
 unit: $(STAMP)
 	$(BIN)/pytest tests/unit
@@ -68,6 +79,21 @@ integration-15: $(STAMP)
 	@if [ -x $(POSTGRES_15)/postgres ]; then \
 		$(BIN)/pytest tests/integration --postgres-bin $(POSTGRES_15); \
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its tests are left out"; fi
+
+$(ORACLES)/.installed: tests/oracles/requirements.txt
+	$(PYTHON) -m venv --clear $(ORACLES)
+	$(ORACLES)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		-r tests/oracles/requirements.txt
+	touch $@
+
+# What independent linters, provers and fuzzers of row security say of an installation.
+oracles: $(STAMP) $(ORACLES)/.installed
+	$(BIN)/pytest tests/oracles
+
+oracles-15: $(STAMP) $(ORACLES)/.installed
+	@if [ -x $(POSTGRES_15)/postgres ]; then \
+		$(BIN)/pytest tests/oracles --postgres-bin $(POSTGRES_15); \
+	else echo "no PostgreSQL 15 in $(POSTGRES_15): its checks are left out"; fi
 
 ray: $(STAMP)
 	$(BIN)/pytest tests/ray
@@ -125,6 +151,15 @@ transport: $(STAMP)
 bench-doctor: $(STAMP)
 	$(BIN)/python loadtests/doctor.py
 
+# What the signed binding costs beside a plain setting, in one run of pgbench.
+bench-binding: $(STAMP)
+	$(BIN)/python loadtests/binding_cost.py \
+		$$(test -x $(POSTGRES_15)/pgbench && echo --postgres-bin $(POSTGRES_15))
+
+# What the guard costs: a statement that it knows, and one that it reads for the first time.
+bench-guard: $(STAMP)
+	$(BIN)/python loadtests/guard_cost.py
+
 demo: $(STAMP)
 	$(BIN)/tenancy demo
 
@@ -135,4 +170,4 @@ down: $(STAMP)
 	$(BIN)/tenancy down
 
 clean:
-	rm -rf $(VENV) $(SCHEMATHESIS) .typing build dist *.egg-info
+	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) .typing build dist *.egg-info

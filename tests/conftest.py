@@ -19,6 +19,7 @@ pytest_plugins = [
     "support.http_api",
     "support.running_api",
     "support.installation",
+    "support.oracles",
 ]
 
 _UNIT = Path(__file__).parent / "unit"
