@@ -159,7 +159,7 @@ class Watchdog:
             superuser=superuser,
             clock=time.monotonic,
         )
-        await self._learn(connection, logins, await logins.prepare(connection))
+        await logins.prepare(connection)
         sessions = await connection.prepare(_SQL.statement("sessions"))
         self._tell("acting")
         tick_s = self._settings.watchdog_tick_ms / 1_000
@@ -171,6 +171,7 @@ class Watchdog:
             if began - types_at >= _TYPES_S:
                 types_at = began
                 logins.forget()
+                await self._learn(connection, logins, await logins.unusual(connection))
             if began - logins_at >= _LOGINS_S:
                 logins_at = began
                 await self._see_to_logins(connection, logins)
