@@ -305,6 +305,12 @@ async def test_the_daemons_thread_watches_tells_and_stops(install, login):
 
     settings = dataclasses.replace(install.settings, tiers=tiers(statement_timeout_ms=200))
     path = report_path(settings.home)
+    admins = (
+        "select count(*) from pg_stat_activity where application_name = 'tenancy admin' "
+        "and datname = current_database()"
+    )
+    async with install.connected() as admin:
+        before = await admin.fetchval(admins)
     thread = WatchdogThread(settings, install.master_key, [install.server_config])
     thread.start()
     try:
@@ -318,8 +324,7 @@ async def test_the_daemons_thread_watches_tells_and_stops(install, login):
     assert (told["state"], told["actions"]["statement_time"]) == ("stopped", 1)
     assert path.stat().st_mode & 0o077 == 0
     async with install.connected() as admin:
-        watching = "select count(*) from pg_stat_activity where application_name = 'tenancy admin'"
-        assert await admin.fetchval(f"{watching} and datname = current_database()") == 0
+        assert await admin.fetchval(admins) == before
 
 
 async def test_an_admin_that_sees_nothing_says_so_and_watches_nothing(install, login):
