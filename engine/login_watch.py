@@ -40,6 +40,8 @@ _SQL = SqlFile("watchdog.sql")
 _ROLES_SQL = SqlFile("roles.sql")
 #: Logins whose types are remembered; the others are asked for again.
 _LOGINS_MAX: Final = 10_000
+#: Logins whose limits are put right at a time.
+_UNUSUAL_MAX: Final = 50
 #: The least that is left to the shared login, whose sessions the runtime may yet have to open.
 _SHARED_MIN: Final = 1
 
@@ -128,12 +130,17 @@ class LoginWatch:
 
     # What they should be
 
-    async def prepare(self, connection: asyncpg.Connection) -> list[RoleName]:
-        """Limit the shared login; the tenants' logins whose limits have to be looked at."""
+    async def prepare(self, connection: asyncpg.Connection) -> None:
+        """Limit the shared login."""
         await limit_connections(connection, ROWS_ROLE, self._settings.server_connections_max)
         await limit_temp_files(connection, ROWS_ROLE, self._tiers.widest)
+
+    async def unusual(self, connection: asyncpg.Connection) -> list[RoleName]:
+        """Some of the tenants' logins whose limits have to be looked at."""
         usual = {login_connections_max(self._tiers.of(tenant_type)) for tenant_type in TenantType}
-        found = await connection.fetch(_SQL.statement("unusual_logins"), sorted(usual))
+        found = await connection.fetch(
+            _SQL.statement("unusual_logins"), sorted(usual), _UNUSUAL_MAX
+        )
         return [RoleName(row["role"]) for row in found]
 
     async def restore(self, connection: asyncpg.Connection) -> None:

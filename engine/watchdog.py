@@ -159,7 +159,7 @@ class Watchdog:
             superuser=superuser,
             clock=time.monotonic,
         )
-        await self._learn(connection, logins, await logins.prepare(connection))
+        await logins.prepare(connection)
         sessions = await connection.prepare(_SQL.statement("sessions"))
         self._tell("acting")
         tick_s = self._settings.watchdog_tick_ms / 1_000
@@ -171,6 +171,7 @@ class Watchdog:
             if began - types_at >= _TYPES_S:
                 types_at = began
                 logins.forget()
+                await self._learn(connection, logins, await logins.unusual(connection))
             if began - logins_at >= _LOGINS_S:
                 logins_at = began
                 await self._see_to_logins(connection, logins)
@@ -190,7 +191,8 @@ class Watchdog:
         verdict = judge(
             views,
             logins.limits_of,
-            long_ms=self._settings.long_statement_ms,
+            # The runtime looks at its own after that time; a stranger's are many sooner.
+            long_ms=max(1, self._settings.long_statement_ms // 2),
             server_long_max=self._long_max,
         )
         for role, left in verdict.penalties.items():

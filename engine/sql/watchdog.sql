@@ -64,9 +64,11 @@ from pg_roles r
 where r.rolname = any ($1::text[]);
 
 -- name: unusual_logins
--- Tenants' logins whose limit of connections is none of $1: a watchdog that was killed left them.
+-- Some of the tenants' logins whose limit of connections is none of $1: a watchdog that was killed
+-- left them, or their type has other limits now. $2 = how many at a time.
 select rolname::text as role from pg_roles
-where rolname ~ '^t_[0-9a-f]{20}$' and rolconnlimit <> all ($1::int[]);
+where rolname ~ '^t_[0-9a-f]{20}$' and rolconnlimit <> all ($1::int[])
+order by random() limit $2;
 
 -- name: set_connection_limit_text
 select format('alter role %I connection limit %s', $1::text, $2::int);

@@ -65,7 +65,7 @@ async def test_a_table_lock_on_shared_tables_is_over_at_once_and_does_not_come_b
     async with install.connected(ROWS) as attacker:
         await attacker.execute("begin; lock table app.users in access exclusive mode")
         waiting = asyncio.create_task(ask(engine, "victim", count))
-        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        done, _ = await asyncio.wait({waiting}, timeout=0.1)
         assert not done, "without a watchdog everybody waits"
 
         async with watched(install) as watchdog:
@@ -295,3 +295,63 @@ async def test_a_session_that_changed_hands_is_left_alone(install, login):
         assert len(await admin.fetch(act, *arguments)) == 1
         with pytest.raises(asyncpg.QueryCanceledError):
             await running
+
+
+async def test_the_daemons_thread_watches_tells_and_stops(install, login):
+    import dataclasses
+
+    from tenancy.data_isolation.serve.watchdog_report import read_reports, report_path
+    from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
+
+    settings = dataclasses.replace(install.settings, tiers=tiers(statement_timeout_ms=200))
+    path = report_path(settings.home)
+    admins = (
+        "select count(*) from pg_stat_activity where application_name = 'tenancy admin' "
+        "and datname = current_database()"
+    )
+    async with install.connected() as admin:
+        before = await admin.fetchval(admins)
+    thread = WatchdogThread(settings, install.master_key, [install.server_config])
+    thread.start()
+    try:
+        await until(lambda: [item["state"] for item in read_reports(path)] == ["acting"])
+        async with install.connected(login) as attacker:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await attacker.fetch(SLOW)
+    finally:
+        await asyncio.to_thread(thread.stop)
+    (told,) = read_reports(path)
+    assert (told["state"], told["actions"]["statement_time"]) == ("stopped", 1)
+    assert path.stat().st_mode & 0o077 == 0
+    async with install.connected() as admin:
+        assert await admin.fetchval(admins) == before
+
+
+async def test_an_admin_that_sees_nothing_says_so_and_watches_nothing(install, login):
+    import dataclasses
+
+    from support.install import SERVER
+
+    from tenancy.data_isolation.core.settings import ServerConfig
+    from tenancy.data_isolation.engine.admin import AdminConnections
+    from tenancy.data_isolation.engine.watchdog import Watchdog
+
+    settings = dataclasses.replace(install.settings, watchdog_tick_ms=20)
+    async with install.connected() as admin:
+        await admin.execute("create role plain_admin login password 'plain'")
+        await admin.execute(f'grant connect on database "{install.database}" to plain_admin')
+        try:
+            dsn = install.server.dsn("postgres", "plain_admin", "plain")
+            connections = AdminConnections(
+                settings=settings, servers=[ServerConfig(name=SERVER, dsn=dsn)]
+            )
+            watchdog = Watchdog(
+                settings=settings, master_key=install.master_key, admin=connections, server=SERVER
+            )
+            watching = asyncio.create_task(watchdog.run())
+            await until(lambda: watchdog.report.state.startswith("blind: grant pg_monitor"))
+            watchdog.stop()
+            await watching
+        finally:
+            await admin.execute("drop owned by plain_admin")
+            await admin.execute("drop role plain_admin")
