@@ -66,8 +66,9 @@ group by r.rolname, d.datname;
 
 -- name: role_settings
 -- A login can set things for itself: ALTER ROLE CURRENT_USER SET. The runtime sets only what a login
--- cannot: temp_file_limit.
-select format('role %I', r.rolname) as subject,
+-- cannot: temp_file_limit. No tenant must be able to keep everybody from starting in that way, hence
+-- it is not unsafe: sessions pin what matters when they begin, and the watchdog takes the rest back.
+select format('role %I', r.rolname) as subject, 'broken' as severity,
        format('has settings of its own: %s', string_agg(c, ', ' order by c)) as problem,
        string_agg(format('alter role %I %sreset %I', r.rolname,
               coalesce('in database ' || quote_ident(d.datname) || ' ', ''), split_part(c, '=', 1)),

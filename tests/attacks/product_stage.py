@@ -26,9 +26,11 @@ from tenancy.data_isolation.core.types import (
     Tenant,
     TenantContext,
 )
-from tenancy.data_isolation.engine.bootstrap import Bootstrap
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.bootstrap import Bootstrap, inspection_of
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.guard import Guard
+from tenancy.data_isolation.engine.inspection import unsafe
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
@@ -336,9 +338,14 @@ class ProductScene(Scene):
 
     async def is_noticed(self) -> bool:
         """Whether the audit of roles and rights finds something."""
-        findings = await self._bootstrap().audit(every_database=True)
+        install = self.stage.install
+        async with AsyncExitStack() as stack:
+            admin = AdminConnections(settings=install.settings, servers=[install.server_config])
+            stack.push_async_callback(admin.close)
+            looks = await inspection_of(install.settings, admin).look(install.master_key)
+        findings = unsafe([finding for look in looks for finding in look.findings])
         if findings:
-            self.note_error(UnsafeRoleError(f"{findings[0].subject} {findings[0].problem}"))
+            self.note_error(UnsafeRoleError(str(findings[0])))
         return bool(findings)
 
     def _bootstrap(self) -> Bootstrap:

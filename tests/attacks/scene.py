@@ -110,7 +110,7 @@ class Scene(ABC):
         raise NotImplementedError
 
     async def is_noticed(self) -> bool:
-        """Whether the audit of roles and rights finds something."""
+        """Whether `tenancy doctor` finds something unsafe."""
         raise NotImplementedError
 
     async def places_of(self, tenants: list[str]) -> set[str]:
