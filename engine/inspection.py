@@ -148,6 +148,7 @@ class Inspection:
             contents = ServerContents(
                 server=server,
                 shared=shared,
+                catalog_server=self._admin.servers[0].name,
                 catalog=shared,
                 databases=databases,
                 logins=await _rows(connection, _LEFT_SQL, "logins", databases),
