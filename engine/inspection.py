@@ -50,6 +50,7 @@ from tenancy.data_isolation.engine.server_audit import audit_access, audit_sessi
 from tenancy.data_isolation.engine.shape_audit import (
     audit_defaults,
     audit_shape,
+    compare_overlays,
     compare_with_reference,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -148,6 +149,7 @@ class Inspection:
             contents = ServerContents(
                 server=server,
                 shared=shared,
+                catalog_server=self._admin.servers[0].name,
                 catalog=shared,
                 databases=databases,
                 logins=await _rows(connection, _LEFT_SQL, "logins", databases),
@@ -234,6 +236,7 @@ class Inspection:
             if schemas is None:
                 return _Inside(findings=findings)
             findings += await audit_defaults(connection, server=server)
+            findings += await compare_overlays(connection, server=server, database=database)
             unlike = None
             if schemas:
                 unlike = await compare_with_reference(

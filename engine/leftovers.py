@@ -6,6 +6,7 @@ tenants that were never quite made or removed. Pure: rows in, findings out.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ class ServerContents:
     server: str
     #: The shared database, which has the own schemas; the first server's has the catalog.
     shared: str
-    #: The shared database of the first server.
+    #: The first server and its shared database, which has the catalog.
+    catalog_server: str
     catalog: str
     databases: Collection[str]
     logins: Iterable[Row]
@@ -81,7 +83,7 @@ def _is_whole(row: Row) -> bool:
 def _half_way(contents: ServerContents, rows: Iterable[Row]) -> Iterator[Finding]:
     for row in rows:
         if not _is_whole(row):
-            yield _half(contents.server, contents.catalog, row)
+            yield _half(contents.catalog_server, contents.catalog, row)
 
 
 def _half(server: str, catalog: str, row: Row) -> Finding:
@@ -133,7 +135,7 @@ def _gone(contents: ServerContents, row: Row, what: str, *, data: bool = False) 
     return Finding(
         check="placements",
         severity=Severity.BROKEN,
-        server=contents.server,
+        server=contents.catalog_server,
         database=contents.catalog,
         subject=f"tenant {row['tenant_id']}",
         problem=f"has lost its {what}{', and the rows in it' if data else ''}",
@@ -219,7 +221,8 @@ def _fence(
     elif active and fence["epoch"] > epoch:
         text = _text("raise_placement", number, fence["epoch"])
         problem = "is ahead of the tenant's epoch"
-        yield _fence_finding(contents, contents.catalog, subject, problem, text)
+        finding = _fence_finding(contents, contents.catalog, subject, problem, text)
+        yield dataclasses.replace(finding, server=contents.catalog_server)
     elif active and not fence["open"]:
         # Between closing the source of a move and opening its target this is as it should be.
         text = _text("open_fence", number)

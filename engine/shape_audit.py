@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 
 from tenancy.data_isolation.core.identifiers import ServerName
-from tenancy.data_isolation.engine.findings import Finding
+from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.layout import APP_SCHEMA
 from tenancy.data_isolation.engine.roles import findings_of
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("audit_shape.sql")
+_OVERLAY_SQL = SqlFile("overlay.sql")
 #: Foreign keys before the keys that they depend on: the mends are run in this order.
 _RULES = ("tenant_columns", "foreign_keys", "keys", "rules", "inheritance")
 
@@ -56,3 +58,26 @@ async def compare_with_reference(
     if await connection.fetchval(_SQL.statement("reference_version")) != version:
         return None
     return await findings_of(connection, _SQL, "unlike_reference", list(schemas), server=server)
+
+
+async def compare_overlays(
+    connection: asyncpg.Connection, *, server: ServerName, database: str
+) -> list[Finding]:
+    """In what the schemas of hybrid tenants differ from the shared one, as far as they have it."""
+    overlays = await connection.fetch(_OVERLAY_SQL.statement("overlays"))
+    schemas = [row["schema"] for row in overlays]
+    rows = await connection.fetch(_OVERLAY_SQL.statement("unlike"), APP_SCHEMA, schemas)
+    return [
+        Finding(
+            check="unlike_reference",
+            severity=Severity.BROKEN,
+            server=server,
+            database=database,
+            subject=f"{row['what']} in schema {row['overlay']}",
+            problem=f"is not as in schema {APP_SCHEMA}",
+            advice=f"make it as it is in schema {APP_SCHEMA}, or export the tenant, erase it and "
+            "make it anew",
+            by_hand=True,
+        )
+        for row in rows
+    ]

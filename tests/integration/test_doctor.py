@@ -502,6 +502,20 @@ async def test_faults_of_the_shape_of_tables(stage: Stage):
     )
 
 
+async def test_a_hybrid_tenants_own_schema_is_held_against_the_shared_one(stage: Stage):
+    table = f'"{stage.names["hazel_schema"]}".tenancy_idempotency'
+    await stage.run(
+        [f"create trigger spy after insert on {table} for each row execute function app.stamped()"]
+    )
+    (finding,) = await stage.findings()
+    assert finding.subject.startswith("trigger spy of tenancy_idempotency in schema t_")
+    assert finding.problem == "is not as in schema app"
+
+    await stage.run([f"drop trigger spy on {table}"])
+
+    assert await stage.findings() == []
+
+
 async def test_leftovers_and_losses(stage: Stage):
     orphan = "t_" + "ab" * 10
     faults = [

@@ -129,9 +129,11 @@ async def _set_up(install: Install) -> dict[str, str]:
             names[f"{name}_role"] = str(tenant.placement.role)
             names[f"{name}_schema"] = str(tenant.placement.schema)
             names[f"{name}_db"] = str(tenant.placement.database)
-        await engine.create_tenant(
+        hybrid = await engine.create_tenant(
             TenantContext(tenant_id="hazel"), level=IsolationLevel.ROW, hybrid=True
         )
+        assert hybrid.placement is not None
+        names["hazel_schema"] = str(hybrid.placement.sensitive_schema)
     return names
 
 

@@ -9,6 +9,9 @@ import pytest
 from tenancy.data_isolation.core.settings import ServerConfig
 from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.server_audit import (
+    _listening,
+    _of_setting,
+    _preload,
     access_findings,
     session_findings,
     ssl_mode,
@@ -118,3 +121,52 @@ def test_the_mode_of_tls_comes_from_the_dsn_then_from_the_environment(monkeypatc
     assert ssl_mode("postgresql://host/db?sslmode=disable") == "disable"
     monkeypatch.delenv("PGSSLMODE")
     assert ssl_mode("postgresql://host/db") == "prefer"
+
+
+def of_addresses(addresses: str, *, ssl: str, dsn: str) -> list[Finding]:
+    row = {"source": "configuration file", "context": "postmaster"}
+    found = {
+        "listen_addresses": row | {"name": "listen_addresses", "setting": addresses},
+        "ssl": row | {"name": "ssl", "setting": ssl},
+    }
+    return list(_listening(ServerConfig(dsn=dsn), found))
+
+
+def test_a_server_that_is_used_here_needs_no_address_of_the_network():
+    here, far = "postgresql://127.0.0.1/db", "postgresql://db.example/db"
+
+    assert of_addresses("localhost, 127.0.0.1,::1", ssl="off", dsn=here) == []
+    assert of_addresses("", ssl="off", dsn="postgresql:///db") == []
+    (finding,) = of_addresses("*", ssl="on", dsn=here)
+    assert finding.statements[0] == "alter system set listen_addresses = 'localhost'"
+    assert finding.advice == "then restart the server"
+    assert of_addresses("0.0.0.0", ssl="on", dsn=far) == []
+    (finding,) = of_addresses("0.0.0.0", ssl="off", dsn=far)
+    assert "without TLS" in finding.problem
+
+
+def test_what_alter_system_cannot_change_is_told_in_another_way():
+    row = {"name": "fsync", "setting": "off", "source": "command line", "context": "sighup"}
+    config = ServerConfig(dsn="postgresql:///db")
+
+    finding = _of_setting(config, row, Severity.WARNING, "loses data", "on")
+
+    assert finding.statements == ()
+    assert finding.advice == "it comes from its command line: start the server with fsync=on"
+
+
+def test_a_library_that_another_file_loads_has_to_be_taken_out_there():
+    row = {
+        "name": "session_preload_libraries",
+        "setting": "auto_explain",
+        "source": "configuration file",
+        "context": "superuser",
+        "sourcefile": "/etc/postgresql.conf",
+        "sourceline": 12,
+    }
+    config = ServerConfig(dsn="postgresql:///db")
+
+    assert _preload(config, row).advice == "take it out of /etc/postgresql.conf, line 12"
+    own = row | {"sourcefile": "/data/postgresql.auto.conf"}
+    assert _preload(config, own).advice == ""
+    assert _preload(config, own).statements[0] == "alter system reset session_preload_libraries"
