@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +48,22 @@ def check_document(
     `document` is a file to use in its place.
     """
     given = [f"{url}/openapi.json"] if document is None else [document, "--url", url]
-    done = subprocess.run(
-        [
-            *(str(PROGRAM), "--config-file", str(_CONFIGURATION), "run", *given),
-            *("--header", f"Authorization: Bearer {credential}"),
-            *("--continue-on-failure", "--no-color", "--warnings", "off"),
-            *options,
-            *(part for name in excluded for part in ("--exclude-operation-id", name)),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    command = [
+        *(str(PROGRAM), "--config-file", str(_CONFIGURATION), "run", *given),
+        *("--header", f"Authorization: Bearer {credential}"),
+        *("--continue-on-failure", "--no-color", "--warnings", "off"),
+        *options,
+        *(part for name in excluded for part in ("--exclude-operation-id", name)),
+    ]
+    # It remembers failures in the directory where it runs, and would try them again the next time.
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
     return Found(passed=done.returncode == 0, report=done.stdout + done.stderr)
