@@ -12,7 +12,10 @@ select 'role' as kind, rolname::text as name, '' as space, concat_ws(' ',
     case when rolsuper then 'superuser' end, case when rolbypassrls then 'bypassrls' end,
     case when rolcreaterole then 'createrole' end, case when rolcreatedb then 'createdb' end,
     case when rolreplication then 'replication' end, case when rolcanlogin then 'login' end,
-    case when rolinherit then 'inherit' end, 'connections', rolconnlimit, rolvaliduntil, rolconfig) as value
+    case when rolinherit then 'inherit' end,
+    -- The watchdog limits the shared login while it runs, and no longer.
+    case when rolname <> 'tenancy_rows' then concat('connections ', rolconnlimit) end,
+    rolvaliduntil, rolconfig) as value
 from role_
 union all
 select 'membership', format('%s in %s', m.rolname, g.rolname), '', concat_ws(' ',

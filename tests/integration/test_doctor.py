@@ -822,6 +822,9 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
         assert changes == []
         file.write(record)
 
+    asked = "select rolconnlimit from pg_roles where rolname = $1"
+    async with install.connected() as admin:
+        usual = await admin.fetchval(asked, stage.names["scarlet_role"])
     await stage.run(
         [
             "create role visitor login",
@@ -852,7 +855,7 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
             "drop owned by visitor",
             "drop role visitor",
             "drop function public.aside()",
-            'alter role "{scarlet_role}" connection limit 32',
+            f'alter role "{{scarlet_role}}" connection limit {usual}',
         ]
     )
     record, changes = compared(record, (await stage.look()).fingerprint)

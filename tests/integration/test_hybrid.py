@@ -22,6 +22,7 @@ from tenancy.data_isolation.core.types import IsolationLevel, Tenant, TenantCont
 from tenancy.data_isolation.engine import overlay, provisioner
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.inspection import unsafe
 
 ROW = IsolationLevel.ROW
 
@@ -173,7 +174,7 @@ async def test_the_audit_finds_nothing_wrong_with_hybrids(engine: Engine, instal
     bootstrap = Bootstrap(
         settings=install.settings, master_key=install.master_key, servers=install.config.servers
     )
-    assert await bootstrap.audit() == []
+    assert unsafe(await bootstrap.audit()) == []
 
     # It can find something: a member that may admit others, a table without forced row security.
     async with install.connected() as root:
@@ -306,6 +307,8 @@ async def test_an_installation_of_an_earlier_release_can_have_hybrids_after_its_
         await root.execute(
             "drop table tenancy.overlay;"
             "alter table catalog.placement drop column sensitive_schema;"
+            "alter table catalog.api_key drop column previous_digest, drop column previous_until,"
+            "drop column rotated_at, drop column last_used_at;"
             "update tenancy.installation set version = 1;"
             "revoke all on all tables in schema app from tenancy_hybrid;"
             "revoke all on schema app from tenancy_hybrid"
@@ -477,7 +480,7 @@ async def test_a_later_migration_reaches_what_is_apart(engine: Engine, install: 
     bootstrap = Bootstrap(
         settings=install.settings, master_key=install.master_key, servers=install.config.servers
     )
-    assert await bootstrap.audit() == []
+    assert unsafe(await bootstrap.audit()) == []
     # A tenant that is made now gets the same.
     await alike(install, await hybrid(engine, "three"))
     await rows(engine, "three", query)
