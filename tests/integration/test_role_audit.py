@@ -8,7 +8,6 @@ import asyncpg
 import pytest
 from support.install import SERVER, Install
 
-from tenancy.data_isolation.core.errors import UnsafeRoleError
 from tenancy.data_isolation.core.identifiers import RoleName, opaque_name
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.databases import grant_connect
@@ -226,7 +225,7 @@ async def test_each_fault_of_the_server_is_found(
 
 
 async def test_a_login_poisoned_by_itself_is_told_and_stops_nothing(install: Install):
-    """ALTER ROLE CURRENT_USER SET needs no right: no tenant keeps the others from starting by it."""
+    """ALTER ROLE CURRENT_USER SET needs no right, so it must not keep others from starting."""
     async with install.connected("tenancy_rows") as rows:
         await rows.execute("alter role current_user set search_path = 'evil'")
     try:
