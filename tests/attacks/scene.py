@@ -135,7 +135,13 @@ class Scene(ABC):
         """Whether a session goes on."""
         try:
             return bool(await connection.fetchval("select true"))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        # The last one: the end of the session arrived while the driver began to ask.
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+        ):
             return False
 
     async def connections_of_attacker(self, wanted: int) -> int:
