@@ -75,7 +75,7 @@ async def wipe(server: PostgresServer) -> None:
         for role in await superuser.fetch(
             "select rolname from pg_roles where rolname ~ '^(t_|tenancy_|managed)'"
         ):
-            await superuser.execute(f'drop role "{role[0]}"')
+            await superuser.execute(f'drop owned by "{role[0]}"; drop role "{role[0]}"')
     finally:
         await superuser.close()
 
@@ -253,7 +253,7 @@ async def test_what_a_newer_release_set_up_is_refused(install: Install):
     async with install.connected() as admin:
         await admin.execute("update tenancy.installation set version = 99")
 
-    with pytest.raises(SetupError, match="at version 99, this release knows 2"):
+    with pytest.raises(SetupError, match="at version 99, this release knows 3"):
         await bootstrap_of(install).run()
 
 
