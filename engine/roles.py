@@ -30,7 +30,7 @@ _ROLES_SQL = SqlFile("roles.sql")
 #: The name of a server where there is but one.
 _ONE = ServerName("main")
 
-_OF_A_SERVER = ("attributes", "memberships", "ownership", "role_settings", "parameter_rights")
+_OF_A_SERVER = ("attributes", "memberships", "ownership", "role_settings")
 _OF_A_DATABASE = (
     "schema_rights",
     "shared_own_schemas",

@@ -81,20 +81,6 @@ where (r.rolname = any ($1::text[]) or r.rolname = $2)
   and (s.setdatabase <> 0 or c not like 'temp\_file\_limit=%')
 group by r.rolname, d.datname;
 
--- name: parameter_rights
--- Logins set what everybody may set. Whoever may set backtrace_functions could note a binding as
--- verified (binding.sql).
-select format('parameter %s', p.parname) as subject,
-       format('%s has %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type) as problem,
-       format('revoke %s on parameter %s from %s', a.privilege_type, p.parname,
-              coalesce(quote_ident(r.rolname), 'public')) as mend
-from pg_parameter_acl p
-cross join lateral aclexplode(p.paracl) a
-left join pg_roles r on r.oid = a.grantee
-where r.rolname = any ($1::text[])
-   or (a.grantee = 0 and p.parname = 'backtrace_functions')
-   or (r.rolname = $2 and a.privilege_type <> 'SET');
-
 -- name: database_rights
 -- $3 = our databases, $4 = the shared one. TEMP lets a tenant own objects; CREATE is for schemas.
 select format('database %I', d.datname) as subject,
