@@ -175,6 +175,104 @@ create schema if not exists tenancy_reference authorization tenancy_owner;
 -- Functions are executable by PUBLIC unless their maker says otherwise; ours says so beforehand.
 alter default privileges for role tenancy_owner revoke execute on functions from public;
 
+-- name: binding_3
+-- As version 1 has it, but a transaction that has verified its binding does not do so again.
+--
+-- That is noted in `backtrace_functions`, a parameter for developers of PostgreSQL that names functions
+-- of the server: only who was granted SET on it may set it, and of roles that are no superusers that is
+-- the owner of this function. (Parameters of one's own, like tenancy.binding, everybody may set.) The
+-- note is local to the transaction or subtransaction, and so is the lock: they come and go together,
+-- and while the lock is held nobody moves the tenant. The note is the whole binding behind words that
+-- begin no function's name. Where the owner has no such grant, each statement is verified as before.
+--
+-- Besides, what is verified costs less: expressions are few, since each is made ready once in every
+-- transaction; two looks at one table each take less than a join; two 64-bit hashes take less than two
+-- of 256 bits, and still say nothing about how much of a signature was right: only texts whose hashes
+-- are equal are compared.
+--
+-- PARALLEL UNSAFE, because parameters cannot be set while a query runs in parallel.
+create or replace function tenancy.tenant() returns bigint
+language plpgsql volatile parallel unsafe security definer
+as $$
+declare
+    -- key_id.tenant_no.epoch.pid.signature, the signature being 64 hexadecimal digits.
+    binding    constant pg_catalog.text := pg_catalog.current_setting('tenancy.binding', true);
+    -- Without dots: the parameter takes letters, digits and underscores.
+    note       pg_catalog.text := 'tenancy_verified_' operator(pg_catalog.||)
+                                  pg_catalog.replace(binding, '.', '_');
+    message    pg_catalog.text;
+    key_text   pg_catalog.text;
+    number     pg_catalog.text;
+    expected   pg_catalog.text;
+    inner_pad  pg_catalog.bytea;
+    outer_pad  pg_catalog.bytea;
+    now_epoch  pg_catalog.int8;
+    now_open   pg_catalog.bool;
+begin
+    if note operator(pg_catalog.=) pg_catalog.current_setting('backtrace_functions') then
+        return pg_catalog.split_part(note, '_', 4)::pg_catalog.int8;
+    end if;
+    message := pg_catalog.left(binding, -65);
+    key_text := pg_catalog.split_part(message, '.', 1);
+    number := pg_catalog.split_part(message, '.', 2);
+    if pg_catalog.translate(message, '0123456789', '') operator(pg_catalog.=) '...'
+       and key_text operator(pg_catalog.<>) ''
+       and pg_catalog.length(key_text) operator(pg_catalog.<=) 9
+       and number operator(pg_catalog.<>) ''
+       and pg_catalog.length(number) operator(pg_catalog.<=) 18
+       and pg_catalog.split_part(message, '.', 4)
+           operator(pg_catalog.=) pg_catalog.pg_backend_pid()::pg_catalog.text
+    then
+        -- The lock's result is void, which is not null: an expression is cheaper than PERFORM.
+        if pg_catalog.pg_advisory_xact_lock_shared(
+               number::pg_catalog.int8 operator(pg_catalog.|) 4611686018427387904) is not null
+           and pg_catalog.current_setting('transaction_isolation')
+               operator(pg_catalog.=) 'read committed'
+        then
+            select f.epoch, f.open into now_epoch, now_open
+            from tenancy.fence f where f.tenant_no operator(pg_catalog.=) number::pg_catalog.int8;
+        else
+            if pg_catalog.current_setting('transaction_read_only') operator(pg_catalog.=) 'on' then
+                return tenancy.refuse('25006');
+            end if;
+            select f.epoch, f.open into now_epoch, now_open
+            from tenancy.fence f where f.tenant_no operator(pg_catalog.=) number::pg_catalog.int8
+            for share;
+        end if;
+        select k.inner_pad, k.outer_pad into inner_pad, outer_pad
+        from tenancy.binding_key k
+        where k.key_id operator(pg_catalog.=) key_text::pg_catalog.int4;
+        expected := message operator(pg_catalog.||) '.' operator(pg_catalog.||) pg_catalog.encode(
+            pg_catalog.sha256(outer_pad operator(pg_catalog.||)
+                pg_catalog.sha256(inner_pad operator(pg_catalog.||)
+                    pg_catalog.convert_to(message, 'UTF8'))), 'hex');
+        -- With no key, or one that is retired, this is null and so not true.
+        if pg_catalog.hashtextextended(binding, 0) operator(pg_catalog.=)
+               pg_catalog.hashtextextended(expected, 0)
+           and binding operator(pg_catalog.=) expected
+        then
+            if pg_catalog.split_part(message, '.', 3)
+                   operator(pg_catalog.=) now_epoch::pg_catalog.text
+               and now_open
+            then
+                note := case
+                    when pg_catalog.has_parameter_privilege('backtrace_functions', 'SET')
+                    then pg_catalog.set_config('backtrace_functions', note, true)
+                end;
+                return number::pg_catalog.int8;
+            end if;
+            return tenancy.refuse(
+                case when pg_catalog.split_part(message, '.', 3)
+                          operator(pg_catalog.=) now_epoch::pg_catalog.text
+                     then 'TN004' else 'TN003' end);
+        end if;
+    end if;
+    return tenancy.refuse(
+        case when binding is null or binding operator(pg_catalog.=) '' then 'TN001'
+             else 'TN002' end);
+end;
+$$;
+
 -- name: use_app
 grant usage on schema app to tenancy_rows, tenancy_hybrid;
 
@@ -187,6 +285,16 @@ grant execute on function
 to tenancy_owner;
 -- Users write functions for triggers in their migrations, which run as the owner.
 grant usage on language plpgsql, sql to tenancy_owner;
+
+-- name: allow_note
+-- For the note of tenancy.tenant(). It holds for all databases of the server, so mostly it is there.
+do $allow$
+begin
+    if not has_parameter_privilege('tenancy_owner', 'backtrace_functions', 'SET') then
+        grant set on parameter backtrace_functions to tenancy_owner;
+    end if;
+end;
+$allow$;
 
 -- name: close_public_schema
 -- Nobody needs it, and a search_path that falls back to it must find nothing (CVE-2018-1058).
