@@ -12,19 +12,18 @@ CHANNELS: Final = {
     "login-defaults": (
         "A login can change its own password and defaults (ALTER ROLE CURRENT_USER). PostgreSQL "
         "has no way to forbid it. Sessions pin what matters when they start, so that nobody's "
-        "rows or answers change; the other tenants of a shared login can be kept out until the "
-        "next start."
+        "rows or answers change; the watchdog takes the rest back within a second."
     ),
     "own-settings": (
         "A session can set its own statement_timeout and work_mem. PostgreSQL has no way to "
-        "forbid it; limits are held from outside the session."
+        "forbid it; the watchdog holds limits from outside the session."
     ),
     "table-locks": (
         "A right to UPDATE or DELETE is a right to LOCK TABLE. On shared tables it holds up the "
-        "other tenants until whoever holds the lock is ended from outside."
+        "other tenants until the watchdog ends the session, some 40 ms."
     ),
     "open-transactions": (
-        "A session can leave a transaction open. It is ended from outside when it gets too old."
+        "A session can leave a transaction open. The watchdog ends it when it gets too old."
     ),
     "notifications": (
         "LISTEN and NOTIFY need no privilege, and channels belong to the database. No statement "
