@@ -1,6 +1,6 @@
 """What tenants may learn or do in spite of everything, and why that is accepted.
 
-Each entry stands in `docs/accepted-channels.md` as well; a test holds the two against each other.
+Each entry stands in `docs/attacks.md` as well; a test holds the two against each other.
 """
 
 from __future__ import annotations
