@@ -61,7 +61,6 @@ _STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
         (1, _BINDING_SQL, "binding_1"),
         (1, _BINDING_SQL, "data_schemas_1"),
         (2, _OVERLAY_SQL, "overlay_2"),
-        (3, _BINDING_SQL, "binding_3"),
     ),
     "catalog": (
         (1, _CATALOG_SQL, "catalog_1"),
@@ -70,7 +69,7 @@ _STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
     ),
 }
 #: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.
-_HARDENING = ("owner_rights", "allow_note", "close_languages", "close_functions")
+_HARDENING = ("owner_rights", "close_languages", "close_functions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,12 +13,8 @@ select 'unsafe' as severity, format('parameter %s', p.parname) as subject,
 from pg_parameter_acl p
 cross join lateral aclexplode(p.paracl) a
 left join pg_roles r on r.oid = a.grantee
-where (a.grantee = 0
-       or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner')
-       or r.rolname ~ '^t_[0-9a-f]{20}$')
-  -- For the note of tenancy.tenant(); whoever else could set it could note a binding as verified.
-  and (r.rolname is distinct from 'tenancy_owner' or a.privilege_type <> 'SET'
-       or p.parname <> 'backtrace_functions')
+where a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner')
+   or r.rolname ~ '^t_[0-9a-f]{20}$'
 union all
 select 'unsafe', format('tablespace %I', t.spcname),
        format('%s has %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type),
