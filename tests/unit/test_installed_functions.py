@@ -40,7 +40,7 @@ def test_tenant_is_what_the_boundary_rests_on():
     tenant = release_functions(_FILES)["tenancy.tenant"]
 
     assert tenant.security_definer
-    assert (tenant.language, tenant.volatility, tenant.parallel) == ("plpgsql", "v", "u")
+    assert (tenant.language, tenant.volatility, tenant.parallel) == ("plpgsql", "v", "r")
     assert tenant.settings == ()
     assert tenant.body is not None
     assert "tenancy.binding_key" in tenant.body
