@@ -109,9 +109,9 @@ async def test_faults_of_roles_and_databases(stage: Stage):
                 severity=_BROKEN,
             ),
             Break(
-                "alter role tenancy_rows connection limit 3",
+                "alter role tenancy_control connection limit 3",
                 "login_limits",
-                "tenancy_rows may have 3 connections",
+                "tenancy_control may have 3 connections",
                 severity=_BROKEN,
             ),
             Break(

@@ -54,6 +54,8 @@ def doctor(
     if request.config.getoption("--postgres-bin"):
         pytest.skip("the embedded server is of one version")
     monkeypatch.setenv("TENANCY_HOME", str(home))
+    # Another runtime may have the usual one.
+    monkeypatch.setenv("TENANCY_HTTP_PORT", "0")
 
     def called(*arguments: str, status: int = 0) -> dict[str, Any]:
         capfd.readouterr()

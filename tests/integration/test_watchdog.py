@@ -88,6 +88,12 @@ async def test_a_table_lock_that_waits_is_over_as_well(install, engine):
         locking = asyncio.create_task(
             attacker.execute("begin; lock table app.users in access exclusive mode")
         )
+        queued = (
+            "select exists (select from pg_locks where mode = 'AccessExclusiveLock'"
+            " and not granted and pid = $1)"
+        )
+        while not await holder.fetchval(queued, attacker.get_server_pid()):
+            await asyncio.sleep(0)
         waiting = asyncio.create_task(ask(engine, "victim", "select count(*) from users"))
         done, _ = await asyncio.wait({waiting}, timeout=0.5)
         assert not done
