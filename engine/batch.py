@@ -56,7 +56,7 @@ class Batches:
         self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
     ) -> list[QueryResult | TenancyError]:
         """Run operations one after the other, each on its own; an error stands in its place."""
-        self._check_length(operations)
+        self.check_length(operations)
         outcomes: list[Any] = [None] * len(operations)
         tickets: list[tuple[int, Ticket]] = []
         for index, operation in enumerate(operations):
@@ -80,7 +80,7 @@ class Batches:
         The error of a failed one begins with its number. An idempotency key stands in the first
         operation and covers all of them.
         """
-        self._check_length(operations)
+        self.check_length(operations)
         if not operations:
             return []
         key = operations[0].idempotency_key
@@ -98,7 +98,8 @@ class Batches:
         deadline_at = min(ticket.deadline_at for ticket in tickets)
         return await self._transact(route, tickets, key, deadline_at, numbered=True)
 
-    def _check_length(self, operations: Sequence[Operation]) -> None:
+    def check_length(self, operations: Sequence[Operation]) -> None:
+        """`RequestTooLargeError` when a batch has more operations than one may have."""
         limit = self._settings.batch_operations_max
         if len(operations) > limit:
             raise RequestTooLargeError(f"a batch has {limit} operations at most")

@@ -376,6 +376,8 @@ class Engine:
             return await self._batches.apart(route, operations, schema)
 
         name = parse_tenant_id(tenant_id)
+        # First, so that what is refused for its length costs the tenant nothing.
+        self._batches.check_length(operations)
         allowance = (await self._routes.route(name)).allowance
         allowance.enter(len(operations))
         try:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 
+from tenancy.data_isolation.core.server_tls import ServerTls, SslMode
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -26,7 +26,7 @@ _SQL = SqlFile("audit_server.sql")
 _RELOAD: Final = "select pg_catalog.pg_reload_conf()"
 #: Where a setting comes from that ALTER SYSTEM cannot change.
 _ABOVE_FILES: Final = frozenset({"command line", "environment variable", "client", "session"})
-_VERIFIED: Final = frozenset({"verify-ca", "verify-full"})
+_VERIFIED: Final = frozenset({SslMode.VERIFY_CA, SslMode.VERIFY_FULL})
 #: Libraries that may be loaded into every session without a word about it.
 _KNOWN_LIBRARIES: Final = frozenset({"$libdir/pg_stat_statements", "pg_stat_statements"})
 _PRELOADS: Final = (
@@ -194,7 +194,7 @@ def session_findings(
     problem = ""
     if not encrypted:
         problem = "is reached over the network without TLS: passwords and rows can be read"
-    elif ssl_mode(config.dsn) not in _VERIFIED:
+    elif ServerTls.of(config).mode not in _VERIFIED:
         problem = "is reached with TLS, but nobody checks that it is the right server"
     if problem:
         yield Finding(
@@ -206,12 +206,6 @@ def session_findings(
             problem=problem,
             advice="add sslmode=verify-full&sslrootcert=<file of the CA> to its DSN",
         )
-
-
-def ssl_mode(dsn: str) -> str:
-    """What a DSN asks of TLS (manual, 34.1.2); PostgreSQL's default where it says nothing."""
-    given = parse_qs(urlsplit(dsn).query).get("sslmode")
-    return given[-1] if given else os.environ.get("PGSSLMODE", "prefer")
 
 
 def _of_setting(

@@ -180,7 +180,8 @@ def _unnamed(error: HTTPException) -> TenancyError:
 
 def _headers(error: TenancyError) -> dict[str, str]:
     found: dict[str, str] = {}
-    if error.status in _RETRY_STATUSES or error.retry_after_s is not None:
+    again = error.retryable and error.status in _RETRY_STATUSES
+    if again or error.retry_after_s is not None:
         # Whole seconds (RFC 9110, 10.2.3), never zero.
         found["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or _RETRY_AFTER_S)))
     if error.status == UnauthenticatedError.status:

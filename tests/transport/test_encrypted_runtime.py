@@ -83,7 +83,7 @@ def _look(up: dict[str, Any], settings: dict[str, str], authority: Authority) ->
         assert json.loads(said.stdout)["rows"] == [[7]]
     assert json.loads(_run(settings, "status", "--json").stdout)["state"] == "running"
     doctor = _run(settings, "doctor").stdout
-    assert "endpoint: https://" in doctor
+    assert "https://" in doctor
 
     trusting = ssl.create_default_context(cafile=authority.certificate)
     key = {"Authorization": f"Bearer {Path(up['admin_key_file']).read_text().strip()}"}

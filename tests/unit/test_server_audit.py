@@ -14,7 +14,6 @@ from tenancy.data_isolation.engine.server_audit import (
     _preload,
     access_findings,
     session_findings,
-    ssl_mode,
 )
 
 
@@ -100,8 +99,8 @@ def test_a_line_without_tls_becomes_one_with_it_where_the_server_has_it():
         (None, False, "postgresql:///db", None),
         ("127.0.0.1", False, "postgresql://localhost/db", None),
         ("::1", False, "postgresql://[::1]/db", None),
-        ("10.0.0.7", False, "postgresql://db.example/db", "without TLS"),
-        ("10.0.0.7", True, "postgresql://db.example/db", "nobody checks"),
+        ("10.0.0.7", False, "postgresql://db.example/db?sslmode=disable", "without TLS"),
+        ("10.0.0.7", True, "postgresql://db.example/db", None),
         ("10.0.0.7", True, "postgresql://db.example/db?sslmode=require", "nobody checks"),
         ("10.0.0.7", True, "postgresql://db.example/db?sslmode=verify-full", None),
     ],
@@ -113,14 +112,6 @@ def test_a_session_over_the_network_wants_tls(
     found = list(session_findings(config, client_address=address, encrypted=encrypted))
 
     assert [words in finding.problem for finding in found] == ([] if words is None else [True])
-
-
-def test_the_mode_of_tls_comes_from_the_dsn_then_from_the_environment(monkeypatch):
-    monkeypatch.setenv("PGSSLMODE", "verify-ca")
-    assert ssl_mode("postgresql://host/db") == "verify-ca"
-    assert ssl_mode("postgresql://host/db?sslmode=disable") == "disable"
-    monkeypatch.delenv("PGSSLMODE")
-    assert ssl_mode("postgresql://host/db") == "prefer"
 
 
 def of_addresses(addresses: str, *, ssl: str, dsn: str) -> list[Finding]:
