@@ -329,6 +329,29 @@ async def test_a_refused_statement_leaves_no_lock_on_the_number_it_named(
         assert not await admin.fetchval("select pg_try_advisory_xact_lock(tenancy.lock_key(1))")
 
 
+async def test_a_lock_that_went_with_a_cursor_is_taken_again(
+    admin: asyncpg.Connection, rows: asyncpg.Connection
+):
+    """A lock that was taken inside a cursor is released when the cursor fails, not before the end
+    of the transaction: whoever drains the tenant then must not be followed by another statement.
+    """
+    await rows.execute("begin")
+    await rows.execute(
+        "declare c cursor for select id, 1 / (2 - id) from app.note where id < 9 order by id"
+    )
+    assert len(await rows.fetch("fetch 1 from c")) == 1
+    await rows.execute("savepoint s")
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await rows.fetch("fetch 1 from c")
+    await rows.execute("rollback to s")
+    await admin.execute("update tenancy.fence set open = false where tenant_no = 1")
+    assert await admin.fetchval("select pg_try_advisory_xact_lock(tenancy.lock_key(1))")
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await rows.fetch("select count(*) from app.note")
+    assert refused.value.sqlstate == "TN004"
+    await rows.execute("rollback")
+
+
 async def test_the_lock_of_a_tenant_is_where_python_expects_it(admin: asyncpg.Connection):
     assert await admin.fetchval("select tenancy.lock_key(7)") == LOCK_BIT | 7
 
