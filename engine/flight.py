@@ -267,14 +267,24 @@ class Flights:
             connection.bound = plan.bound
         if plan.describes:
             await self._read_anew(connection, plan)
-        if not shared:
-            tickets[0].result_bytes += exchange.bytes_read
+        self._weigh(plan)
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
         quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
         if not several and not again and quick:
             self._remember_quick(tickets[0].text)
         return again
+
+    def _weigh(self, plan: Plan) -> None:
+        """Each operation answers for its own rows, whoever it travelled with."""
+        bytes_max = plan.bytes_max
+        for seat in plan.seats:
+            size = seat.execution.size
+            if size:
+                # What is beyond the budget was dropped as it came.
+                seat.ticket.result_bytes += min(size, bytes_max)
+                if size >= _SMALL_BYTES:
+                    self._quick.pop(seat.ticket.text, None)
 
     async def _read_anew(self, connection: Connection, plan: Plan) -> None:
         try:

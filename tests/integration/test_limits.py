@@ -80,6 +80,46 @@ async def test_tenants_that_travel_together_each_have_their_own_limits(install):
                     assert outcome.row_count == 11  # type: ignore[union-attr]
 
 
+async def test_results_that_travel_with_those_of_others_are_counted_by_their_size(install):
+    limits = tiers(operations_per_s=1, operations_burst=150)
+    async with opened(install, tiers=limits, server_connections_max=1) as engine:
+        await make_tenant(engine, "greedy")
+        await make_tenant(engine, "modest")
+        for name in ("greedy", "modest"):
+            await ask(engine, name, BYTES, 10)  # Known to be quick from here on.
+
+        # Four of 50 kB are nearly 200 operations, more than the tenant may have at a time.
+        await asyncio.gather(
+            *(
+                ask(engine, name, BYTES, size)
+                for name, size in 4 * [("greedy", 50_000), ("modest", 10)]
+            )
+        )
+
+        with pytest.raises(RateLimitedError):
+            await ask(engine, "greedy", BYTES, 10)
+        assert len((await ask(engine, "modest", BYTES, 10)).rows[0][0]) == 10
+
+
+async def test_a_statement_whose_result_was_large_travels_alone_next_time(install):
+    async with opened(install, server_connections_max=1) as engine:
+        await make_tenant(engine, "acme")
+        executor = engine._executor
+        route = await engine._routes.route("acme")
+
+        def travels() -> bool:
+            operation = Operation(query=BYTES, params=[10])
+            shapes = engine.shapes.at(route.key)
+            return executor.flights.may_travel(executor.ticket(route, operation, shapes))
+
+        await ask(engine, "acme", BYTES, 10)
+        assert travels()
+        await asyncio.gather(*(ask(engine, "acme", BYTES, 100_000) for _ in range(4)))
+        assert not travels()
+        await ask(engine, "acme", BYTES, 10)
+        assert travels()
+
+
 async def test_the_memory_of_a_session_changes_hands_with_it(install):
     """Seen from beside: whether the same sort fits into memory or goes to temporary files."""
     files = "select temp_files from pg_stat_database where datname = current_database()"
