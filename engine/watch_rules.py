@@ -150,10 +150,15 @@ def judge(
 
 
 def _closes_door(action: Action) -> bool:
-    """A tenant of level ROW may see a mark: that somebody else has it is not held against all."""
-    if action.session.marked or (action.offence is Offence.STRANGER and action.session.copied):
-        return False
-    return action.offence in _PENALIZED
+    """Whether the login is kept from new sessions, but not for what a tenant of level ROW can do.
+
+    It can copy a mark that it sees, and change that of the session its statement runs in, in one
+    that is so new that nobody has seen its mark.
+    """
+    session = action.session
+    if action.offence is Offence.STRANGER:
+        return not session.copied and session.age_ms >= _INTRODUCTION_MS
+    return action.offence in _PENALIZED and not session.marked
 
 
 def _judge_session(session: SessionView, limits: TierLimits) -> Action | None:

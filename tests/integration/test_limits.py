@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from typing import Any
 
 import httpx
 import pytest
 from support.engines import ask, make_tenant, opened
 from support.http_api import MakeApi
+from support.install import SERVER
 from support.watching import tiers, until, watched
 
 from tenancy.data_isolation.core.errors import (
@@ -324,7 +327,8 @@ async def test_what_the_watchdog_does_is_told_in_figures(make_api: MakeApi):
     api = await make_api()
     text = (await api.anonymous.get("/metrics")).text
     assert "tenancy_watchdog_acting 0.0" in text
-    report = WatchdogReport("main", state="acting", looks=7, look_ms=2.0)  # type: ignore[arg-type]
+    report = WatchdogReport(SERVER, state="acting", looks=7, look_ms=2.0)
+    report.looked_at = time.monotonic()
     report.actions[Offence.TABLE_LOCK] = 3
     path = report_path(api.engine.settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -334,4 +338,14 @@ async def test_what_the_watchdog_does_is_told_in_figures(make_api: MakeApi):
     assert 'tenancy_watchdog_actions_total{offence="table_lock"} 3.0' in text
     assert 'tenancy_watchdog_actions_total{offence="stranger"} 0.0' in text
     assert "tenancy_watchdog_acting 1.0" in text
+
+    # Nor does one act whose look is overdue, or that has not written for a while.
+    report.looked_at -= 5
+    write_reports(path, [report.plain()])
+    assert "tenancy_watchdog_acting 0.0" in (await api.anonymous.get("/metrics")).text
+    report.looked_at += 5
+    write_reports(path, [report.plain()])
+    assert "tenancy_watchdog_acting 1.0" in (await api.anonymous.get("/metrics")).text
+    os.utime(path, (0, 0))
+    assert "tenancy_watchdog_acting 0.0" in (await api.anonymous.get("/metrics")).text
     assert "tenancy_watchdog_look_seconds 0.002" in text
