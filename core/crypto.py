@@ -81,29 +81,36 @@ def sign_binding(key: BindingKey, tenant_no: TenantNo, epoch: Epoch, backend_pid
     return f"{message}.{signature}"
 
 
-def session_mark(master: MasterKey, server: str, issued_s: int) -> str:
-    """A name for one session on a server, by which the watchdog knows it as the runtime's own.
+def session_mark(
+    master: MasterKey, server: str, role: RoleName, database: DatabaseName, issued_s: int
+) -> str:
+    """A name for one session, by which the watchdog of a server knows it as the runtime's own.
 
-    `tenancy <time>.<chance>.<signature>`, each in hexadecimal; `issued_s` is the time of day.
+    `tenancy <time>.<chance>.<signature>`, each in hexadecimal; `issued_s` is the time of day. It is
+    worth nothing for another login, or in another database.
     """
     message = f"{issued_s:x}.{secrets.token_hex(4)}"
-    return f"{_MARK_PREFIX}{message}.{_mark_signature(master, server, message)}"
+    return f"{_MARK_PREFIX}{message}.{_mark_signature(master, server, role, database, message)}"
 
 
-def session_mark_time(master: MasterKey, server: str, mark: str) -> int | None:
+def session_mark_time(
+    master: MasterKey, server: str, role: str, database: str, mark: str
+) -> int | None:
     """When a mark was issued (time of day, in seconds); None when it is not one of ours."""
+    if not mark.startswith(_MARK_PREFIX):
+        return None
     message, _, signature = mark.removeprefix(_MARK_PREFIX).rpartition(".")
-    expected = _mark_signature(master, server, message)
-    if not mark.startswith(_MARK_PREFIX) or not hmac.compare_digest(
-        expected.encode(), signature.encode()
-    ):
+    expected = _mark_signature(master, server, role, database, message)
+    if not hmac.compare_digest(expected.encode(), signature.encode()):
         return None
     return int(message.partition(".")[0], 16)
 
 
-def _mark_signature(master: MasterKey, server: str, message: str) -> str:
+def _mark_signature(master: MasterKey, server: str, role: str, database: str, message: str) -> str:
     key = _derive(master, f"session/{server}")
-    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()[:_MARK_DIGITS]
+    # No name holds the byte that stands between them.
+    signed = "\0".join((role, database, message)).encode()
+    return hmac.new(key, signed, hashlib.sha256).hexdigest()[:_MARK_DIGITS]
 
 
 def record_key(master: MasterKey, purpose: str) -> bytes:

@@ -241,7 +241,9 @@ class Executor:
             key,
             server=self._servers[key.server],
             password=role_password(self._master_key, key.server, key.role),
-            mark=session_mark(self._master_key, key.server, int(time.time())),
+            mark=session_mark(
+                self._master_key, key.server, key.role, key.database, int(time.time())
+            ),
             types=self._type_map(key),
             settings=self._settings,
         )

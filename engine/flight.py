@@ -245,8 +245,9 @@ class Flights:
         several = len(tickets) > 1
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
+        bytes_max = plan.bytes_max
         exchange = connection.start(
-            plan.sections, bytes_max=plan.bytes_max, cancel_excess=shared or not several
+            plan.sections, bytes_max=bytes_max, cancel_excess=shared or not several
         )
         # Once: who was sent back to wait for its turn has waited for it.
         yields = tickets[0].flying is connection and not tickets[0].attempts
@@ -267,14 +268,23 @@ class Flights:
             connection.bound = plan.bound
         if plan.describes:
             await self._read_anew(connection, plan)
-        if not shared:
-            tickets[0].result_bytes += exchange.bytes_read
+        self._weigh(plan, bytes_max)
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
         quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
         if not several and not again and quick:
             self._remember_quick(tickets[0].text)
         return again
+
+    def _weigh(self, plan: Plan, bytes_max: int) -> None:
+        """Each operation answers for its own rows, whoever it travelled with."""
+        for seat in plan.seats:
+            size = seat.execution.size
+            if size:
+                # What is beyond the budget was dropped as it came.
+                seat.ticket.result_bytes += min(size, bytes_max)
+                if size >= _SMALL_BYTES:
+                    self._quick.pop(seat.ticket.text, None)
 
     async def _read_anew(self, connection: Connection, plan: Plan) -> None:
         try:

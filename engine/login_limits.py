@@ -20,6 +20,8 @@ from tenancy.data_isolation.engine.watch_rules import HANDOVER_FACTOR
 _SQL = SqlFile("watchdog.sql")
 #: PostgreSQL's spelling of "as many as the server has".
 UNLIMITED: Final = -1
+#: What is asked needs no lock that a tenant could hold.
+_ASK_TIMEOUT_S: Final = 5.0
 #: PostgreSQL counts in kB up to this.
 _KB_MAX: Final = 2_147_483_647
 
@@ -34,18 +36,31 @@ def temp_file_limit(limits: TierLimits) -> str:
     return f"{min(max(1, limits.temp_file_bytes_max // 1024), _KB_MAX)}kB"
 
 
-async def limit_connections(connection: asyncpg.Connection, role: RoleName, most: int) -> None:
-    """Let the login have so many sessions, or `UNLIMITED`; those it has stay."""
-    text = await connection.fetchval(_SQL.statement("set_connection_limit_text"), role, most)
-    await connection.execute(text)
+async def connection_limit_text(connection: asyncpg.Connection, role: RoleName, most: int) -> str:
+    """What lets the login have so many sessions, or `UNLIMITED`; those it has stay."""
+    text: str = await connection.fetchval(
+        _SQL.statement("set_connection_limit_text"), role, most, timeout=_ASK_TIMEOUT_S
+    )
+    return text
+
+
+async def temp_file_limit_text(
+    connection: asyncpg.Connection, role: RoleName, limits: TierLimits
+) -> str:
+    """What caps the temporary files of the login's sessions from now on, where the admin may."""
+    text: str = await connection.fetchval(
+        _SQL.statement("set_temp_file_limit_text"),
+        role,
+        temp_file_limit(limits),
+        timeout=_ASK_TIMEOUT_S,
+    )
+    return text
 
 
 async def limit_temp_files(
     connection: asyncpg.Connection, role: RoleName, limits: TierLimits
 ) -> None:
     """Cap the temporary files of the login's sessions from now on, where the admin may."""
-    text = await connection.fetchval(
-        _SQL.statement("set_temp_file_limit_text"), role, temp_file_limit(limits)
-    )
+    text = await temp_file_limit_text(connection, role, limits)
     with suppress(asyncpg.InsufficientPrivilegeError):
         await connection.execute(text)

@@ -6,6 +6,8 @@
   tenants of level ROW notice nothing.
 * `ALTER ROLE CURRENT_USER` lets a login change its own defaults and password, which for the shared
   one would hit every tenant of level ROW: it is undone.
+
+What is known outlives the connection, and what cannot be changed now is changed at a later look.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.layout import ROWS_ROLE
+from tenancy.data_isolation.engine.login_changes import LoginChanges
 from tenancy.data_isolation.engine.login_limits import (
     UNLIMITED,
-    limit_connections,
-    limit_temp_files,
+    connection_limit_text,
     login_connections_max,
     temp_file_limit,
+    temp_file_limit_text,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.watch_rules import Offence
@@ -44,6 +47,11 @@ _LOGINS_MAX: Final = 10_000
 _UNUSUAL_MAX: Final = 50
 #: The least that is left to the shared login, whose sessions the runtime may yet have to open.
 _SHARED_MIN: Final = 1
+#: What is asked of the catalogs takes no longer.
+_ASK_TIMEOUT_S: Final = 5.0
+#: How long the end of the watch waits for logins that cannot be altered.
+_RESTORE_S: Final = 2.0
+_RESTORE_RETRY_S: Final = 0.05
 
 
 class LoginWatch:
@@ -55,15 +63,18 @@ class LoginWatch:
         settings: Settings,
         master_key: MasterKey,
         server: ServerName,
-        superuser: bool,
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._tiers = settings.tier_limits
         self._master_key = master_key
         self._server = server
-        self._superuser = superuser
+        self._superuser = False
         self._clock = clock
+        self._changes = LoginChanges(clock)
+        #: Connection limits that logins are to get, and those whose other limits are to be seen to.
+        self._wanted: dict[RoleName, int] = {}
+        self._unlimited: set[RoleName] = set()
         self._types: dict[RoleName, TenantType | None] = {}
         #: Logins with a closed door: until when, and how many sessions they have room for else.
         self._doors: dict[RoleName, tuple[float, int]] = {}
@@ -88,6 +99,7 @@ class LoginWatch:
             self._types.clear()
         for role in asked:
             self._types[role] = types.get(role)
+        self._unlimited.update(asked)
 
     def forget(self) -> None:
         """Ask the catalog again: logins come, go, and change their types."""
@@ -95,15 +107,13 @@ class LoginWatch:
 
     # Doors
 
-    async def penalize(
-        self, connection: asyncpg.Connection, role: RoleName, sessions_left: int
-    ) -> None:
-        """Let the login have no session beyond those it has, for a while."""
+    def penalize(self, role: RoleName, sessions_left: int) -> None:
+        """Let the login have no session beyond those it has, for a while; `settle` does it."""
         new = role not in self._doors
         until = self._clock() + self._settings.watchdog_penalty_s
         self._doors[role] = until, self._usual(role)
         least = _SHARED_MIN if role == ROWS_ROLE else 0
-        await limit_connections(connection, role, max(sessions_left, least))
+        self._wanted[role] = max(sessions_left, least)
         if new:
             _log.warning(
                 "login %s gets no further session for %g s",
@@ -111,15 +121,23 @@ class LoginWatch:
                 self._settings.watchdog_penalty_s,
             )
 
-    async def open_doors(self, connection: asyncpg.Connection, *, everything: bool = False) -> None:
-        """Give logins back what they may have, when their time is over."""
+    def open_doors(self, *, everything: bool = False) -> None:
+        """Give logins back what they may have, when their time is over; `settle` does it."""
         now = self._clock()
         for role, (until, usual) in list(self._doors.items()):
             if everything or now >= until:
-                # The tenant may have been deleted meanwhile.
-                with suppress(asyncpg.UndefinedObjectError):
-                    await limit_connections(connection, role, usual)
+                self._wanted[role] = usual
                 del self._doors[role]
+
+    async def settle(self, connection: asyncpg.Connection) -> None:
+        """Begin a look's changes with the connection limits that are wanted."""
+        self._changes.begin()
+        for role, most in list(self._wanted.items()):
+            if self._changes.spent:
+                return
+            text = await connection_limit_text(connection, role, most)
+            if await self._changes.make(connection, role, text):
+                del self._wanted[role]
 
     def _usual(self, role: RoleName) -> int:
         """The sessions that a login has room for."""
@@ -130,59 +148,85 @@ class LoginWatch:
 
     # What they should be
 
-    async def prepare(self, connection: asyncpg.Connection) -> None:
-        """Limit the shared login."""
-        await limit_connections(connection, ROWS_ROLE, self._settings.server_connections_max)
-        await limit_temp_files(connection, ROWS_ROLE, self._tiers.widest)
+    def prepare(self, *, superuser: bool) -> None:
+        """Limit the shared login, but for a door that is closed; `settle` and `limit` do it."""
+        self._superuser = superuser
+        if ROWS_ROLE not in self._doors:
+            self._wanted[ROWS_ROLE] = self._settings.server_connections_max
+        self._unlimited.add(ROWS_ROLE)
 
     async def unusual(self, connection: asyncpg.Connection) -> list[RoleName]:
         """Some of the tenants' logins whose limits have to be looked at."""
         usual = {login_connections_max(self._tiers.of(tenant_type)) for tenant_type in TenantType}
         found = await connection.fetch(
-            _SQL.statement("unusual_logins"), sorted(usual), _UNUSUAL_MAX
+            _SQL.statement("unusual_logins"), sorted(usual), _UNUSUAL_MAX, timeout=_ASK_TIMEOUT_S
         )
         return [RoleName(row["role"]) for row in found]
 
     async def restore(self, connection: asyncpg.Connection) -> None:
-        """Leave nothing of this watchdog's behind."""
-        await self.open_doors(connection, everything=True)
-        await limit_connections(connection, ROWS_ROLE, UNLIMITED)
+        """Leave nothing of this watchdog's behind, as far as tenants let it."""
+        self.open_doors(everything=True)
+        self._wanted[ROWS_ROLE] = UNLIMITED
+        until = self._clock() + _RESTORE_S
+        while self._wanted and self._clock() < until:
+            await self.settle(connection)
+            if self._wanted:
+                await asyncio.sleep(_RESTORE_RETRY_S)
 
-    async def limit(self, connection: asyncpg.Connection, roles: Collection[RoleName]) -> None:
-        """Give logins the limits of their tenants' types, where they have others."""
-        for row in await connection.fetch(_SQL.statement("login_limits"), list(roles)):
+    async def limit(self, connection: asyncpg.Connection) -> None:
+        """Give logins that were learned the limits of their tenants' types, where they have others.
+
+        Also those that could not be changed before.
+        """
+        asked, self._unlimited = self._unlimited, set()
+        if not asked:
+            return
+        query = _SQL.statement("login_limits")
+        for row in await connection.fetch(query, list(asked), timeout=_ASK_TIMEOUT_S):
             role = RoleName(row["role"])
             limits = self.limits_of(role)
-            if limits is None or role == ROWS_ROLE:
+            if limits is None:
                 continue
             most = login_connections_max(limits)
-            if row["connection_limit"] != most and role not in self._doors:
-                await limit_connections(connection, role, most)
+            if role not in (ROWS_ROLE, *self._doors) and row["connection_limit"] != most:
+                self._wanted[role] = most
             if row["temp_file_limit"] != temp_file_limit(limits):
-                await limit_temp_files(connection, role, limits)
+                text = await temp_file_limit_text(connection, role, limits)
+                with suppress(asyncpg.InsufficientPrivilegeError):
+                    if not await self._changes.make(connection, role, text):
+                        self._unlimited.add(role)
 
     # What they change themselves
 
     async def undo_changes(self, connection: asyncpg.Connection) -> list[Offence]:
         """Take back settings and passwords that logins gave themselves; what was taken back."""
-        undone: list[Offence] = []
-        for row in await connection.fetch(_SQL.statement("own_settings"), ROWS_ROLE):
-            if row["role"] != ROWS_ROLE and self.limits_of(row["role"]) is None:
+        # Passwords first: of those there is one for each login, of settings there are hundreds.
+        undone = await self._undo_passwords(connection) if self._superuser else []
+        query = _SQL.statement("own_settings")
+        for row in await connection.fetch(query, ROWS_ROLE, timeout=_ASK_TIMEOUT_S):
+            role = RoleName(row["role"])
+            if role != ROWS_ROLE and self.limits_of(role) is None:
                 continue
-            _log.warning("login %s has set %s for itself; undone", row["role"], row["setting"])
-            await connection.execute(row["mend"])
-            undone.append(Offence.LOGIN_SETTINGS)
-        if self._superuser:
-            undone += await self._undo_passwords(connection)
+            if self._changes.spent:
+                break
+            if await self._changes.make(connection, role, row["mend"]):
+                _log.warning("login %s has set %s for itself; undone", role, row["setting"])
+                undone.append(Offence.LOGIN_SETTINGS)
         return undone
 
     async def _undo_passwords(self, connection: asyncpg.Connection) -> list[Offence]:
         """Look at the shared login, and at those that had a session since the last look."""
         roles = [role for role in self._seen if self.limits_of(role) is not None]
+        # The shared one first: its password is everybody's.
+        roles.sort(key=lambda role: role != ROWS_ROLE)
         self._seen = {ROWS_ROLE}
         undone = []
-        for row in await connection.fetch(_SQL.statement("stored_passwords"), roles):
+        query = _SQL.statement("stored_passwords")
+        for row in await connection.fetch(query, roles, timeout=_ASK_TIMEOUT_S):
             role = RoleName(row["role"])
+            if self._changes.spent:
+                self._seen.add(role)
+                continue
             verifier = self._verifiers.get(role)
             if verifier is None:
                 verifier = await asyncio.to_thread(self._verifier, role)
@@ -191,11 +235,13 @@ class LoginWatch:
                 self._verifiers[role] = verifier
             if row["verifier"] == verifier:
                 continue
-            _log.warning("login %s has changed its password; undone", role)
             text = await connection.fetchval(
-                _ROLES_SQL.statement("set_password_text"), role, verifier
+                _ROLES_SQL.statement("set_password_text"), role, verifier, timeout=_ASK_TIMEOUT_S
             )
-            await connection.execute(text)
+            if not await self._changes.make(connection, role, text):
+                self._seen.add(role)
+                continue
+            _log.warning("login %s has changed its password; undone", role)
             undone.append(Offence.LOGIN_PASSWORD)
         return undone
 

@@ -42,13 +42,17 @@ class Offence(StrEnum):
     STATEMENT_TIME = "statement_time"
     LONG_STATEMENTS = "long_statements"
     CONNECTIONS = "connections"
+    #: It altered its login and did not end the transaction: who else alters logins waits.
+    LOGIN_LOCK = "login_lock"
     #: A login changed its own settings or its password.
     LOGIN_SETTINGS = "login_settings"
     LOGIN_PASSWORD = "login_password"  # noqa: S105 - a name
 
 
 #: After these a login keeps only the sessions that the runtime opened.
-_SEVERE: Final = frozenset({Offence.TABLE_LOCK, Offence.ADVISORY_LOCK, Offence.STRANGER})
+_SEVERE: Final = frozenset(
+    {Offence.TABLE_LOCK, Offence.ADVISORY_LOCK, Offence.LOGIN_LOCK, Offence.STRANGER}
+)
 #: After these it gets no further session for a while.
 _PENALIZED: Final = _SEVERE | {Offence.LONG_STATEMENTS, Offence.CONNECTIONS, Offence.LOCKS}
 
@@ -61,6 +65,8 @@ class SessionView:
     role: RoleName
     #: Whether the runtime opened it.
     marked: bool
+    #: Whether it has the mark of a session that the runtime opened.
+    copied: bool
     #: Whether its login is the one that all tenants of level ROW share.
     shared: bool
     state: str | None
@@ -74,6 +80,8 @@ class SessionView:
     locks: int
     table_lock: bool
     advisory_lock: bool
+    #: Held for more than one look.
+    login_lock: bool
 
     @property
     def active(self) -> bool:
@@ -135,12 +143,22 @@ def judge(
                     found[session.pid] = _end(session, max(offences & _SEVERE))
         verdict.actions += found.values()
         # What goes wrong in a session of the runtime's own must not keep it from opening others.
-        if any(
-            action.offence in _PENALIZED and not action.session.marked for action in found.values()
-        ):
+        if any(map(_closes_door, found.values())):
             ended = sum(action.ends for action in found.values())
             verdict.penalties[role] = len(own) - ended
     return verdict
+
+
+def _closes_door(action: Action) -> bool:
+    """Whether the login is kept from new sessions, but not for what a tenant of level ROW can do.
+
+    It can copy a mark that it sees, and change that of the session its statement runs in, in one
+    that is so new that nobody has seen its mark.
+    """
+    session = action.session
+    if action.offence is Offence.STRANGER:
+        return not session.copied and session.age_ms >= _INTRODUCTION_MS
+    return action.offence in _PENALIZED and not session.marked
 
 
 def _judge_session(session: SessionView, limits: TierLimits) -> Action | None:
@@ -149,6 +167,8 @@ def _judge_session(session: SessionView, limits: TierLimits) -> Action | None:
         return _end(session, Offence.TABLE_LOCK, same_transaction=True)
     if session.advisory_lock:
         return _end(session, Offence.ADVISORY_LOCK)
+    if session.login_lock:
+        return _end(session, Offence.LOGIN_LOCK, same_transaction=True)
     if session.shared and not session.marked:
         if session.active or session.age_ms >= _INTRODUCTION_MS:
             return _end(session, Offence.STRANGER)

@@ -8,7 +8,9 @@ Rules this module keeps:
 
 * One session on the server, one query per look, however many sessions there are.
 * Of several watchdogs one acts: an advisory lock decides, and goes with the connection.
-* A lost connection is made again; nothing but `stop` ends the watch.
+* A lost connection is made again, and what is known outlives it; nothing but `stop` ends the watch.
+* A tenant that holds on to its login's row holds up nothing (`login_changes`): whoever is to be
+  ended is ended before any login is altered.
 * What it did is logged and counted, by offence and never by tenant.
 """
 
@@ -25,16 +27,18 @@ from typing import Any, Final
 
 import asyncpg
 
-from tenancy.data_isolation.core.crypto import MasterKey, session_mark_time
+from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import RoleName, ServerName
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.layout import ROWS_ROLE, shared_database
+from tenancy.data_isolation.engine.login_changes import SESSION_SETTINGS
 from tenancy.data_isolation.engine.login_watch import LoginWatch
 from tenancy.data_isolation.engine.long_statements import SPENT_FACTOR, server_long_statements_max
 from tenancy.data_isolation.engine.priority import make_less_important
+from tenancy.data_isolation.engine.session_marks import SessionId, SessionMarks
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.watch_rules import Action, Offence, SessionView, judge
 
@@ -43,17 +47,22 @@ _log = logging.getLogger(__name__)
 _SQL = SqlFile("watchdog.sql")
 #: How long a watchdog waits before it connects again, or asks again whether it is its turn.
 _RETRY_S: Final = 1.0
+#: The same when it was at work until then.
+_RETURN_S: Final = 0.05
 #: How often the logins are looked at, and how long what the catalog said of them is believed.
 _LOGINS_S: Final = 1.0
 _TYPES_S: Final = 10.0
-#: A session is opened within so long of its mark; the clocks of two machines may differ.
-_MARK_AGE_S: Final = 60.0
 #: The runtime's own sessions are made less important when they are sure not to be used again.
 _LOWERED_FACTOR: Final = SPENT_FACTOR + 0.5
 #: How long a session may take to end before it is ended again.
 _GOING_S: Final = 1.0
 #: A look that takes longer than this is one that has failed.
 _LOOK_TIMEOUT_S: Final = 5.0
+#: Who has not looked for so long does not watch, whatever it is doing.
+_OVERDUE_S: Final = 1.0
+_ACTING: Final = "acting"
+#: Columns of a look that are no part of what is judged.
+_NAMES: Final = frozenset({"application_name", "database", "login_lock"})
 _MEND: Final = "grant pg_monitor, pg_signal_backend to the admin role"
 
 
@@ -72,12 +81,22 @@ class WatchdogReport:
     lowered: int = 0
     #: Sessions that had changed hands, or ended, before anything was done to them.
     missed: int = 0
+    #: When the last look ended (monotonic time).
+    looked_at: float = 0.0
+
+    @property
+    def state_now(self) -> str:
+        """The state; one that acts and whose look is overdue is none that acts."""
+        late_s = time.monotonic() - self.looked_at
+        if self.state == _ACTING and late_s >= _OVERDUE_S:
+            return f"late: the last look ended {late_s:.0f} s ago"
+        return self.state
 
     def plain(self) -> dict[str, Any]:
         """The report as JSON."""
         return {
             "server": self.server,
-            "state": self.state,
+            "state": self.state_now,
             "looks": self.looks,
             "look_ms": round(self.look_ms, 2),
             "actions": {offence.value: self.actions[offence] for offence in Offence},
@@ -100,15 +119,20 @@ class Watchdog:
         """The first server of `admin` holds the catalog."""
         self.report = WatchdogReport(server)
         self._settings = settings
-        self._master_key = master_key
         self._admin = admin
         self._server = server
         self._control = ServerName(admin.servers[0].name)
         self._database = shared_database(settings)
         self._long_max = server_long_statements_max(settings)
         self._stopping = asyncio.Event()
-        #: What is known of application names: their marks' times, or that they are none.
-        self._marks: dict[str, int | None] = {}
+        self._marks = SessionMarks(
+            master_key, server, entries_max=settings.catalog_page_rows_max * 10
+        )
+        self._logins = LoginWatch(
+            settings=settings, master_key=master_key, server=server, clock=time.monotonic
+        )
+        #: Transactions that held a lock on the catalogs of logins at the last look.
+        self._holding: set[tuple[Any, ...]] = set()
         #: Statements that were cancelled, and sessions that were ended and when, as long as they
         #: are seen: once is enough, and who is on the way out does not count any more.
         self._cancelled: set[tuple[Any, ...]] = set()
@@ -119,6 +143,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until `stop`. Raises nothing but cancellation."""
         while not self._stopping.is_set():
+            began_at = self.report.looks
             try:
                 await self._watch()
             except (TenancyError, OSError, TimeoutError, asyncpg.PostgresError) as error:
@@ -128,7 +153,7 @@ class Watchdog:
             except Exception:
                 _log.exception("the watchdog of server %s failed; it starts again", self._server)
                 self._tell("not watching: it failed")
-            await self._pause(_RETRY_S)
+            await self._pause(_RETURN_S if self.report.looks > began_at else _RETRY_S)
         self._tell("stopped")
 
     def stop(self) -> None:
@@ -138,11 +163,13 @@ class Watchdog:
     async def _watch(self) -> None:
         connection = await self._admin.connect(self._server, self._database)
         try:
-            sight = await connection.fetchrow(_SQL.statement("sight"))
+            await connection.execute(SESSION_SETTINGS, timeout=_LOOK_TIMEOUT_S)
+            sight = await connection.fetchrow(_SQL.statement("sight"), timeout=_LOOK_TIMEOUT_S)
             if sight is None or not (sight["sees"] and sight["signals"]):
                 self._tell(f"blind: {_MEND}")
                 return
-            while not await connection.fetchval(_SQL.statement("become_watchdog")):
+            become = _SQL.statement("become_watchdog")
+            while not await connection.fetchval(become, timeout=_LOOK_TIMEOUT_S):
                 self._tell("standby")
                 if await self._pause(_RETRY_S):
                     return
@@ -152,22 +179,20 @@ class Watchdog:
 
     async def _act(self, connection: asyncpg.Connection, *, superuser: bool) -> None:
         """Look and act until it is time to stop, or the connection breaks."""
-        logins = LoginWatch(
-            settings=self._settings,
-            master_key=self._master_key,
-            server=self._server,
-            superuser=superuser,
-            clock=time.monotonic,
-        )
-        await logins.prepare(connection)
-        sessions = await connection.prepare(_SQL.statement("sessions"))
-        self._tell("acting")
+        logins = self._logins
+        logins.prepare(superuser=superuser)
+        await logins.settle(connection)
+        sessions = await connection.prepare(_SQL.statement("sessions"), timeout=_LOOK_TIMEOUT_S)
+        self.report.looked_at = time.monotonic()
+        self._tell(_ACTING)
         tick_s = self._settings.watchdog_tick_ms / 1_000
         logins_at = types_at = 0.0
         while True:
             began = time.monotonic()
             rows = await sessions.fetch(ROWS_ROLE, timeout=_LOOK_TIMEOUT_S)
             await self._judge(connection, logins, rows)
+            await logins.settle(connection)
+            await logins.limit(connection)
             if began - types_at >= _TYPES_S:
                 types_at = began
                 logins.forget()
@@ -175,7 +200,8 @@ class Watchdog:
             if began - logins_at >= _LOGINS_S:
                 logins_at = began
                 await self._see_to_logins(connection, logins)
-            took = time.monotonic() - began
+            self.report.looked_at = time.monotonic()
+            took = self.report.looked_at - began
             self.report.looks += 1
             self.report.look_ms = took * 1_000
             if await self._pause(max(tick_s - took, tick_s / 5)):
@@ -195,9 +221,6 @@ class Watchdog:
             long_ms=max(1, self._settings.long_statement_ms // 2),
             server_long_max=self._long_max,
         )
-        for role, left in verdict.penalties.items():
-            # The door first: who is thrown out would be back before it is closed.
-            await logins.penalize(connection, role, left)
         cancelled = {_statement(action) for action in verdict.actions if not action.ends}
         actions = [
             action
@@ -207,6 +230,9 @@ class Watchdog:
         self._cancelled = cancelled
         if actions:
             await self._do(connection, actions)
+        # The door after that: who is in can hold it open. Who is back meanwhile is seen next time.
+        for role, left in verdict.penalties.items():
+            logins.penalize(role, left)
 
     async def _do(self, connection: asyncpg.Connection, actions: list[Action]) -> None:
         """One statement for all of them."""
@@ -237,37 +263,46 @@ class Watchdog:
         self.report.missed += len(actions) - len(done)
 
     async def _see_to_logins(self, connection: asyncpg.Connection, logins: LoginWatch) -> None:
-        await logins.open_doors(connection)
+        logins.open_doors()
         for offence in await logins.undo_changes(connection):
             self.report.actions[offence] += 1
 
     async def _learn(
         self, connection: asyncpg.Connection, logins: LoginWatch, roles: Collection[RoleName]
     ) -> None:
-        """Ask the catalog whose logins these are, and see to their limits."""
+        """Ask the catalog whose logins these are."""
         unknown = logins.unknown(roles)
         if not unknown:
             return
         query = _SQL.statement("types_of_logins")
         if self._server == self._control:
-            rows = await connection.fetch(query, self._server, unknown)
+            rows = await connection.fetch(query, self._server, unknown, timeout=_LOOK_TIMEOUT_S)
         else:
             async with self._admin.session(self._control, self._database) as control:
-                rows = await control.fetch(query, self._server, unknown)
+                rows = await control.fetch(query, self._server, unknown, timeout=_LOOK_TIMEOUT_S)
         types = {RoleName(row["role"]): TenantType(row["tenant_type"]) for row in rows}
         logins.learn(unknown, types)
-        await logins.limit(connection, unknown)
 
     def _views(self, rows: list[asyncpg.Record]) -> list[SessionView]:
-        """The sessions; of two with one mark the older one is the runtime's."""
-        used: set[str] = set()
+        """The sessions, and whose they are."""
+        self._marks.look(rows)
+        held, self._holding = self._holding, set()
         views = []
-        for row in sorted(rows, key=lambda row: row["backend_start"]):
-            name = row["application_name"]
-            marked = name not in used and self._is_marked(name, row["backend_start"].timestamp())
-            used.add(name)
-            values = {key: value for key, value in row.items() if key != "application_name"}
-            views.append(SessionView(**values, marked=marked, shared=row["role"] == ROWS_ROLE))
+        for row in rows:
+            session = SessionId(row["pid"], row["backend_start"])
+            # One that is over at once was seen by chance.
+            transaction = (*session, row["xact_start"])
+            if row["login_lock"]:
+                self._holding.add(transaction)
+            views.append(
+                SessionView(
+                    **{key: value for key, value in row.items() if key not in _NAMES},
+                    marked=self._marks.is_own(session),
+                    copied=self._marks.is_copy(session),
+                    shared=row["role"] == ROWS_ROLE,
+                    login_lock=row["login_lock"] and transaction in held,
+                )
+            )
         return views
 
     def _without_ended(self, views: list[SessionView]) -> list[SessionView]:
@@ -291,14 +326,6 @@ class Watchdog:
             self.report.lowered += make_less_important(pid, backend_start)
         known = {(view.pid, view.backend_start) for view in views}
         self._lowered = (self._lowered | slow) & known
-
-    def _is_marked(self, name: str, began_s: float) -> bool:
-        if name not in self._marks:
-            if len(self._marks) >= self._settings.catalog_page_rows_max * 10:
-                self._marks.clear()
-            self._marks[name] = session_mark_time(self._master_key, self._server, name)
-        issued = self._marks[name]
-        return issued is not None and abs(began_s - issued) <= _MARK_AGE_S
 
     async def _pause(self, seconds: float) -> bool:
         """Wait; whether it is time to stop."""

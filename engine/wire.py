@@ -53,6 +53,8 @@ class Step:
     relying: Step | None = None
     #: The tag of the command (manual, 55.7), such as `UPDATE 3`.
     tag: bytes = b""
+    #: Bytes of its rows, those that were dropped included.
+    size: int = 0
     done: bool = False
     #: False when the limit of rows ended the execution.
     complete: bool = True
@@ -252,6 +254,8 @@ class Wire(asyncio.Protocol):
             self._need = length + 1
             if code == _DATA_ROW and self._exchange is not None:
                 if length > self._exchange.bytes_left:
+                    if self._exchange.step is not None:
+                        self._exchange.step.size += length
                     self._overflow(self._exchange)
                     self._skip = self._need - self._have
                     return
@@ -280,7 +284,9 @@ class Wire(asyncio.Protocol):
         step = exchange.step if exchange is not None else None
         if exchange is None or step is None:
             return self._abort()
-        exchange.bytes_left -= end - position
+        size = end - position
+        step.size += size
+        exchange.bytes_left -= size
         if exchange.bytes_left < 0:
             return self._overflow(exchange)
         if step.problem is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from prometheus_client.registry import Collector
 from tenancy.data_isolation.engine.watch_rules import Offence
 
 _ACTING = "acting"
+#: What was written so long ago is no more than what was: it is written once a second.
+_STALE_S = 10.0
 
 
 def report_path(home: Path) -> Path:
@@ -42,6 +45,14 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def is_stale(path: Path) -> bool:
+    """Whether nobody has written the reports for a while."""
+    try:
+        return time.time() - path.stat().st_mtime >= _STALE_S
+    except OSError:
+        return True
 
 
 class WatchdogCollector(Collector):
@@ -72,7 +83,9 @@ class WatchdogCollector(Collector):
         yield GaugeMetricFamily(
             "tenancy_watchdog_acting",
             "Servers that a watchdog of this machine watches.",
-            value=sum(report.get("state") == _ACTING for report in reports),
+            value=0
+            if is_stale(self._path)
+            else sum(report.get("state") == _ACTING for report in reports),
         )
         yield GaugeMetricFamily(
             "tenancy_watchdog_look_seconds",

@@ -14,24 +14,31 @@ select pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') as sees,
 -- Every session of a tenant's login, with its locks. $1 = the shared login. Ages in milliseconds.
 -- A statement of a tenant takes ROW EXCLUSIVE on tables at most; what is stronger keeps out others'
 -- writes, or all others, and already does so while it waits. Exclusive advisory locks are not for
--- tenants: by those of the tenants moves drain them.
+-- tenants: by those of the tenants moves drain them. A login that alters itself and does not end its
+-- transaction keeps a lock on the catalogs of logins, and everybody waits who alters it.
 with lock as (
     select pid, count(*) as locks,
            bool_or(locktype = 'relation' and mode in (
                'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                'AccessExclusiveLock')) as table_lock,
+           bool_or(locktype = 'relation' and granted and mode not in (
+                       'AccessShareLock', 'RowShareLock')
+                   and relation in ('pg_catalog.pg_authid'::regclass,
+                                    'pg_catalog.pg_db_role_setting'::regclass)) as login_lock,
            bool_or(locktype = 'advisory' and mode = 'ExclusiveLock') as advisory_lock
     from pg_locks
     group by pid
 )
-select a.pid, a.usename::text as role, a.application_name, a.state,
+select a.pid, a.usename::text as role, coalesce(a.datname::text, '') as database,
+       a.application_name, a.state,
        a.backend_start, a.query_start, a.xact_start,
        round(extract(epoch from clock_timestamp() - a.backend_start) * 1000)::bigint as age_ms,
        round(extract(epoch from clock_timestamp() - a.query_start) * 1000)::bigint as statement_ms,
        round(extract(epoch from clock_timestamp() - a.xact_start) * 1000)::bigint as transaction_ms,
        round(extract(epoch from clock_timestamp() - a.state_change) * 1000)::bigint as state_ms,
        coalesce(l.locks, 0) as locks, coalesce(l.table_lock, false) as table_lock,
-       coalesce(l.advisory_lock, false) as advisory_lock
+       coalesce(l.advisory_lock, false) as advisory_lock,
+       coalesce(l.login_lock, false) as login_lock
 from pg_stat_activity a
 left join lock l on l.pid = a.pid
 where a.backend_type = 'client backend' and (a.usename = $1 or a.usename ~ '^t_[0-9a-f]{20}$');
@@ -79,7 +86,7 @@ select format('alter role %I set temp_file_limit = %L', $1::text, $2::text);
 
 -- name: own_settings
 -- Settings that logins have given themselves by ALTER ROLE; the runtime sets only the one that a
--- tenant cannot. $1 = the shared login. The text takes the setting back.
+-- tenant cannot. $1 = the shared login, which comes first. The text takes the setting back.
 select r.rolname::text as role, c as setting,
        format('alter role %I %s reset %I', r.rolname,
               coalesce('in database ' || quote_ident(d.datname), ''), split_part(c, '=', 1)) as mend
@@ -88,8 +95,11 @@ join pg_roles r on r.oid = s.setrole
 left join pg_database d on d.oid = s.setdatabase
 cross join unnest(s.setconfig) c
 where (r.rolname = $1 or r.rolname ~ '^t_[0-9a-f]{20}$')
-  and (s.setdatabase <> 0 or c not like 'temp_file_limit=%');
+  and (s.setdatabase <> 0 or c not like 'temp_file_limit=%')
+order by r.rolname = $1 desc, random();
 
 -- name: stored_passwords
 -- Readable by superusers only. $1 = logins.
-select rolname::text as role, rolpassword as verifier from pg_authid where rolname = any ($1::text[]);
+select rolname::text as role, rolpassword as verifier from pg_authid
+where rolname = any ($1::text[])
+order by array_position($1::text[], rolname::text);

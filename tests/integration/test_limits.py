@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from typing import Any
 
 import httpx
 import pytest
 from support.engines import ask, make_tenant, opened
 from support.http_api import MakeApi
+from support.install import SERVER
 from support.watching import tiers, until, watched
 
 from tenancy.data_isolation.core.errors import (
@@ -78,6 +81,46 @@ async def test_tenants_that_travel_together_each_have_their_own_limits(install):
                     assert isinstance(outcome, ResultTooLargeError)
                 else:
                     assert outcome.row_count == 11  # type: ignore[union-attr]
+
+
+async def test_results_that_travel_with_those_of_others_are_counted_by_their_size(install):
+    limits = tiers(operations_per_s=1, operations_burst=150)
+    async with opened(install, tiers=limits, server_connections_max=1) as engine:
+        await make_tenant(engine, "greedy")
+        await make_tenant(engine, "modest")
+        for name in ("greedy", "modest"):
+            await ask(engine, name, BYTES, 10)  # Known to be quick from here on.
+
+        # Four of 50 kB are nearly 200 operations, more than the tenant may have at a time.
+        await asyncio.gather(
+            *(
+                ask(engine, name, BYTES, size)
+                for name, size in 4 * [("greedy", 50_000), ("modest", 10)]
+            )
+        )
+
+        with pytest.raises(RateLimitedError):
+            await ask(engine, "greedy", BYTES, 10)
+        assert len((await ask(engine, "modest", BYTES, 10)).rows[0][0]) == 10
+
+
+async def test_a_statement_whose_result_was_large_travels_alone_next_time(install):
+    async with opened(install, server_connections_max=1) as engine:
+        await make_tenant(engine, "acme")
+        executor = engine._executor
+        route = await engine._routes.route("acme")
+
+        def travels() -> bool:
+            operation = Operation(query=BYTES, params=[10])
+            shapes = engine.shapes.at(route.key)
+            return executor.flights.may_travel(executor.ticket(route, operation, shapes))
+
+        await ask(engine, "acme", BYTES, 10)
+        assert travels()
+        await asyncio.gather(*(ask(engine, "acme", BYTES, 100_000) for _ in range(4)))
+        assert not travels()
+        await ask(engine, "acme", BYTES, 10)
+        assert travels()
 
 
 async def test_the_memory_of_a_session_changes_hands_with_it(install):
@@ -284,7 +327,8 @@ async def test_what_the_watchdog_does_is_told_in_figures(make_api: MakeApi):
     api = await make_api()
     text = (await api.anonymous.get("/metrics")).text
     assert "tenancy_watchdog_acting 0.0" in text
-    report = WatchdogReport("main", state="acting", looks=7, look_ms=2.0)  # type: ignore[arg-type]
+    report = WatchdogReport(SERVER, state="acting", looks=7, look_ms=2.0)
+    report.looked_at = time.monotonic()
     report.actions[Offence.TABLE_LOCK] = 3
     path = report_path(api.engine.settings.home)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,4 +338,14 @@ async def test_what_the_watchdog_does_is_told_in_figures(make_api: MakeApi):
     assert 'tenancy_watchdog_actions_total{offence="table_lock"} 3.0' in text
     assert 'tenancy_watchdog_actions_total{offence="stranger"} 0.0' in text
     assert "tenancy_watchdog_acting 1.0" in text
+
+    # Nor does one act whose look is overdue, or that has not written for a while.
+    report.looked_at -= 5
+    write_reports(path, [report.plain()])
+    assert "tenancy_watchdog_acting 0.0" in (await api.anonymous.get("/metrics")).text
+    report.looked_at += 5
+    write_reports(path, [report.plain()])
+    assert "tenancy_watchdog_acting 1.0" in (await api.anonymous.get("/metrics")).text
+    os.utime(path, (0, 0))
+    assert "tenancy_watchdog_acting 0.0" in (await api.anonymous.get("/metrics")).text
     assert "tenancy_watchdog_look_seconds 0.002" in text

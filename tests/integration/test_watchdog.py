@@ -6,20 +6,32 @@ Each attack is also made without a watchdog, where it goes on: only then does it
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import asyncpg
 import pytest
 from support.engines import ask, make_tenant, opened
-from support.install import Install
+from support.install import SERVER, Install
 from support.watching import looks, tiers, until, watched
 
+from tenancy.data_isolation.core.crypto import session_mark
+from tenancy.data_isolation.core.identifiers import RoleName
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.watch_rules import Offence
 
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 ROWS = "tenancy_rows"
+MARKED = (
+    "select pid, application_name from pg_stat_activity "
+    "where usename = $1 and datname = current_database()"
+)
+END_WATCHDOG = (
+    "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+    "where application_name = 'tenancy admin' and datname = current_database()"
+)
 LIMIT = "select rolconnlimit from pg_roles where rolname = $1"
 
 
@@ -72,6 +84,7 @@ async def test_a_table_lock_on_shared_tables_is_over_at_once_and_does_not_come_b
             assert (await waiting).rows == [[3]]
             await ends(attacker)
             await until(lambda: watchdog.report.actions[Offence.TABLE_LOCK] == 1)
+            await looks(watchdog, 1)  # The door is closed behind whom was put out.
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 async with install.connected(ROWS):
                     pass
@@ -137,6 +150,7 @@ async def test_a_stranger_on_the_shared_login_is_put_out(install, engine):
         async with watched(install) as watchdog:
             await ends(stranger)
             assert watchdog.report.actions[Offence.STRANGER] == 1
+            await looks(watchdog, 1)
             assert (await ask(engine, "victim", "select 1")).rows == [[1]]
             async with install.connected() as admin:
                 assert await admin.fetchval(LIMIT, ROWS) < 60
@@ -232,8 +246,6 @@ async def test_of_several_watchdogs_one_acts_and_another_takes_over(install, log
 async def _second(install, login, limits, first) -> None:
     import dataclasses
 
-    from support.install import SERVER
-
     from tenancy.data_isolation.engine.admin import AdminConnections
     from tenancy.data_isolation.engine.watchdog import Watchdog
 
@@ -263,15 +275,152 @@ async def _second(install, login, limits, first) -> None:
 async def test_a_watchdog_survives_the_loss_of_its_connection(install, login):
     async with watched(install, tiers=tiers(statement_timeout_ms=200)) as watchdog:
         async with install.connected() as admin:
-            ended = await admin.fetchval(
-                "select count(pg_terminate_backend(pid)) from pg_stat_activity "
-                "where application_name = 'tenancy admin' and datname = current_database()"
-            )
+            ended = await admin.fetchval(END_WATCHDOG)
         assert ended >= 1
         await until(lambda: watchdog.report.state != "acting")
         async with install.connected(login) as attacker:
             with pytest.raises(asyncpg.QueryCanceledError):
                 await attacker.fetch(SLOW)
+
+
+async def test_a_closed_door_outlives_the_connection_of_the_watchdog(install, login):
+    async with (
+        watched(install, tiers=tiers(connections_max=1)) as watchdog,
+        install.connected() as admin,
+    ):
+        async with install.connected(login) as attacker:
+            with suppress(asyncpg.PostgresError, OSError):
+                await attacker.execute("begin; lock table users in access exclusive mode")
+            await ends(attacker)
+        await looks(watchdog, 2)
+        closed = await admin.fetchval(LIMIT, login)
+        await admin.execute(END_WATCHDOG)
+        await until(lambda: watchdog.report.state != "acting")
+        await until(lambda: watchdog.report.state == "acting")
+        await looks(watchdog, 3)
+        assert closed < 2
+        assert await admin.fetchval(LIMIT, login) == closed
+    async with install.connected() as admin:
+        assert await admin.fetchval(LIMIT, login) == 2
+
+
+@pytest.mark.parametrize("way", ["settings", "password", "storm"])
+async def test_a_login_that_alters_itself_does_not_keep_the_watchdog_from_others(
+    install, engine, login, way
+):
+    """Held for as long as the limit of transactions allows, which here is beyond the test."""
+    await make_tenant(engine, "victim")
+    async with (
+        install.connected(login) as first,
+        install.connected(login) as second,
+        install.connected() as admin,
+        watched(install) as watchdog,
+    ):
+        await looks(watchdog)
+        storm: list[asyncio.Task[None]] = []
+        if way == "storm":
+            storm = [asyncio.create_task(_alter(item)) for item in (first, second)]
+            await until(lambda: watchdog.report.actions[Offence.LOGIN_SETTINGS] >= 1)
+        elif way == "settings":
+            await second.execute("begin")
+            await first.execute("alter role current_user set work_mem = '1MB'")
+            await second.execute("alter role current_user set work_mem = '2MB'")
+            await ends(second)
+        else:
+            await second.execute("begin; alter role current_user password 'x'")
+            with suppress(asyncpg.PostgresError, OSError):
+                await first.execute("begin; lock table users in access exclusive mode")
+            await ends(second)
+        async with install.connected(ROWS) as stranger:
+            await ends(stranger)
+        await looks(watchdog, 2)
+        assert watchdog.report.state_now == "acting"
+        assert await admin.fetchval(LIMIT, ROWS) < 60, "the door of the shared login is closed"
+        if way != "storm":
+            assert {Offence.LOGIN_LOCK, Offence.TABLE_LOCK} & set(watchdog.report.actions)
+            assert way == "password" or watchdog.report.actions[Offence.LOGIN_LOCK] >= 1
+            await until(lambda: first.is_closed())
+        for task in storm:
+            task.cancel()
+        await asyncio.gather(*storm, return_exceptions=True)
+    async with install.connected() as admin:
+        assert await admin.fetchval(LIMIT, ROWS) == -1
+        assert await admin.fetchval(LIMIT, login) == 16
+
+
+async def _alter(session: asyncpg.Connection) -> None:
+    while True:
+        with suppress(asyncpg.InternalServerError):
+            await session.execute("alter role current_user set work_mem = '1MB'")
+            await session.execute("alter role current_user set work_mem = '2MB'")
+
+
+async def test_a_change_that_somebody_else_holds_up_is_made_later_and_delays_no_look(
+    install, engine, login
+):
+    """Held by one who is no tenant, so that nobody is put out for it."""
+    async with install.connected() as admin, watched(install) as watchdog:
+        await admin.execute(f"alter role {login} set work_mem = '1MB'")
+        holding = admin.transaction()
+        await holding.start()
+        await admin.execute(f"alter role {login} set work_mem = '2MB'")
+        await looks(watchdog, 60)  # Those that look at logins are among them, once a second.
+        assert watchdog.report.actions[Offence.LOGIN_SETTINGS] == 0
+        assert watchdog.report.state_now == "acting"
+        await holding.commit()
+        await until(lambda: watchdog.report.actions[Offence.LOGIN_SETTINGS] >= 1)
+
+
+async def test_a_watchdog_whose_look_is_overdue_does_not_act(install):
+    from tenancy.data_isolation.engine.watchdog import WatchdogReport
+
+    report = WatchdogReport(SERVER, state="acting", looked_at=time.monotonic())
+    assert report.plain()["state"] == "acting"
+    report.looked_at -= 5
+    assert report.plain()["state"] == "late: the last look ended 5 s ago"
+
+
+async def test_a_mark_that_a_tenant_has_seen_is_worth_nothing_in_its_own_sessions(
+    install, engine, login
+):
+    async with install.connected(login) as older, install.connected() as admin:
+        await make_tenant(engine, "victim")
+        assert (await ask(engine, "victim", "select count(*) from users")).rows == [[3]]
+        (runtimes,) = await admin.fetch(MARKED, ROWS)
+        async with watched(install) as watchdog:
+            await looks(watchdog)
+            await older.execute(f"set application_name = '{runtimes['application_name']}'")
+            await looks(watchdog, 3)
+            assert await admin.fetch(MARKED, ROWS) == [runtimes], "the runtime's stays"
+            assert await admin.fetchval(LIMIT, ROWS) == 60
+            assert not watchdog.report.actions
+
+
+async def test_of_two_sessions_with_one_mark_the_one_that_it_was_made_for_stays(install, engine):
+    await make_tenant(engine, "victim")
+    async with install.connected() as admin, install.connected(ROWS) as older:
+        await admin.execute("select pg_sleep(1.1)")
+        place = install.database
+        mark = session_mark(install.master_key, SERVER, RoleName(ROWS), place, int(time.time()))
+        genuine = await asyncpg.connect(
+            install.role_dsn(ROWS), server_settings={"application_name": mark}
+        )
+        await older.execute(f"set application_name = '{mark}'")
+        async with watched(install) as watchdog:
+            await ends(older)
+            await looks(watchdog, 3)
+            assert not genuine.is_closed()
+            assert await admin.fetchval(LIMIT, ROWS) == 60, "no door is closed because of it"
+            # Nor because of another name, which a statement of a tenant can set.
+            await genuine.execute("set application_name = 'x'")
+            await looks(watchdog, 3)
+            assert not genuine.is_closed()
+            assert watchdog.report.actions == {Offence.STRANGER: 1}
+            # When it is gone the mark is not worth another session.
+            await genuine.close()
+            async with install.connected(ROWS) as late:
+                await late.execute(f"set application_name = '{mark}'")
+                await ends(late)
 
 
 async def test_a_session_that_changed_hands_is_left_alone(install, login):
@@ -335,8 +484,6 @@ async def test_the_daemons_thread_watches_tells_and_stops(install, login):
 
 async def test_an_admin_that_sees_nothing_says_so_and_watches_nothing(install, login):
     import dataclasses
-
-    from support.install import SERVER
 
     from tenancy.data_isolation.core.settings import ServerConfig
     from tenancy.data_isolation.engine.admin import AdminConnections

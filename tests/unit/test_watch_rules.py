@@ -12,7 +12,7 @@ from tenancy.data_isolation.core.crypto import (
     session_mark,
     session_mark_time,
 )
-from tenancy.data_isolation.core.identifiers import RoleName
+from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName
 from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.engine.watch_rules import Offence, SessionView, Verdict, judge
 
@@ -33,6 +33,7 @@ def session(pid: int = 1, role: RoleName = OWN, **fields: Any) -> SessionView:
         "pid": pid,
         "role": role,
         "marked": False,
+        "copied": False,
         "shared": role == SHARED,
         "state": "idle",
         "backend_start": START,
@@ -45,6 +46,7 @@ def session(pid: int = 1, role: RoleName = OWN, **fields: Any) -> SessionView:
         "locks": 0,
         "table_lock": False,
         "advisory_lock": False,
+        "login_lock": False,
     }
     return SessionView(**(values | fields))
 
@@ -182,13 +184,36 @@ def test_overrunning_alone_closes_no_door():
     assert verdict(session(state="idle in transaction", state_ms=2_000)).penalties == {}
 
 
-def test_a_mark_is_known_by_its_key_and_for_its_server_alone():
+def test_whoever_keeps_others_from_altering_a_login_is_ended_and_kept_out():
+    done = verdict(session(1, state="idle in transaction", login_lock=True), session(2))
+
+    assert [item.offence for item in done.actions] == [Offence.LOGIN_LOCK] * 2
+    assert done.penalties == {OWN: 0}
+
+
+def test_a_copied_mark_ends_the_copy_and_closes_no_door():
+    own, copy = session(1, SHARED, marked=True), session(2, SHARED, copied=True)
+    done = verdict(own, copy)
+
+    assert [item.session.pid for item in done.actions] == [2]
+    assert done.penalties == {}
+    assert verdict(own, session(2, SHARED)).penalties == {SHARED: 1}
+    # One that is so new may be the runtime's, and have another name already.
+    assert verdict(own, active(2, SHARED, age_ms=20)).penalties == {}
+    assert len(verdict(own, active(2, SHARED, age_ms=20)).actions) == 1
+    assert verdict(own, session(2, SHARED, copied=True, table_lock=True)).penalties == {SHARED: 1}
+
+
+def test_a_mark_is_known_by_its_key_login_database_and_server_alone():
     key, other = parse_master_key("5a" * 32), parse_master_key("5b" * 32)
-    mark = session_mark(key, "main", 1_700_000_000)
+    login, base = RoleName("tenancy_rows"), DatabaseName("tenancy")
+    mark = session_mark(key, "main", login, base, 1_700_000_000)
 
     assert len(mark) <= 63
-    assert session_mark_time(key, "main", mark) == 1_700_000_000
-    assert mark != session_mark(key, "main", 1_700_000_000)
+    assert session_mark_time(key, "main", login, base, mark) == 1_700_000_000
+    assert mark != session_mark(key, "main", login, base, 1_700_000_000)
+    assert session_mark_time(key, "main", OWN, base, mark) is None
+    assert session_mark_time(key, "main", login, "other", mark) is None
     for server, name, master in (
         ("main", mark, other),
         ("second", mark, key),
@@ -200,4 +225,4 @@ def test_a_mark_is_known_by_its_key_and_for_its_server_alone():
         ("main", "tenancy ..", key),
         ("main", "tenancy \u00e9.\u00e9.\u00e9", key),
     ):
-        assert session_mark_time(master, server, name) is None, name
+        assert session_mark_time(master, server, login, base, name) is None, name
