@@ -45,7 +45,7 @@ async def mend(admin: AdminConnections, finding: Finding, *, key: MasterKey) -> 
             if finding.check == PASSWORDS:
                 role = RoleName(finding.subject.removeprefix("role "))
                 await ensure_login_role(connection, master_key=key, server=server, role=role)
-            return await _carry_out(connection, finding.statements)
+            return await carry_out(connection, finding.statements)
         except asyncpg.PostgresError as error:
             return str(error)
         finally:
@@ -53,14 +53,23 @@ async def mend(admin: AdminConnections, finding: Finding, *, key: MasterKey) -> 
                 await connection.execute("reset role")
 
 
-async def _carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -> str | None:
-    """Run the statements; why they were not run, or None."""
+async def carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -> str | None:
+    """Run the statements of a finding as the admin; why they were not run, or None."""
     alone = any(statement.startswith(_ALONE) for statement in statements)
     async with nullcontext() if alone else connection.transaction():
         if any(statement.startswith(OWNERS_CALL) for statement in statements):
-            safe = await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE)
-            if not safe:
-                return "tenancy.run(text) is missing or does not work as the owner; mend it first"
+            await _equip(connection)
+            if not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
+                return "function tenancy.run(text) does not work as the owner; mend it first"
         for statement in statements:
             await connection.execute(statement)
     return None
+
+
+async def _equip(connection: asyncpg.Connection) -> None:
+    """Make what runs SQL as the owner; the first namespace of a database would have done so."""
+    if await connection.fetchval(_SQL.statement("has_runner")):
+        return
+    await connection.execute("set local role tenancy_owner")
+    await connection.execute(_SQL.statement("runner"))
+    await connection.execute("set local role none")
