@@ -44,6 +44,7 @@ from tenancy.data_isolation.engine.layout import (
     template_database,
 )
 from tenancy.data_isolation.engine.login_roles import ensure_fixed_roles, may_act_as_owner
+from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.patch_level import CHECK as PATCH_LEVEL
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -183,6 +184,10 @@ class Bootstrap:
         """The schemas of one database, and its keys."""
         shared = database == shared_database(self._settings)
         async with self._admin.session(server, database) as connection:
+            # The steps read and write tables of the runtime's own: before, not with the audit.
+            replaced = await own_table_findings(connection, server=server)
+            if replaced:
+                raise UnsafeRoleError(_told(replaced))
             self._changes += [
                 f"{server}: {database}: {change}"
                 for change in await _install_schemas(connection, rows=shared)

@@ -13,6 +13,7 @@ that moved to another version. Everything else stays a finding until it is accep
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import re
@@ -26,11 +27,15 @@ from tenancy.data_isolation.core.crypto import MasterKey, record_key
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.layout import HYBRID_ROLE
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 
 CHECK: Final = "drift"
 _FORMAT: Final = 1
-_TENANT_NAME: Final = re.compile(r"\bt_[0-9a-f]{20}\b")
+#: What of the server's own comes and goes with a tenant, and the tenant's name in it.
+_OF_A_TENANT: Final = re.compile(
+    rf"(?:role|database|membership|settings of) (?P<name>\S+)(?: in ({HYBRID_ROLE}|all databases))?"
+)
 _SHOWN_CHARACTERS: Final = 160
 
 
@@ -139,7 +144,11 @@ class DriftFile:
     """The record of one server in its file. Blocks for as long as some megabytes take."""
 
     def __init__(self, home: Path, server: ServerName, key: MasterKey) -> None:
-        self.path = home / "doctor" / f"{re.sub('[^a-z0-9_-]', '_', server)}.json"
+        name = re.sub("[^a-z0-9_-]", "_", server)
+        if name != server:
+            # Two names may differ in just what a file's name cannot have.
+            name = f"{name}-{hashlib.sha256(server.encode()).hexdigest()[:16]}"
+        self.path = home / "doctor" / f"{name}.json"
         self._key = record_key(key, f"drift/{server}")
 
     def read(self) -> Record | None:
@@ -183,7 +192,10 @@ def _is_own_doing(
     """Whether the runtime itself made the change: a tenant came or went, or a schema moved on."""
     some = after or before
     assert some is not None  # noqa: S101 - one of the two is there.
-    tenants = {some.database, some.space, *_TENANT_NAME.findall(key)}
+    tenants = {some.database, some.space}
+    of_server = None if some.database else _OF_A_TENANT.fullmatch(key)
+    if of_server is not None:
+        tenants.add(of_server["name"])
     if before is None and tenants & (now.tenants - old.tenants):
         return True
     if after is None and tenants & (old.tenants - now.tenants):

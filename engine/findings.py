@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+#: How a mend starts that works as the owner.
+OWNERS_CALL: Final = "select tenancy.run("
 
 
 class Severity(StrEnum):
@@ -30,8 +35,7 @@ class Finding:
     #: The role, database, schema, table, function, setting, file or process.
     subject: str
     problem: str
-    #: SQL that mends it, run by the admin role in `database`, one statement after the other:
-    #: ALTER SYSTEM takes no company. Empty when SQL cannot.
+    #: SQL that mends it, run by the admin role in `database`, in this order. Empty when SQL cannot.
     statements: tuple[str, ...] = ()
     #: A command or an instruction that mends it, where SQL alone does not.
     advice: str = ""
@@ -55,3 +59,17 @@ class Finding:
         # A whole function is no part of a message.
         mend = self.mend if "\n" not in self.mend else "tenancy doctor --mend"
         return f"{self.subject} {self.problem} ({where}); mend: {mend or self.advice};"
+
+
+def by_owner(statements: Sequence[str]) -> tuple[str, ...]:
+    """The statements as one that runs them as the owner, all or none.
+
+    A definition can call functions of users, when it is made and when it is held against rows. What
+    they call must never work as the admin, whoever carries the mend out.
+    """
+    if not statements:
+        return ()
+    text = ";\n".join(statements).replace("'", "''")
+    # As quote_literal writes it, so that it does not matter how the server reads a backslash.
+    literal = "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
+    return (f"{OWNERS_CALL}{literal}::pg_catalog.text)",)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
 import asyncpg
 
@@ -43,6 +44,7 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
@@ -70,7 +72,8 @@ class ServerLook:
 
     server: ServerName
     findings: tuple[Finding, ...]
-    fingerprint: Fingerprint
+    #: None when tables of the runtime's own could not be read: then there is nothing to compare.
+    fingerprint: Fingerprint | None
     #: Databases whose tables could not be held against a reference, because theirs is behind.
     not_compared: int
 
@@ -141,7 +144,14 @@ class Inspection:
         findings = await self.audit_server(config)
         databases = await self._databases(server)
         record = await self._recorded(server, control)
-        insides = await self._enter(server, databases, control, record, progress)
+        insides = await self._enter(server, databases, control, record or _NOTHING, progress)
+        inside_findings = [item for inside in insides.values() for item in inside.findings]
+        if record is None or not all(inside.readable for inside in insides.values()):
+            # What is in the tables is part of all that follows.
+            findings += inside_findings
+            return ServerLook(
+                server=server, findings=tuple(findings), fingerprint=None, not_compared=0
+            )
         progress(f"{server}: passwords and leftovers")
         async with self._admin.session(server, shared) as connection:
             logins = await runtime_roles(connection, databases)
@@ -158,7 +168,7 @@ class Inspection:
                 fences={name: inside.fences for name, inside in insides.items()},
             )
             traits = await _server_traits(connection, databases, logins)
-        findings += [item for inside in insides.values() for item in inside.findings]
+        findings += inside_findings
         patience_s = self._settings.control_timeout_s
         findings += leftover_findings(contents, record.placements, patience_s=patience_s)
         findings += unplaced_findings(server, shared, record.unplaced, patience_s=patience_s)
@@ -222,9 +232,10 @@ class Inspection:
     ) -> _Inside:
         """One database. `schemas`, given for a whole look, are at the newest version, `version`."""
         async with self._admin.session(server, database) as connection:
+            replaced = await own_table_findings(connection, server=server)
             findings = [
-                *await audit_database(connection, server=server),
-                *await audit_shape(connection, triggers=self._triggers, server=server),
+                *replaced,
+                # First to be mended, because mends are run by one of them.
                 *await function_findings(
                     connection,
                     server=server,
@@ -232,9 +243,11 @@ class Inspection:
                     expected=self._functions(catalog),
                     later=self._later,
                 ),
+                *await audit_database(connection, server=server),
+                *await audit_shape(connection, triggers=self._triggers, server=server),
             ]
-            if schemas is None:
-                return _Inside(findings=findings)
+            if schemas is None or replaced:
+                return _Inside(findings=findings, readable=not replaced)
             findings += await audit_defaults(connection, server=server)
             findings += await compare_overlays(connection, server=server, database=database)
             unlike = None
@@ -262,10 +275,12 @@ class Inspection:
         own = [DatabaseName(row["datname"]) for row in rows if row["datname"] not in fixed]
         return [*fixed, *own]
 
-    async def _recorded(self, server: ServerName, control: bool) -> _Recorded:
-        """What the catalog says of a server."""
+    async def _recorded(self, server: ServerName, control: bool) -> _Recorded | None:
+        """What the catalog says of a server; None when it is not to be read."""
         first = ServerName(self._admin.servers[0].name)
         async with self._admin.session(first, shared_database(self._settings)) as connection:
+            if await own_table_findings(connection, server=first):
+                return None
             placements = await _rows(connection, _LEFT_SQL, "placements", server)
             unplaced = await _rows(connection, _LEFT_SQL, "unplaced") if control else []
             namespaces = await _rows(connection, _LEFT_SQL, "namespaces", server)
@@ -327,6 +342,11 @@ class _Recorded:
     names: frozenset[str]
 
 
+_NOTHING: Final = _Recorded(
+    placements=(), unplaced=(), current={}, newest=0, versions={}, names=frozenset()
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Inside:
     """One database."""
@@ -336,6 +356,8 @@ class _Inside:
     traits: Mapping[str, Trait] = field(default_factory=dict)
     #: Whether its tables were held against a reference.
     compared: bool = True
+    #: Whether the tables of the runtime's own are plain ones, so that they were read.
+    readable: bool = True
 
 
 async def _rows(

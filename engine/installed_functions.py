@@ -20,6 +20,7 @@ from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.layout import OWNER_ROLE
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
+CHECK: Final = "functions"
 _SQL = SqlFile("audit_functions.sql")
 #: Newest major version on which `_DEPARSED` was seen to hold.
 _DEPARSED_UNTIL: Final = 18
@@ -120,7 +121,7 @@ async def function_findings(
         differences += [_stranger(row) for row in rows]
     return [
         Finding(
-            check="functions",
+            check=CHECK,
             severity=item.severity,
             server=server,
             database=database,

@@ -1,20 +1,34 @@
 """Carries out the mends of findings.
 
 Only what SQL mends and no person has to decide: a mend that removes data, or that has more to it
-than SQL, is left. Statements run one by one as the admin role, in the database of the finding; one
-that fails is told, and the others go on.
+than SQL, is left. A mend runs in the database of the finding and in one transaction, where
+PostgreSQL allows that; one that fails is told, and the others go on.
+
+The admin carries out what touches roles and rights. What can call functions of users is run by the
+owner (`findings.by_owner`), and only after a look at the function that does so: whoever replaced it
+by one that does not change the role would be the admin.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Final
 
 import asyncpg
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName, ServerName
 from tenancy.data_isolation.engine.admin import AdminConnections
-from tenancy.data_isolation.engine.findings import Finding
+from tenancy.data_isolation.engine.findings import OWNERS_CALL, Finding
+from tenancy.data_isolation.engine.layout import OWNER_ROLE
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
 from tenancy.data_isolation.engine.password_audit import CHECK as PASSWORDS
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("namespace.sql")
+#: What PostgreSQL refuses inside a transaction.
+_ALONE: Final = ("alter system", "drop database", "drop subscription")
 
 
 def can_mend(finding: Finding) -> bool:
@@ -31,11 +45,31 @@ async def mend(admin: AdminConnections, finding: Finding, *, key: MasterKey) -> 
             if finding.check == PASSWORDS:
                 role = RoleName(finding.subject.removeprefix("role "))
                 await ensure_login_role(connection, master_key=key, server=server, role=role)
-            for statement in finding.statements:
-                await connection.execute(statement)
+            return await carry_out(connection, finding.statements)
         except asyncpg.PostgresError as error:
             return str(error)
         finally:
             if not connection.is_closed():
                 await connection.execute("reset role")
+
+
+async def carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -> str | None:
+    """Run the statements of a finding as the admin; why they were not run, or None."""
+    alone = any(statement.startswith(_ALONE) for statement in statements)
+    async with nullcontext() if alone else connection.transaction():
+        if any(statement.startswith(OWNERS_CALL) for statement in statements):
+            await _equip(connection)
+            if not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
+                return "function tenancy.run(text) does not work as the owner; mend it first"
+        for statement in statements:
+            await connection.execute(statement)
     return None
+
+
+async def _equip(connection: asyncpg.Connection) -> None:
+    """Make what runs SQL as the owner; the first namespace of a database would have done so."""
+    if await connection.fetchval(_SQL.statement("has_runner")):
+        return
+    await connection.execute("set local role tenancy_owner")
+    await connection.execute(_SQL.statement("runner"))
+    await connection.execute("set local role none")

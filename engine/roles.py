@@ -13,7 +13,7 @@ import asyncpg
 
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import Settings
-from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.findings import Finding, Severity, by_owner
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
     HYBRID_ROLE,
@@ -55,6 +55,20 @@ _RIGHTS_OF_A_DATABASE = (
     "event_triggers",
     "replication",
     "hidden_rights",
+)
+#: Whose mends may hold rows against definitions that are users', or make such definitions.
+_OWNERS_MENDS = frozenset(
+    {
+        "row_security",
+        "policies",
+        "exempt_relations",
+        "tenant_columns",
+        "tenant_defaults",
+        "foreign_keys",
+        "keys",
+        "inheritance",
+        "unlike_reference",
+    }
 )
 
 
@@ -135,7 +149,8 @@ async def findings_of(
 ) -> list[Finding]:
     """What a query of findings says: subject, problem, mend, and what else it has columns for.
 
-    `whole`: it is about the server as a whole, whatever database the connection is in.
+    A mend of several statements is an array. `whole`: it is about the server as a whole, whatever
+    database the connection is in.
     """
     rows = await connection.fetch(file.statement(name), *values)
     inside = bool(rows) and not whole
@@ -148,9 +163,14 @@ async def findings_of(
             database=row.get("database", here),
             subject=row["subject"],
             problem=row["problem"],
-            statements=tuple(row["mend"].split(";\n")) if row["mend"] else (),
+            statements=by_owner(mend) if name in _OWNERS_MENDS else mend,
             advice=row.get("advice") or "",
             by_hand=row.get("by_hand", False),
         )
         for row in rows
+        for mend in [_statements(row["mend"])]
     ]
+
+
+def _statements(mend: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (mend,) if mend and isinstance(mend, str) else tuple(mend or ())

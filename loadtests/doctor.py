@@ -75,7 +75,7 @@ async def _measure(settings: Settings, tenants: int) -> list[dict[str, Any]]:
         began = time.perf_counter()
         (look,) = await inspection.look(key)
         look_s = time.perf_counter() - began
-        if look.findings:
+        if look.findings or look.fingerprint is None:
             raise SystemExit("\n".join(map(str, look.findings[:10])))
         file = DriftFile(settings.home, ServerName(engine.servers[0].name), key)
         began = time.perf_counter()

@@ -22,6 +22,7 @@ from tenancy.data_isolation.serve.terminal import (
     note,
     print_json,
     say,
+    visible,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def doctor(
     def agreed(findings: Sequence[Finding]) -> bool:
         if not yes:
             for finding in findings:
-                note(f"{finding.subject} {finding.problem}: {finding.remedy}")
+                note(visible(f"{finding.subject} {finding.problem}: {finding.remedy}"))
         confirmed(f"Mend these {len(findings)}?", yes=yes)
         return True
 
@@ -101,9 +102,10 @@ class _Report:
         self._told[kind] += 1
         if self._silent or (check.finding is not None and self._told[kind] > _LISTED_MAX):
             return
-        say(f"{check.result:<4}  {check.name:<{_NAME_WIDTH}}  {' '.join(check.detail.split())}")
+        detail = visible(" ".join(check.detail.split()))
+        say(f"{check.result:<4}  {check.name:<{_NAME_WIDTH}}  {detail}")
         if check.remedy is not None:
-            say(f"{'':<{_NAME_WIDTH + 6}}  -> {_shortened(check.remedy)}")
+            say(f"{'':<{_NAME_WIDTH + 6}}  -> {visible(_shortened(check.remedy))}")
 
     def end(self) -> None:
         """What was left out."""

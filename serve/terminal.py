@@ -47,6 +47,16 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def visible(text: str) -> str:
+    """`text` without what a terminal would obey: names of objects can hold control characters."""
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def print_json(value: Any) -> None:
     """The one document of `--json`."""
     sys.stdout.buffer.write(dump_json(value) + b"\n")

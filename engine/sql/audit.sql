@@ -156,16 +156,17 @@ where (n.nspname in ('app', 'tenancy', 'catalog') or n.nspname ~ '^t_[0-9a-f]{20
   and pg_get_userbyid(c.relowner) <> 'tenancy_owner';
 
 -- name: row_security
+-- Not forced in the reference: nobody but the owner has any right there, and its rows are copied.
 select format('table %I.%I', n.nspname, c.relname) as subject,
        case when not c.relrowsecurity then 'has no row security'
             else 'does not force row security' end as problem,
-       format('alter table %I.%I enable row level security, force row level security',
-              n.nspname, c.relname) as mend
+       format('alter table %I.%I enable row level security%s', n.nspname, c.relname,
+              case when n.nspname <> 'tenancy_reference' then ', force row level security' end) as mend
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
-where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+where (n.nspname in ('app', 'tenancy_reference') or n.nspname ~ '^t_[0-9a-f]{20}$')
   and c.relkind in ('r', 'p')
-  and not (c.relrowsecurity and c.relforcerowsecurity);
+  and not (c.relrowsecurity and (c.relforcerowsecurity or n.nspname = 'tenancy_reference'));
 
 -- name: policies
 -- At least one policy, and of those that let rows through (PERMISSIVE ones are or-ed) only ours.
@@ -173,22 +174,30 @@ select format('table %I.%I', n.nspname, c.relname) as subject,
        'has no tenant policy' as problem,
        case when exists (select from pg_attribute t
                          where t.attrelid = c.oid and t.attname = 'tenant_id')
-            then format('create policy tenancy_isolation on %I.%I '
-                        'using (tenant_id = (select tenancy.tenant())) '
-                        'with check (tenant_id = (select tenancy.tenant()))',
-                        n.nspname, c.relname)
+            then array[format('create policy tenancy_isolation on %I.%I '
+                              'using (tenant_id = (select tenancy.tenant())) '
+                              'with check (tenant_id = (select tenancy.tenant()))',
+                              n.nspname, c.relname)]
             -- It did not come by a migration, so it is nobody's rows that have to be kept apart.
-            else format('alter table %I.%I set schema public', n.nspname, c.relname)
+            else array[format('alter table %I.%I set schema public', n.nspname, c.relname)]
        end as mend
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
-where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+where (n.nspname in ('app', 'tenancy_reference') or n.nspname ~ '^t_[0-9a-f]{20}$')
   and c.relkind in ('r', 'p')
   and not exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive)
 union all
 select format('table %I.%I', n.nspname, c.relname),
        format('policy %I lets through rows by another rule', p.polname),
-       format('drop policy %I on %I.%I', p.polname, n.nspname, c.relname)
+       -- Ours is never gone without its successor.
+       array_remove(array[
+           format('drop policy %I on %I.%I', p.polname, n.nspname, c.relname),
+           case when p.polname = 'tenancy_isolation' and exists (
+                    select from pg_attribute t where t.attrelid = c.oid and t.attname = 'tenant_id')
+                then format('create policy tenancy_isolation on %I.%I '
+                            'using (tenant_id = (select tenancy.tenant())) '
+                            'with check (tenant_id = (select tenancy.tenant()))',
+                            n.nspname, c.relname) end], null)
 from pg_policy p
 join pg_class c on c.oid = p.polrelid
 join pg_namespace n on n.oid = c.relnamespace
@@ -196,7 +205,7 @@ cross join lateral (
     select pg_get_expr(p.polqual, p.polrelid) as visible, pg_get_expr(p.polwithcheck, p.polrelid) as allowed
     offset 0
 ) e
-where (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$')
+where (n.nspname in ('app', 'tenancy_reference') or n.nspname ~ '^t_[0-9a-f]{20}$')
   and p.polpermissive
   -- What only the owner may see is the runtime's own bookkeeping.
   and p.polroles <> array[c.relowner]

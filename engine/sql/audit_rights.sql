@@ -278,18 +278,18 @@ from pg_event_trigger where evtenabled <> 'D';
 -- name: replication
 -- Rows on their way out of, or into, this database, past row security.
 select 'warning' as severity, format('publication %I', pubname) as subject,
-       'sends rows of tenants elsewhere' as problem, format('drop publication %I', pubname) as mend
+       'sends rows of tenants elsewhere' as problem, array[format('drop publication %I', pubname)] as mend
 from pg_publication
 union all
 select 'warning', format('subscription %I', subname), 'writes rows past row security',
-       format('alter subscription %1$I disable;
-alter subscription %1$I set (slot_name = none);
-drop subscription %1$I', subname)
+       array[format('alter subscription %I disable', subname),
+             format('alter subscription %I set (slot_name = none)', subname),
+             format('drop subscription %I', subname)]
 from pg_subscription
 where subdbid = (select oid from pg_database where datname = current_database())
 union all
 select 'warning', format('replication slot %I', slot_name), 'reads every change of this database',
-       format('select pg_catalog.pg_drop_replication_slot(%L)', slot_name)
+       array[format('select pg_catalog.pg_drop_replication_slot(%L)', slot_name)]
 from pg_replication_slots
 where database = current_database();
 

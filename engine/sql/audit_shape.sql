@@ -226,7 +226,7 @@ difference as (
       and (kind = 'relation' or own.value is null or exists (
           select from class where is_reference and class.name = own.name))
     -- The rules of policies, and that there is one, are checked by themselves (audit.sql).
-      and not (kind = 'policy' and due.value is not null)
+      and not (kind = 'policy' and (due.value is not null or part = 'tenancy_isolation'))
     order by 1, 2, 3, 4
     limit 1000
 )
@@ -240,34 +240,43 @@ select case when kind = 'trigger' and due is null then 'unsafe'
        case when own is null then 'is missing, and the schema has it'
             when due is null then 'is there, and the schema has no such thing'
             else 'is not as in the schema' end as problem,
-       case
+       array_remove(case
            when kind = 'constraint' and due is null
-               then format('alter table %I.%I drop constraint %I', schema, name, part)
-           when kind = 'constraint' then format(
+               then array[format('alter table %I.%I drop constraint %I', schema, name, part)]
+           -- A foreign key is held against the rows that its maker sees: the owner has to see them all.
+           when kind = 'constraint' then unforced || array[format(
                'alter table %I.%I %sadd constraint %I %s', schema, name,
                case when own is null then '' else format('drop constraint %I, ', part) end, part,
-               replace(pg_get_constraintdef(object), 'tenancy_reference.', quote_ident(schema) || '.'))
-           when kind = 'index' and due is null then format('drop index %I.%I', schema, part)
-           when kind = 'index' then
-               case when own is null then '' else format('drop index %I.%I;
-', schema, part) end || replace(pg_get_indexdef(object), 'tenancy_reference.', quote_ident(schema) || '.')
-           when kind = 'trigger' and due is null
-               then format('drop trigger %I on %I.%I', part, schema, name)
-           when kind = 'trigger' then
-               case when own is null then '' else format('drop trigger %I on %I.%I;
-', part, schema, name) end || replace(pg_get_triggerdef(object), 'tenancy_reference.', quote_ident(schema) || '.')
-               || case when (select tgenabled from pg_trigger where oid = object) = 'D' then format(';
-alter table %I.%I disable trigger %I', schema, name, part) else '' end
-           when kind = 'policy' then format('drop policy %I on %I.%I', part, schema, name)
+               replace(pg_get_constraintdef(object), 'tenancy_reference.', quote_ident(schema) || '.'))]
+               || forced
+           when kind = 'index' then array[
+               case when own is not null then format('drop index %I.%I', schema, part) end,
+               replace(pg_get_indexdef(object), 'tenancy_reference.', quote_ident(schema) || '.')]
+           when kind = 'trigger' then array[
+               case when own is not null then format('drop trigger %I on %I.%I', part, schema, name) end,
+               replace(pg_get_triggerdef(object), 'tenancy_reference.', quote_ident(schema) || '.'),
+               case when (select tgenabled from pg_trigger where oid = object) = 'D'
+                    then format('alter table %I.%I disable trigger %I', schema, name, part) end]
+           when kind = 'policy' then array[format('drop policy %I on %I.%I', part, schema, name)]
            when kind = 'column' and due is null
-               then format('alter table %I.%I drop column %I', schema, name, part)
+               then array[format('alter table %I.%I drop column %I', schema, name, part)]
            when kind = 'relation' and due is null and relkind in ('r', 'p')
-               then format('alter table %I.%I set schema public', schema, name)
-           when kind = 'relation' and due is null and relkind = 'v' then format('drop view %I.%I', schema, name)
-           when kind = 'relation' and due is null then format('alter sequence %I.%I set schema public', schema, name)
-           else ''
-       end as mend,
+               then array[format('alter table %I.%I set schema public', schema, name)]
+           when kind = 'relation' and due is null and relkind = 'v' then array[format('drop view %I.%I', schema, name)]
+           when kind = 'relation' and due is null then array[format('alter sequence %I.%I set schema public', schema, name)]
+       end, null) as mend,
        case when kind in ('column', 'relation') and due is not null
-            then 'bring it back from a backup, or export the tenant, erase it and make it anew' end as advice,
-       kind = 'column' and due is null as by_hand
-from difference;
+            then 'bring it back from a backup, or export the tenant, erase it and make it anew'
+            when protects and due is null
+            then 'unless it is the schema that has lost it, which also looks like this: then put it back '
+                 'in schema tenancy_reference' end as advice,
+       -- What keeps rows in or out is never taken away by itself.
+       due is null and (kind = 'column' or protects) as by_hand
+from difference
+cross join lateral (select kind in ('constraint', 'policy')
+                           or (kind = 'index' and own like 't %') as protects) as p
+cross join lateral (
+    select array_agg(distinct format('alter table %I.%I no force row level security', schema, c.relname)) as unforced,
+           array_agg(distinct format('alter table %I.%I force row level security', schema, c.relname)) as forced
+    from pg_constraint k join pg_class c on c.oid in (k.conrelid, k.confrelid)
+    where k.oid = object and k.contype = 'f') as u;

@@ -42,6 +42,12 @@ end;
 $$;
 revoke all on function tenancy.run(text) from public;
 
+-- name: is_safe_runner
+-- Whether the runner works as the owner, $1, whatever its body says.
+select exists (
+    select from pg_proc
+    where oid = to_regprocedure('tenancy.run(text)') and prosecdef and pg_get_userbyid(proowner) = $1);
+
 -- name: run
 select tenancy.run($1);
 

@@ -16,9 +16,10 @@ from tenancy.data_isolation.core.errors import UnsafeRoleError, UnsafeServerErro
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine import patch_level
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
-from tenancy.data_isolation.engine.drift import DriftFile, Record, compared
+from tenancy.data_isolation.engine.drift import DriftFile, Fingerprint, Record, compared
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.mending import can_mend, mend
 from tenancy.data_isolation.engine.patch_level import Fault, FaultKind
 
 
@@ -332,12 +333,6 @@ async def test_faults_of_policies_and_of_the_runtimes_own_functions(stage: Stage
         [
             Break("drop policy tenancy_isolation on app.people", "policies", "no tenant policy"),
             Break(
-                "create policy narrower on app.notes as restrictive using (id > 0)",
-                "unlike_reference",
-                "policy narrower of app.notes is there",
-                severity=_BROKEN,
-            ),
-            Break(
                 'create policy more on "{scarlet_schema}".people using (true)',
                 "policies",
                 "policy more lets through rows",
@@ -404,6 +399,11 @@ async def test_faults_of_policies_and_of_the_runtimes_own_functions(stage: Stage
                 "execute function app.stamped()",
                 "own_triggers",
                 "trigger spy of table tenancy.fence",
+            ),
+            Break(
+                "select 1",
+                "own_tables",
+                "table tenancy.fence has a trigger that calls app.stamped()",
             ),
             Break(
                 'alter table "{sienna_schema}".notes disable trigger all',
@@ -500,6 +500,229 @@ async def test_faults_of_the_shape_of_tables(stage: Stage):
             ),
         ],
     )
+
+
+async def _mended(stage: Stage) -> list[Finding]:
+    """What is left when all is mended that `tenancy doctor --mend` mends."""
+    left = await stage.findings()
+    for _ in range(3):
+        async with stage.admin() as admin:
+            for finding in filter(can_mend, left):
+                await mend(admin, finding, key=stage.install.master_key)
+        left = await stage.findings()
+    return left
+
+
+def _spaces(stage: Stage) -> list[str]:
+    return ["app", stage.names["scarlet_schema"], stage.names["sienna_schema"]]
+
+
+async def test_what_keeps_rows_apart_is_never_taken_away_by_itself(stage: Stage):
+    await stage.run(
+        [
+            "create policy narrower on app.notes as restrictive using (id > 0)",
+            "alter table app.people add constraint sound check (id > 0)",
+            "alter table tenancy_reference.people drop constraint people_email_key",
+            "drop policy tenancy_isolation on tenancy_reference.people",
+            "alter table tenancy_reference.notes disable row level security",
+            "alter policy tenancy_isolation on app.people using (true)",
+        ]
+    )
+    found = {(item.check, item.subject): item for item in await stage.findings()}
+    for check, table in (
+        ("policies", "table tenancy_reference.people"),
+        ("policies", "table app.people"),
+        ("row_security", "table tenancy_reference.notes"),
+    ):
+        assert found[check, table].severity is Severity.UNSAFE
+
+    left = {item.subject: item for item in await _mended(stage)}
+
+    unique = {f"constraint people_email_key of {space}.people" for space in _spaces(stage)}
+    assert set(left) == {
+        "policy narrower of app.notes",
+        "constraint sound of app.people",
+        *unique,
+    }
+    for finding in left.values():
+        assert finding.by_hand
+        assert "the schema that has lost it" in finding.advice
+    await stage.run(
+        [
+            "drop policy narrower on app.notes",
+            "alter table app.people drop constraint sound",
+            "alter table tenancy_reference.people add constraint people_email_key "
+            "unique (tenant_id, email)",
+        ]
+    )
+    assert await stage.findings() == []
+
+
+#: Makes a superuser when the admin runs it, and is content in any case.
+_EVIL = """
+create function {space}.evil(v integer) returns boolean language plpgsql as $f$
+begin
+    begin
+        execute 'create role taken superuser';
+    exception when others then null;
+    end;
+    return true;
+end $f$;
+alter function {space}.evil(integer) owner to tenancy_owner;
+revoke execute on function {space}.evil(integer) from public;
+"""
+_TAKEN = "select count(*) from pg_roles where rolname = 'taken'"
+
+
+async def test_a_mend_never_runs_code_of_users_as_the_admin(stage: Stage):
+    spaces = ["tenancy_reference", *_spaces(stage)]
+    await stage.run([_EVIL.replace("{space}", space) for space in spaces])
+    await stage.run(
+        [
+            "set role tenancy_owner",
+            "alter table tenancy_reference.people add constraint odd "
+            "check (tenancy_reference.evil(id))",
+            "reset role",
+            "insert into app.people (tenant_id, id, email) values ({rowan_no}, 1, 'a')",
+        ]
+    )
+    async with stage.install.connected() as admin:
+        try:
+            # The function that changes the role was replaced by one that does not.
+            await stage.run(["alter function tenancy.run(text) security invoker"])
+            (finding,) = [item for item in await stage.findings() if "odd of app" in item.subject]
+            async with stage.admin() as connections:
+                told = await mend(connections, finding, key=stage.install.master_key)
+            assert told is not None
+            assert "does not work as the owner" in told
+            assert await admin.fetchval(_TAKEN) == 0
+
+            assert await _mended(stage) == []
+
+            asked = "select count(*) from pg_constraint where conname = 'odd'"
+            assert await admin.fetchval(asked) == len(spaces)
+            assert await admin.fetchval(_TAKEN) == 0
+            # The same is harmful when the admin runs it: the trap works.
+            await stage.run(["alter table app.people drop constraint odd"])
+            await stage.run(["alter table app.people add constraint odd check (app.evil(id))"])
+            assert await admin.fetchval(_TAKEN) == 1
+        finally:
+            await stage.run(["drop role if exists taken", "delete from app.people"])
+            for space in spaces:
+                await stage.run(
+                    [
+                        f"alter table {space}.people drop constraint if exists odd",
+                        f"drop function {space}.evil(integer)",
+                    ]
+                )
+    assert await stage.findings() == []
+
+
+async def test_names_and_texts_with_line_ends_do_not_break_a_mend(stage: Stage):
+    name = '"x"";\n drop role nobody;\n--\\\'"'
+    await stage.run(
+        [
+            "create index odd on tenancy_reference.notes (tenant_id, id) "
+            "where body <> E'a;\\nb\\\\c'",
+            "create index odd on app.notes (tenant_id)",
+            f"create table app.{name} (id int)",
+            f"grant select on app.{name} to public",
+        ]
+    )
+    assert await _mended(stage) == []
+    async with stage.install.connected() as admin:
+        defined = (
+            "select pg_get_expr(indpred, indrelid) from pg_index "
+            "where indexrelid = $1::text::regclass"
+        )
+        there, here = [
+            str(await admin.fetchval(defined, f"{space}.odd"))
+            for space in ("tenancy_reference", "app")
+        ]
+    assert here == there
+    assert ";\nb" in here
+    await stage.run([f"drop table public.{name}", "drop index tenancy_reference.odd"])
+    await stage.run([f"drop index {space}.odd" for space in _spaces(stage)])
+    assert await stage.findings() == []
+
+
+async def test_a_mend_of_several_statements_is_done_whole_or_not_at_all(stage: Stage):
+    finding = Finding(
+        check="rules",
+        severity=Severity.WARNING,
+        server=stage.install.server_config.name,
+        database=stage.names["db"],
+        subject="schema halves",
+        problem="is made",
+        statements=("create schema halves", "drop schema no_such_schema"),
+    )
+    async with stage.admin() as admin:
+        told = await mend(admin, finding, key=stage.install.master_key)
+    assert told == 'schema "no_such_schema" does not exist'
+    async with stage.install.connected() as connection:
+        assert await connection.fetchval("select to_regnamespace('halves')") is None
+
+
+def _as_view(table: str) -> tuple[str, str, str]:
+    """Put a view that calls a function of users in the place of a table; how to undo it."""
+    space, name = table.split(".")
+    return (
+        f"alter table {table} rename to kept;;"
+        f"create view {table} as select * from {space}.kept where app.evil(1)",
+        f"drop view {table};;alter table {space}.kept rename to {name}",
+        "is no plain table",
+    )
+
+
+_REPLACED = [
+    _as_view("tenancy.overlay"),
+    _as_view("tenancy.fence"),
+    _as_view("catalog.placement"),
+    _as_view("tenancy_reference.tenancy_schema_version"),
+    (
+        "alter table tenancy.installation add constraint odd check (app.evil(version))",
+        "alter table tenancy.installation drop constraint odd",
+        "table tenancy.installation has a constraint that calls app.evil(integer)",
+    ),
+    (
+        "create rule odd as on update to tenancy.fence do also select app.evil(1)",
+        "drop rule odd on tenancy.fence",
+        "table tenancy.fence has a rule, odd",
+    ),
+    (
+        "create table app.part () inherits (tenancy.fence)",
+        "drop table app.part",
+        "table tenancy.fence has a part of its own, app.part",
+    ),
+    (
+        "create domain app.word as text;;alter table tenancy.overlay alter schema type app.word",
+        "alter table tenancy.overlay alter schema type text;;drop domain app.word",
+        'table tenancy."overlay" has a column of another type, schema',
+    ),
+]
+
+
+@pytest.mark.parametrize(("replaced", "back", "words"), _REPLACED)
+async def test_tables_of_our_own_that_were_replaced_are_not_touched(
+    stage: Stage, replaced: str, back: str, words: str
+):
+    await stage.run([_EVIL.replace("{space}", "app")])
+    # As a migration works.
+    await stage.run(["set role tenancy_owner", *replaced.split(";;")])
+    async with stage.install.connected() as admin:
+        try:
+            look = await stage.look()
+            assert seen(list(look.findings), Break("", "own_tables", words), stage)
+            assert look.fingerprint is None
+            for start in (_bootstrap(stage).run(), Engine.attach(stage.install.config)):
+                with pytest.raises(UnsafeRoleError) as raised:
+                    await start
+                assert words in str(raised.value)
+            assert await admin.fetchval(_TAKEN) == 0
+        finally:
+            await stage.run(["set role tenancy_owner", *back.split(";;")])
+            await stage.run(["drop role if exists taken", "drop function app.evil(integer)"])
+    assert await stage.findings() == []
 
 
 async def test_a_hybrid_tenants_own_schema_is_held_against_the_shared_one(stage: Stage):
@@ -801,9 +1024,9 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
     install = stage.install
     file = DriftFile(install.settings.home, install.server_config.name, install.master_key)
     assert file.read() is None
-    first = (await stage.look()).fingerprint
+    first = await _fingerprint(stage)
     file.write(Record(accepted=first, looked_at="then"))
-    record, changes = compared(_read(file), (await stage.look()).fingerprint)
+    record, changes = compared(_read(file), await _fingerprint(stage))
     assert changes == []
 
     # What the runtime does by itself is no drift.
@@ -814,11 +1037,11 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
             "0002_more", "create table more (id integer primary key)"
         )
         assert report.failures == (), report
-        record, changes = compared(record, (await stage.look()).fingerprint)
+        record, changes = compared(record, await _fingerprint(stage))
         assert changes == []
         for level in (IsolationLevel.SCHEMA, IsolationLevel.DATABASE):
             await engine.delete_tenant(f"new-{level}")
-        record, changes = compared(record, (await stage.look()).fingerprint)
+        record, changes = compared(record, await _fingerprint(stage))
         assert changes == []
         file.write(record)
 
@@ -833,7 +1056,7 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
             'alter role "{scarlet_role}" connection limit 7',
         ]
     )
-    record, changes = compared(_read(file), (await stage.look()).fingerprint)
+    record, changes = compared(_read(file), await _fingerprint(stage))
     told = {change.key: change.problem for change in changes}
     role = stage.names["scarlet_role"]
     assert set(told) == {
@@ -847,7 +1070,7 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
     seen_before = {change.key: change.last_seen for change in changes}
 
     # They stay, with the time at which they were last seen as they were.
-    record, changes = compared(record, (await stage.look()).fingerprint)
+    record, changes = compared(record, await _fingerprint(stage))
     assert {change.key: change.last_seen for change in changes} == seen_before
 
     await stage.run(
@@ -858,8 +1081,14 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
             f'alter role "{{scarlet_role}}" connection limit {usual}',
         ]
     )
-    record, changes = compared(record, (await stage.look()).fingerprint)
+    record, changes = compared(record, await _fingerprint(stage))
     assert changes == []
+
+
+async def _fingerprint(stage: Stage) -> Fingerprint:
+    found = (await stage.look()).fingerprint
+    assert found is not None
+    return found
 
 
 def _read(file: DriftFile) -> Record:

@@ -75,6 +75,10 @@ def of(document: dict[str, Any], result: str) -> set[str]:
     }
 
 
+def _calls_functions(document: dict[str, Any]) -> bool:
+    return any(item["name"].startswith("binding") for item in document["checks"])
+
+
 def detail(document: dict[str, Any], name: str) -> str:
     (found,) = [item["detail"] for item in document["checks"] if item["name"] == name]
     return str(found)
@@ -115,6 +119,7 @@ def test_an_installation_at_rest_is_looked_at_mended_and_accepted(
     sound = doctor()
     assert of(sound, "fail") == of(sound, "warn") == set()
     assert "the first look" in detail(sound, "drift")
+    assert _calls_functions(sound)
     assert not RuntimeDirectory(home).is_alive()
 
     with _running(settings) as dsn:
@@ -122,6 +127,8 @@ def test_an_installation_at_rest_is_looked_at_mended_and_accepted(
         asyncio.run(_break(dsn, settings.database))
         broken = doctor(status=1)
         assert of(broken, "fail") == {"roles", "functions"}
+        # A function that somebody replaced is not called by the admin.
+        assert not _calls_functions(broken)
         assert of(broken, "warn") == {"ways out", "drift"}
         _check_text(capfd)
 

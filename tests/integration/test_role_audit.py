@@ -12,6 +12,7 @@ from tenancy.data_isolation.core.identifiers import RoleName, opaque_name
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.databases import grant_connect
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
+from tenancy.data_isolation.engine.mending import carry_out
 from tenancy.data_isolation.engine.roles import audit_database, audit_roles, audit_server
 
 _OWN = "t_00000000000000000000"
@@ -166,7 +167,7 @@ async def test_the_mend_of_a_fault_mends_it(install: Install, admin: asyncpg.Con
         # What is mended can show what was hidden: a policy that was dropped is missing then.
         for _ in range(3):
             for finding in await audit_database(admin):
-                await admin.execute(finding.mend)
+                assert await carry_out(admin, finding.statements) is None
         assert await audit_database(admin) == [], fault
         await transaction.rollback()
 

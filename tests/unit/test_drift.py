@@ -95,6 +95,34 @@ def test_tenants_come_and_go_without_a_word():
     assert compared(record, print_of(now, tenants=(_T2,)))[1] == []
 
 
+@pytest.mark.parametrize(
+    ("key", "item", "is_own"),
+    [
+        (f"membership {_T2} in tenancy_hybrid", trait("admin f"), True),
+        (f"settings of {_T2} in all databases", trait("temp_file_limit"), True),
+        (f"membership {_T2} in pg_read_all_data", trait("admin f"), False),
+        (f"membership visitor in {_T2}", trait("admin f"), False),
+        (f"settings of {_T2} in db", trait("row_security=off"), False),
+        (f"db: function public.{_T2}()", trait("postgres", "db", "public"), False),
+        (f"db: extension {_T2}", trait("1", "db"), False),
+        (f"access rule host all {_T2} trust", trait("1"), False),
+    ],
+)
+def test_the_name_of_a_new_tenant_does_not_hide_what_is_not_its_own(
+    key: str, item: Trait, is_own: bool
+):
+    now = dict(_BEFORE) | {f"role {_T2}": trait("login"), key: item}
+
+    _, changes = compared(_RECORD, print_of(now, tenants=(_T1, _T2)))
+
+    assert [change.key for change in changes] == ([] if is_own else [key])
+
+
+def test_each_server_has_a_file_of_its_own(tmp_path: Path):
+    names = ("a.b", "a_b", "a-b", "A_b")
+    assert len({DriftFile(tmp_path, ServerName(name), _KEY).path for name in names}) == len(names)
+
+
 def test_a_role_that_only_looks_like_a_tenants_is_told():
     now = dict(_BEFORE) | {f"role {_T2}": trait("login superuser")}
 

@@ -8,7 +8,7 @@ import pytest
 
 from tenancy.data_isolation.serve.cli import run
 from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
-from tenancy.data_isolation.serve.terminal import print_error, print_table
+from tenancy.data_isolation.serve.terminal import print_error, print_table, visible
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +170,7 @@ def test_a_table_is_neither_cut_nor_taken_for_markup_and_carries_no_control_char
 )
 def test_a_text_stays_one_part_of_a_path(text, path):
     assert segment(text) == path
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_obeyed():
+    assert visible("table \x1b[2Kx\r\u202ey\n ü") == "table \\x1b[2Kx\\r\\u202ey\n ü"
