@@ -35,7 +35,7 @@ from tenancy.data_isolation.engine.login_limits import (
     temp_file_limit_text,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
-from tenancy.data_isolation.engine.watch_rules import Offence
+from tenancy.data_isolation.engine.watch_rules import HANDOVER_FACTOR, Offence
 
 _log = logging.getLogger(__name__)
 
@@ -143,8 +143,13 @@ class LoginWatch:
         """The sessions that a login has room for."""
         limits = self.limits_of(role)
         if role == ROWS_ROLE or limits is None:
-            return self._settings.server_connections_max
+            return self._shared_connections_max
         return login_connections_max(limits)
+
+    @property
+    def _shared_connections_max(self) -> int:
+        # The setting is for one process, and several work on a server.
+        return self._settings.server_connections_max * HANDOVER_FACTOR
 
     # What they should be
 
@@ -152,7 +157,7 @@ class LoginWatch:
         """Limit the shared login, but for a door that is closed; `settle` and `limit` do it."""
         self._superuser = superuser
         if ROWS_ROLE not in self._doors:
-            self._wanted[ROWS_ROLE] = self._settings.server_connections_max
+            self._wanted[ROWS_ROLE] = self._shared_connections_max
         self._unlimited.add(ROWS_ROLE)
 
     async def unusual(self, connection: asyncpg.Connection) -> list[RoleName]:

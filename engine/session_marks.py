@@ -18,7 +18,7 @@ import asyncpg
 from tenancy.data_isolation.core.crypto import MasterKey, session_mark_time
 from tenancy.data_isolation.core.identifiers import ServerName
 
-#: A session is opened within so long of its mark; the clocks of two machines may differ.
+#: What a session may take to begin, beside the time that connecting may take.
 _MARK_AGE_S: Final = 60.0
 
 
@@ -40,10 +40,20 @@ class Mark(NamedTuple):
 class SessionMarks:
     """What is known of the marks of one server. Belongs to one event loop."""
 
-    def __init__(self, master_key: MasterKey, server: ServerName, *, entries_max: int) -> None:
+    def __init__(
+        self,
+        master_key: MasterKey,
+        server: ServerName,
+        *,
+        entries_max: int,
+        connect_timeout_s: float = 0.0,
+    ) -> None:
         self._master_key = master_key
         self._server = server
         self._entries_max = entries_max
+        self._age_s = _MARK_AGE_S + connect_timeout_s
+        #: How far the server's clock is ahead of ours, which marks are issued by.
+        self.clock_ahead_s = 0.0
         #: When names were issued as marks (time of day), or that they are none.
         self._issued: dict[Mark, int | None] = {}
         #: Whose a mark is. Kept when the session has ended: it is not worth a second one.
@@ -64,8 +74,9 @@ class SessionMarks:
             issued = self._time_of(mark)
             if issued is None:
                 continue
-            distance = abs(session.backend_start.timestamp() - issued)
-            if distance <= _MARK_AGE_S:
+            began_s = session.backend_start.timestamp() - self.clock_ahead_s
+            distance = abs(began_s - issued)
+            if distance <= self._age_s:
                 claims[mark].append((distance, session))
         self._own &= there
         self._copies = set()

@@ -126,7 +126,10 @@ class Watchdog:
         self._long_max = server_long_statements_max(settings)
         self._stopping = asyncio.Event()
         self._marks = SessionMarks(
-            master_key, server, entries_max=settings.catalog_page_rows_max * 10
+            master_key,
+            server,
+            entries_max=settings.catalog_page_rows_max * 10,
+            connect_timeout_s=settings.connect_timeout_s,
         )
         self._logins = LoginWatch(
             settings=settings, master_key=master_key, server=server, clock=time.monotonic
@@ -182,6 +185,7 @@ class Watchdog:
         logins = self._logins
         logins.prepare(superuser=superuser)
         await logins.settle(connection)
+        await self._compare_clocks(connection)
         sessions = await connection.prepare(_SQL.statement("sessions"), timeout=_LOOK_TIMEOUT_S)
         self.report.looked_at = time.monotonic()
         self._tell(_ACTING)
@@ -195,6 +199,7 @@ class Watchdog:
             await logins.limit(connection)
             if began - types_at >= _TYPES_S:
                 types_at = began
+                await self._compare_clocks(connection)
                 logins.forget()
                 await self._learn(connection, logins, await logins.unusual(connection))
             if began - logins_at >= _LOGINS_S:
@@ -326,6 +331,11 @@ class Watchdog:
             self.report.lowered += make_less_important(pid, backend_start)
         known = {(view.pid, view.backend_start) for view in views}
         self._lowered = (self._lowered | slow) & known
+
+    async def _compare_clocks(self, connection: asyncpg.Connection) -> None:
+        """A server whose clock is off must not have the runtime's sessions taken for strangers."""
+        there = await connection.fetchval(_SQL.statement("time_of_day"), timeout=_LOOK_TIMEOUT_S)
+        self._marks.clock_ahead_s = float(there) - time.time()
 
     async def _pause(self, seconds: float) -> bool:
         """Wait; whether it is time to stop."""

@@ -1,5 +1,8 @@
 -- What the watchdog asks and does. Run by the admin role, in the shared database of the server.
 
+-- name: time_of_day
+select extract(epoch from clock_timestamp())::float8;
+
 -- name: become_watchdog
 -- Of several watchdogs of a server one acts; the lock goes with the connection.
 select pg_try_advisory_lock(8387227038471684990);
