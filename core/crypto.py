@@ -82,21 +82,21 @@ def sign_binding(key: BindingKey, tenant_no: TenantNo, epoch: Epoch, backend_pid
 
 
 def session_mark(
-    master: MasterKey, server: str, role: RoleName, database: DatabaseName, issued_s: int
+    master: MasterKey, server: str, role: RoleName, database: DatabaseName, issued_ms: int
 ) -> str:
     """A name for one session, by which the watchdog of a server knows it as the runtime's own.
 
-    `tenancy <time>.<chance>.<signature>`, each in hexadecimal; `issued_s` is the time of day. It is
-    worth nothing for another login, or in another database.
+    `tenancy <time>.<chance>.<signature>`, each in hexadecimal; `issued_ms` is the time of day. It
+    is worth nothing for another login, or in another database.
     """
-    message = f"{issued_s:x}.{secrets.token_hex(4)}"
+    message = f"{issued_ms:x}.{secrets.token_hex(4)}"
     return f"{_MARK_PREFIX}{message}.{_mark_signature(master, server, role, database, message)}"
 
 
 def session_mark_time(
     master: MasterKey, server: str, role: str, database: str, mark: str
 ) -> int | None:
-    """When a mark was issued (time of day, in seconds); None when it is not one of ours."""
+    """When a mark was issued (time of day, in milliseconds); None when it is not one of ours."""
     if not mark.startswith(_MARK_PREFIX):
         return None
     message, _, signature = mark.removeprefix(_MARK_PREFIX).rpartition(".")

@@ -242,7 +242,7 @@ class Executor:
             server=self._servers[key.server],
             password=role_password(self._master_key, key.server, key.role),
             mark=session_mark(
-                self._master_key, key.server, key.role, key.database, int(time.time())
+                self._master_key, key.server, key.role, key.database, int(time.time() * 1_000)
             ),
             types=self._type_map(key),
             settings=self._settings,

@@ -22,6 +22,10 @@ from tenancy.data_isolation.core.identifiers import ServerName
 _MARK_AGE_S: Final = 60.0
 
 
+#: How exactly the clocks of two machines are compared.
+_CLOCKS_S: Final = 0.25
+
+
 class SessionId(NamedTuple):
     """What tells a session from all others, before and after it."""
 
@@ -63,7 +67,7 @@ class SessionMarks:
 
     def look(self, rows: Iterable[asyncpg.Record]) -> None:
         """Take in all sessions that there are."""
-        claims: defaultdict[Mark, list[tuple[float, SessionId]]] = defaultdict(list)
+        claims: defaultdict[Mark, list[tuple[bool, float, SessionId]]] = defaultdict(list)
         there = set()
         for row in rows:
             session = SessionId(row["pid"], row["backend_start"])
@@ -75,16 +79,17 @@ class SessionMarks:
             if issued is None:
                 continue
             began_s = session.backend_start.timestamp() - self.clock_ahead_s
-            distance = abs(began_s - issued)
-            if distance <= self._age_s:
-                claims[mark].append((distance, session))
+            after_s = began_s - issued / 1_000
+            if abs(after_s) <= self._age_s:
+                # A mark is issued before its session begins, but for how far clocks can be compared.
+                claims[mark].append((after_s < -_CLOCKS_S, abs(after_s), session))
         self._own &= there
         self._copies = set()
         for mark, found in claims.items():
             if mark not in self._holders:
                 # Who copied it had to see it first, in a session that was there already.
-                self._own.add(self._hold(mark, min(found)[1]))
-            self._copies.update(session for _, session in found)
+                self._own.add(self._hold(mark, min(found)[2]))
+            self._copies.update(session for *_, session in found)
         self._copies -= self._own
 
     def is_own(self, session: SessionId) -> bool:

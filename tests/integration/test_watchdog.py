@@ -404,7 +404,9 @@ async def test_of_two_sessions_with_one_mark_the_one_that_it_was_made_for_stays(
     async with install.connected() as admin, install.connected(ROWS) as older:
         await admin.execute("select pg_sleep(1.1)")
         place = install.database
-        mark = session_mark(install.master_key, SERVER, RoleName(ROWS), place, int(time.time()))
+        mark = session_mark(
+            install.master_key, SERVER, RoleName(ROWS), place, int(time.time() * 1_000)
+        )
         genuine = await asyncpg.connect(
             install.role_dsn(ROWS), server_settings={"application_name": mark}
         )

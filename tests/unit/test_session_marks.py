@@ -22,7 +22,7 @@ def _row(began_s: float) -> Any:
         "backend_start": datetime.fromtimestamp(began_s, UTC),
         "role": role,
         "database": database,
-        "application_name": session_mark(KEY, "main", role, database, ISSUED),
+        "application_name": session_mark(KEY, "main", role, database, ISSUED * 1_000),
     }
 
 
