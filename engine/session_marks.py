@@ -81,7 +81,7 @@ class SessionMarks:
             began_s = session.backend_start.timestamp() - self.clock_ahead_s
             after_s = began_s - issued / 1_000
             if abs(after_s) <= self._age_s:
-                # A mark is issued before its session begins, but for how far clocks can be compared.
+                # A mark is issued before its session begins, as far as clocks can be compared.
                 claims[mark].append((after_s < -_CLOCKS_S, abs(after_s), session))
         self._own &= there
         self._copies = set()
