@@ -205,6 +205,8 @@ async def test_answers_are_forgotten_after_a_time(install):
 
         async with install.connected() as admin:
             kept = await admin.fetch("select key, request_hash from app.tenancy_idempotency")
-        assert len(kept) == 1, "the mark of the runtime itself stays"
+        # The last one may be younger than a millisecond yet.
+        old = {row["key"] for row in kept} - {"k100"}
+        assert len(old) == 1, "the mark of the runtime itself stays"
         with pytest.raises(ConstraintError):
             await engine.execute("acme", add(1, idempotency_key="k1"))
