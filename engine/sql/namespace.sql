@@ -49,7 +49,18 @@ select exists (
     where oid = to_regprocedure('tenancy.run(text)') and prosecdef and pg_get_userbyid(proowner) = $1);
 
 -- name: run
-select tenancy.run($1);
+-- Only while the runner works as the owner: it is the owner's, so what a migration calls could have
+-- put another one in its place, which would work as the admin who runs this. The name of a parameter
+-- that cannot be is how plain SQL raises an error.
+select case
+    when exists (
+        select from pg_catalog.pg_proc p
+        where p.oid operator(pg_catalog.=) 'tenancy.run(text)'::pg_catalog.regprocedure
+          and p.prosecdef
+          and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner')
+    then tenancy.run($1)::pg_catalog.text
+    else pg_catalog.set_config('tenancy.run does not work as its owner', '', true)
+end;
 
 -- name: unforce
 -- Let PostgreSQL tell the owner which key a definition stumbles over; the transaction is undone then.
