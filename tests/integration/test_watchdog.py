@@ -62,6 +62,8 @@ async def test_a_statement_straight_on_the_tenants_own_connection_ends_in_time(i
         await attacker.execute("set statement_timeout = 0")
         with pytest.raises(TimeoutError):
             await attacker.fetch(SLOW, timeout=0.5)
+        # Now that one has ended, which the driver asked for.
+        assert await attacker.fetchval("select 1") == 1
 
         async with watched(install, tiers=tiers(statement_timeout_ms=200)) as watchdog:
             with pytest.raises(asyncpg.QueryCanceledError):
