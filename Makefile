@@ -14,6 +14,10 @@ POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
+# A run of pytest closes the directory of temporary files to other users when it begins, servers of
+# another run that is under way included: each run has one of its own.
+PYTEST = t=$$(mktemp -d) && { PYTEST_DEBUG_TEMPROOT=$$t $(BIN)/pytest $(1); s=$$?; rm -rf $$t; exit $$s; }
+
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-neighbours bench-transport transport bench-doctor oracles oracles-15 bench-binding \
@@ -57,11 +61,11 @@ unit: $(STAMP)
 
 # The boundary between tenants under attack, and a fuzzer of hostile SQL.
 attacks: $(STAMP)
-	$(BIN)/pytest tests/attacks
+	$(call PYTEST,tests/attacks)
 
 attacks-15: $(STAMP)
 	@if [ -x $(POSTGRES_15)/postgres ]; then \
-		$(BIN)/pytest tests/attacks --postgres-bin $(POSTGRES_15); \
+		$(call PYTEST,tests/attacks --postgres-bin $(POSTGRES_15)); \
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its attacks are left out"; fi
 
 # Attack by level and way in: stopped by what, or accepted and why; docs/attacks.md is made of it.
@@ -72,12 +76,12 @@ attack-report: $(STAMP)
 	$(BIN)/pytest tests/attacks/test_attacks.py -q --attack-report --attack-page docs/attacks.md
 
 integration: $(STAMP)
-	$(BIN)/pytest tests/integration
+	$(call PYTEST,tests/integration)
 
 # The oldest PostgreSQL that is promised, where the system has it.
 integration-15: $(STAMP)
 	@if [ -x $(POSTGRES_15)/postgres ]; then \
-		$(BIN)/pytest tests/integration --postgres-bin $(POSTGRES_15); \
+		$(call PYTEST,tests/integration --postgres-bin $(POSTGRES_15)); \
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its tests are left out"; fi
 
 $(ORACLES)/.installed: tests/oracles/requirements.txt
@@ -88,11 +92,11 @@ $(ORACLES)/.installed: tests/oracles/requirements.txt
 
 # What independent linters, provers and fuzzers of row security say of an installation.
 oracles: $(STAMP) $(ORACLES)/.installed
-	$(BIN)/pytest tests/oracles
+	$(call PYTEST,tests/oracles)
 
 oracles-15: $(STAMP) $(ORACLES)/.installed
 	@if [ -x $(POSTGRES_15)/postgres ]; then \
-		$(BIN)/pytest tests/oracles --postgres-bin $(POSTGRES_15); \
+		$(call PYTEST,tests/oracles --postgres-bin $(POSTGRES_15)); \
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its checks are left out"; fi
 
 ray: $(STAMP)
