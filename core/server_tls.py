@@ -249,9 +249,12 @@ def is_local(host: str) -> bool:
     if host.startswith("/") or host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    # Python 3.11 does not see the loopback address in `::ffff:127.0.0.1`.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def _unreadable(server: ServerConfig) -> SettingError:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.engine.key_file import load_authorities, load_pair
 
 _CERTIFICATE: Final = "TENANCY_HTTP_TLS_CERTIFICATE"
@@ -152,7 +153,7 @@ def _chosen_name(shown: dict[str, Any], settings: Settings) -> str:
         if kind == "IP Address"
     ]
     host = settings.http_host
-    for near in (host, "127.0.0.1", "localhost") if _is_here(host) else (host,):
+    for near in (host, "127.0.0.1", "localhost") if is_local(host) else (host,):
         if near in names or near in addresses:
             return near
     for name in (*names, *addresses):
@@ -162,11 +163,3 @@ def _chosen_name(shown: dict[str, Any], settings: Settings) -> str:
         f"{_CERTIFICATE}: {settings.http_tls_certificate} has no name to reach the endpoint by "
         f"({', '.join(names) or 'no subjectAltName'}); set {_NAME}, or have one made with names"
     )
-
-
-def _is_here(host: str) -> bool:
-    """Whether this machine alone reaches the endpoint."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity, processes_inside
 from tenancy.data_isolation.serve.check import Check, failed, fine, warned
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory, RuntimeState
@@ -68,7 +68,7 @@ def listening_checks(
     sockets = sorted(set(listening))
     beyond: dict[tuple[str, int], set[str]] = {}
     for name, address, port in sockets:
-        if not is_loopback(address):
+        if not is_local(address):
             beyond.setdefault((address, port), set()).add(name)
     for (address, port), names in sorted(beyond.items()):
         told = f"{', '.join(sorted(names))} listens on {address} port {port}, beyond this machine"
@@ -86,23 +86,11 @@ def check_redis(url: str | None) -> Iterator[Check]:
         return
     parts = urlsplit(url)
     plain = parts.scheme not in ("rediss", "unix")
-    if plain and parts.hostname is not None and not is_loopback(parts.hostname):
+    if plain and parts.hostname is not None and not is_local(parts.hostname):
         told = f"{parts.hostname} is reached over the network without TLS"
         yield warned("redis", told, "give TENANCY_REDIS_URL as rediss://...")
     else:
         yield fine("redis", "reached with TLS" if not plain else "on this machine")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or an address means this machine and nothing else."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _listening(directory: RuntimeDirectory) -> Iterator[tuple[str, str, int]]:

@@ -14,7 +14,6 @@ Rules this module keeps (RFC 8725, "JSON Web Token Best Current Practices"):
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from tenancy.data_isolation.core.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.serve.json_documents import parse_json
 
 ALGORITHMS = ("RS256", "ES256", "EdDSA")
@@ -42,7 +42,6 @@ _KEY_SET_BYTES_MAX = 256 * 1024
 _FETCH_TIMEOUT_S = 5.0
 _TOKEN_CHARACTERS_MAX = 16 * 1024
 _TOKEN_DEPTH_MAX = 16
-_LOCAL = "localhost"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,16 +205,9 @@ def _checked_source(source: str) -> str | Path:
     parts = urlsplit(source)
     if parts.scheme == "file":
         return Path(parts.path)
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_local(parts.hostname or "")):
+    if parts.scheme == "https" or (parts.scheme == "http" and is_local(parts.hostname or "")):
         return source
     raise SettingError("TENANCY_JWT_JWKS must be a file or a URL that starts with https://")
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == _LOCAL or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _parsed(document: bytes) -> dict[str | None, jwt.PyJWK]:

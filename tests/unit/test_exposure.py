@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tenancy.data_isolation.core.server_tls import is_local
 from tenancy.data_isolation.serve.check import Result
 from tenancy.data_isolation.serve.exposure import (
     check_home,
     check_redis,
     check_secrets,
-    is_loopback,
     listening_checks,
 )
 
@@ -132,5 +132,5 @@ def test_redis_over_the_network_wants_tls(url: str, result: Result):
 
 
 def test_loopback_is_this_machine_in_every_spelling():
-    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
-    assert not any(map(is_loopback, ("::", "0.0.0.0", "10.0.0.1", "example.com", "")))
+    assert all(map(is_local, ("localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
+    assert not any(map(is_local, ("::", "0.0.0.0", "10.0.0.1", "example.com", "")))
