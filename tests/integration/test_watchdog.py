@@ -441,7 +441,8 @@ async def test_a_session_that_changed_hands_is_left_alone(install, login):
     second = datetime.timedelta(microseconds=1)
     async with install.connected() as admin, install.connected(login) as session:
         pid = session.get_server_pid()
-        running = asyncio.create_task(session.fetch(SLOW))
+        # One message: with a prepared statement each message is a new query_start.
+        running = asyncio.create_task(session.execute(SLOW))
         while (await admin.fetchrow(seen, pid))["xact_start"] is None:
             await asyncio.sleep(0.01)
         began, asked, opened_at = tuple(await admin.fetchrow(seen, pid))
