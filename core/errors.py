@@ -9,9 +9,11 @@
     ├── NotFoundError                                                                        404
     │   ├── TenantNotFoundError
     │   ├── OperationNotFoundError
+    │   ├── MoveNotFoundError
     │   ├── ServerNotFoundError
     │   └── StrategyNotFoundError
     ├── ConflictError                                                                        409
+    │   ├── MoveRefusedError         the plan of a move says what stands against it
     │   ├── TenantExistsError
     │   ├── TenantSuspendedError
     │   ├── IdempotencyConflictError
@@ -127,6 +129,12 @@ class OperationNotFoundError(NotFoundError):
     slug = "operation-not-found"
 
 
+class MoveNotFoundError(NotFoundError):
+    """There is no such move."""
+
+    slug = "move-not-found"
+
+
 class ServerNotFoundError(NotFoundError):
     """No PostgreSQL server of that name or region is known to the runtime."""
 
@@ -155,6 +163,12 @@ class TenantSuspendedError(ConflictError):
     """The tenant is suspended, being created or being deleted; it takes no operations now."""
 
     slug = "tenant-suspended"
+
+
+class MoveRefusedError(ConflictError):
+    """The tenant cannot be moved there; nothing was started. The plan says what is against it."""
+
+    slug = "move-refused"
 
 
 class IdempotencyConflictError(ConflictError):

@@ -169,6 +169,39 @@ class Settings:
     #: lock for each table and index, and a server has room for so many (max_locks_per_transaction).
     hybrid_tenants_max: int = 200
 
+    #: Moves that are carried out at the same time, over all processes; open ones do not count.
+    moves_at_once_max: int = 2
+    #: How often a process looks for moves that nobody carries out, and asks for what is wished.
+    move_poll_s: float = 0.5
+    #: A process that carries a move out and is silent for so long (frozen, or cut off) loses it.
+    move_owner_timeout_s: float = 10.0
+    #: Rows that are copied in one transaction, and changed rows that may be left for the moment at
+    #: which the tenant is held.
+    move_chunk_rows: int = 10_000
+    move_backlog_rows_max: int = 200
+    #: How long one attempt to hold the tenant waits for its last statement: new ones wait as long.
+    move_drain_ms: int = 50
+    #: How long the server lets anything take while the tenant is held; then it lets the tenant go.
+    move_hold_max_ms: int = 1_000
+    #: How long a move waits for a table's lock before it tries again, since others queue behind it,
+    #: how long one of its statements may take, and how long it may be silent in a transaction.
+    move_lock_timeout_ms: int = 100
+    move_statement_timeout_ms: int = 600_000
+    move_idle_timeout_ms: int = 60_000
+    #: Attempts to hold the tenant before the move fails, and the longest pause between two.
+    move_cutover_attempts_max: int = 100
+    move_cutover_pause_s: float = 2.0
+    #: Failures in a row of anything else before it fails, and the longest pause between two.
+    move_failures_max: int = 10
+    move_retry_s: float = 5.0
+    #: The tenant's and its neighbours' small writes may take so many times as long as before while
+    #: rows are copied: beyond it, copying slows down.
+    move_latency_factor: float = 2.0
+    #: How often the source follows a tenant that works at the target already, and after how long
+    #: the move is confirmed by itself, so that it cannot be rolled back any more.
+    move_follow_s: float = 1.0
+    move_retention_s: float = 3_600.0
+
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
 

@@ -75,9 +75,15 @@ class AdminConnections:
         return found
 
     async def connect(
-        self, server: ServerName, database: DatabaseName | None = None
+        self,
+        server: ServerName,
+        database: DatabaseName | None = None,
+        *,
+        name: str = "tenancy admin",
     ) -> asyncpg.Connection:
         """A connection to `database`, or to the maintenance database that the DSN names.
+
+        It calls itself `name` where the server lists its sessions.
 
         Raises `ServerUnavailableError`, `ServerNotFoundError`, `OverloadedError` when no slot gets
         free in time, and `SettingError` when the server refuses the DSN's role.
@@ -85,7 +91,7 @@ class AdminConnections:
         config = self.server(server)
         await self._take_slot()
         try:
-            connection = await self._open(config, database)
+            connection = await self._open(config, database, name)
         except BaseException:
             self._slots.release()
             raise
@@ -150,7 +156,7 @@ class AdminConnections:
             ) from None
 
     async def _open(
-        self, config: ServerConfig, database: DatabaseName | None
+        self, config: ServerConfig, database: DatabaseName | None, name: str
     ) -> asyncpg.Connection:
         try:
             return await open_connection(
@@ -158,7 +164,7 @@ class AdminConnections:
                 database=database,
                 timeout=self._settings.connect_timeout_s,
                 server_settings={
-                    "application_name": "tenancy admin",
+                    "application_name": name,
                     "search_path": "pg_catalog, pg_temp",
                     # Reading the catalogs looks dear to the planner and is not; compiling is.
                     "jit": "off",

@@ -67,6 +67,7 @@ _STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
         (1, _CATALOG_SQL, "catalog_1"),
         (2, _CATALOG_SQL, "catalog_2"),
         (3, _CATALOG_SQL, "catalog_3"),
+        (4, _CATALOG_SQL, "catalog_4"),
     ),
 }
 #: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.

@@ -46,7 +46,9 @@ from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
@@ -56,6 +58,8 @@ from tenancy.data_isolation.engine.visible_schema import VisibleRelation, Visibl
 
 #: What can be wrong only with what this process knows: names of the schema, and the signing key.
 _OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
+#: How far a tenant's rows are counted for the plan of a move.
+PLAN_ROWS_MAX: Final = 1_000_000_000
 _MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
 
 
@@ -91,13 +95,24 @@ class Engine:
         self.named_operations = NamedOperations(
             settings=settings, store=catalog, guard=self.guard, schema=lambda: self.shapes.newest
         )
-        self._provisioner = Provisioner(
+        self._maker = PlacementMaker(
             settings=settings,
             master_key=key,
             catalog=catalog,
             admin=admin,
             keys=keys,
             namespaces=self.fleet,
+        )
+        self._provisioner = Provisioner(
+            settings=settings, catalog=catalog, admin=admin, maker=self._maker
+        )
+        self.moves = Moves(
+            settings=settings,
+            catalog=catalog,
+            admin=AdminConnections(settings=settings, servers=servers),
+            keys=keys,
+            maker=self._maker,
+            measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
         self._routes = Routes(settings=settings, catalog=catalog, keys=keys)
         self._executor = Executor(
@@ -188,6 +203,7 @@ class Engine:
             await self._closing.aclose()
 
     async def _close_own(self) -> None:
+        await self.moves.close()
         await self.shapes.close()
         await self._executor.close()
         await self.admin.close()
@@ -251,6 +267,7 @@ class Engine:
     async def suspend_tenant(self, tenant_id: TenantId | str) -> Tenant:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
         tenant = await self.tenant(tenant_id)
+        await self.moves.check_free(tenant, "suspended")
         suspended = await self._provisioner.suspend(tenant)
         await self._let_go(tenant)
         return suspended
@@ -265,6 +282,7 @@ class Engine:
     async def delete_tenant(self, tenant_id: TenantId | str) -> None:
         """Erase the tenant's data, then its name."""
         tenant = await self.tenant(tenant_id)
+        await self.moves.check_free(tenant, "deleted")
         await self._let_go(tenant)
         await self._provisioner.delete(tenant)
         await self._let_go(tenant)

@@ -11,20 +11,16 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import asyncpg
 
-from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
     ConflictError,
     InvalidInputError,
-    OverloadedError,
     PlacementChangedError,
     ServerNotFoundError,
     TenantExistsError,
@@ -39,7 +35,6 @@ from tenancy.data_isolation.core.identifiers import (
     SchemaName,
     ServerName,
     TenantId,
-    TenantNo,
     opaque_name,
 )
 from tenancy.data_isolation.core.settings import Settings
@@ -51,84 +46,11 @@ from tenancy.data_isolation.core.types import (
     TenantStatus,
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
-from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
-from tenancy.data_isolation.engine.catalog_records import NamespaceKind
-from tenancy.data_isolation.engine.databases import ensure_database, grant_connect, revoke_connect
-from tenancy.data_isolation.engine.fence import (
-    close_fence,
-    drain,
-    fence_epoch,
-    open_fence,
-    remove_fence,
-)
-from tenancy.data_isolation.engine.layout import (
-    APP_SCHEMA,
-    HYBRID_ROLE,
-    ROWS_ROLE,
-    shared_database,
-    template_database,
-)
-from tenancy.data_isolation.engine.login_limits import limit_temp_files, login_connections_max
-from tenancy.data_isolation.engine.login_roles import ensure_login_role, ensure_member
-from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.fence import close_fence, fence_epoch, open_fence
+from tenancy.data_isolation.engine.layout import APP_SCHEMA, ROWS_ROLE, shared_database
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
-from tenancy.data_isolation.engine.row_removal import forget_empty, remove_rows
-from tenancy.data_isolation.engine.sql_files import SqlFile
-
-_SQL = SqlFile("provisioning.sql")
-#: Attempts to clone the template while another process clones it or migrates it.
-_CLONE_ATTEMPTS = 20
-_CLONE_PAUSE_S = 0.05
-#: Times that rows are removed which a migration has given a tenant meanwhile.
-_REMOVAL_ATTEMPTS = 3
-
-
-class NamespaceMaker(Protocol):
-    """Makes the tables of a tenant. Each method can be run again after an interruption."""
-
-    async def create_namespace(self, connection: asyncpg.Connection, namespace: Namespace) -> None:
-        """Make the schema with all tables at the newest version, and note it in the catalog."""
-        ...
-
-    async def add_overlay(
-        self,
-        connection: asyncpg.Connection,
-        namespace: Namespace,
-        *,
-        tenant_no: TenantNo,
-        schema: SchemaName,
-        role: RoleName,
-    ) -> None:
-        """Make a schema of a hybrid tenant's own with the sensitive tables, for `role`."""
-        ...
-
-    async def remove_overlay(
-        self,
-        connection: asyncpg.Connection,
-        namespace: Namespace,
-        *,
-        tenant_no: TenantNo,
-        schema: SchemaName,
-    ) -> None:
-        """Drop that schema and all rows in it."""
-        ...
-
-    async def seed_tenant(
-        self,
-        connection: asyncpg.Connection,
-        namespace: Namespace,
-        tenant_no: TenantNo,
-        epoch: Epoch,
-        *,
-        overlay: SchemaName | None = None,
-    ) -> bool:
-        """Open the tenant's fence, and give it the rows that every new tenant starts with, once."""
-        ...
-
-    def template_idle(self) -> AbstractAsyncContextManager[None]:
-        """Keep migrations out of template databases: they can be cloned within the block."""
-        ...
 
 
 class Provisioner:
@@ -142,20 +64,14 @@ class Provisioner:
         self,
         *,
         settings: Settings,
-        master_key: MasterKey,
         catalog: Catalog,
         admin: AdminConnections,
-        keys: BindingKeys,
-        namespaces: NamespaceMaker,
+        maker: PlacementMaker,
     ) -> None:
         self._settings = settings
-        self._tiers = settings.tier_limits
-        self._master_key = master_key
         self._catalog = catalog
         self._admin = admin
-        self._keys = keys
-        self._namespaces = namespaces
-        self._cloning = asyncio.Lock()
+        self._maker = maker
 
     async def create(
         self,
@@ -194,8 +110,8 @@ class Provisioner:
         if tenant.status is not TenantStatus.CREATING:
             return tenant
         with provisioning(tenant.tenant_id):
-            async with self._locked(tenant, placement) as connection:
-                await self._make(connection, tenant, placement)
+            async with self._maker.locked(tenant, placement) as connection:
+                await self._maker.make(connection, tenant, placement)
                 await self._change(tenant, TenantStatus.CREATING, TenantStatus.ACTIVE)
         return await self._catalog.tenant(tenant.tenant_id)
 
@@ -205,7 +121,7 @@ class Provisioner:
         if tenant.status is TenantStatus.ACTIVE:
             await self._change(tenant, TenantStatus.ACTIVE, TenantStatus.SUSPENDED)
         with provisioning(tenant.tenant_id):
-            async with self._home(placement) as connection:
+            async with self._maker.home(placement) as connection:
                 await close_fence(connection, tenant.tenant_no, self._settings.statement_timeout_ms)
         return await self._catalog.tenant(tenant.tenant_id)
 
@@ -215,8 +131,8 @@ class Provisioner:
         if tenant.status is TenantStatus.ACTIVE:
             return tenant
         with provisioning(tenant.tenant_id):
-            async with self._locked(tenant, placement):
-                async with self._home(placement) as connection:
+            async with self._maker.locked(tenant, placement):
+                async with self._maker.home(placement) as connection:
                     epoch = await self._next_epoch(connection, tenant, placement)
                     await open_fence(connection, tenant.tenant_no, epoch)
                 await self._change(tenant, TenantStatus.SUSPENDED, TenantStatus.ACTIVE)
@@ -229,178 +145,9 @@ class Provisioner:
         placement = tenant.placement
         if placement is not None:
             with provisioning(tenant.tenant_id):
-                async with self._locked(tenant, placement) as connection:
-                    await self._unmake(connection, tenant, placement)
+                async with self._maker.locked(tenant, placement) as connection:
+                    await self._maker.unmake(connection, tenant, placement)
         await self._catalog.remove_tenant(tenant.tenant_no)
-
-    # Making
-
-    async def _make(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        """Everything of a placement; `connection` is to the server's shared database."""
-        match placement.level:
-            case IsolationLevel.ROW:
-                await self._overlay(connection, tenant, placement)
-                await self._seed(connection, tenant, placement)
-            case IsolationLevel.SCHEMA:
-                await self._login(connection, tenant, placement)
-                await self._tables(connection, tenant, placement)
-            case IsolationLevel.DATABASE:
-                await self._login(connection, tenant, placement)
-                await self._clone(connection, placement)
-                async with self._home(placement) as own:
-                    await self._keys.install(
-                        own, self._catalog, server=placement.server, database=placement.database
-                    )
-                    await self._tables(own, tenant, placement)
-            case _:
-                assert_never(placement.level)
-
-    async def _login(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        limits = self._tiers.of(tenant.tenant_type)
-        await ensure_login_role(
-            connection,
-            master_key=self._master_key,
-            server=placement.server,
-            role=placement.role,
-            connection_limit=login_connections_max(limits),
-            inherits=placement.sensitive_schema is not None,
-        )
-        await limit_temp_files(connection, placement.role, limits)
-
-    async def _overlay(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        """A hybrid tenant's login, and its own schema for what is sensitive."""
-        if placement.sensitive_schema is None:
-            return
-        # Before the overlay is there, because migrations work for all tenants that have one.
-        await open_fence(connection, tenant.tenant_no, placement.epoch)
-        await self._login(connection, tenant, placement)
-        await ensure_member(connection, placement.role, HYBRID_ROLE)
-        await self._namespaces.add_overlay(
-            connection,
-            _namespace(tenant, placement),
-            tenant_no=tenant.tenant_no,
-            schema=placement.sensitive_schema,
-            role=placement.role,
-        )
-
-    async def _tables(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        await grant_connect(connection, placement.database, placement.role)
-        await self._namespaces.create_namespace(connection, _namespace(tenant, placement))
-        await self._seed(connection, tenant, placement)
-
-    async def _seed(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        await self._namespaces.seed_tenant(
-            connection,
-            _namespace(tenant, placement),
-            tenant.tenant_no,
-            placement.epoch,
-            overlay=placement.sensitive_schema,
-        )
-
-    async def _clone(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        """CREATE DATABASE from the template, in which nobody else may be at work meanwhile.
-
-        With the default strategy (WAL_LOG): FILE_COPY forces two checkpoints and took 1.1 to 1.8
-        times as long for the small template, with fsync as without.
-        """
-        template = template_database(self._settings)
-        async with self._cloning, self._namespaces.template_idle():
-            for _ in range(_CLONE_ATTEMPTS):
-                try:
-                    await ensure_database(connection, placement.database, template=template)
-                except asyncpg.ObjectInUseError:
-                    await asyncio.sleep(_CLONE_PAUSE_S)
-                else:
-                    return
-        raise OverloadedError("the template database is in use; try again", "55006", 1.0)
-
-    # Taking away
-
-    async def _unmake(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        match placement.level:
-            case IsolationLevel.ROW:
-                await self._unmake_overlay(connection, tenant, placement)
-                await self._unmake_rows(connection, tenant, placement)
-                if placement.sensitive_schema is not None:
-                    await self._drop_role(connection, placement)
-            case IsolationLevel.SCHEMA:
-                await self._end_sessions(connection, placement)
-                await connection.execute(_SQL.statement("drop_schema", schema=placement.schema))
-                await remove_fence(connection, tenant.tenant_no)
-                await self._drop_role(connection, placement)
-            case IsolationLevel.DATABASE:
-                await self._end_sessions(connection, placement)
-                await connection.execute(
-                    _SQL.statement("drop_database", database=placement.database)
-                )
-                await self._drop_role(connection, placement)
-            case _:
-                assert_never(placement.level)
-
-    async def _unmake_overlay(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        if placement.sensitive_schema is not None:
-            await self._end_sessions(connection, placement)
-            await self._namespaces.remove_overlay(
-                connection,
-                _namespace(tenant, placement),
-                tenant_no=tenant.tenant_no,
-                schema=placement.sensitive_schema,
-            )
-
-    async def _unmake_rows(
-        self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
-    ) -> None:
-        """Under an epoch of its own, so that no binding that is out there can work meanwhile."""
-        epoch = await fence_epoch(connection, tenant.tenant_no)
-        if epoch is None:
-            return
-        wait_ms = self._settings.statement_timeout_ms
-        await open_fence(connection, tenant.tenant_no, Epoch(epoch + 1))
-        await drain(connection, tenant.tenant_no, wait_ms)
-        pid = connection.get_server_pid()
-        binding = self._keys.sign(
-            placement.server, placement.database, tenant.tenant_no, Epoch(epoch + 1), pid
-        )
-        batch_rows = self._settings.removal_batch_rows_max
-        for _ in range(_REMOVAL_ATTEMPTS):
-            await remove_rows(connection, placement.schema, binding, batch_rows)
-            if await forget_empty(connection, placement.schema, binding, tenant.tenant_no):
-                return
-        raise OverloadedError(f"migrations give tenant {tenant.tenant_id} new rows; try again")
-
-    async def _end_sessions(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        if await connection.fetchval(_SQL.statement("has_role"), placement.role):
-            await connection.execute(_SQL.statement("forbid_login", role=placement.role))
-            await connection.execute(_SQL.statement("end_sessions"), placement.role)
-
-    async def _drop_role(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        if placement.level is not IsolationLevel.ROW:
-            await self._catalog.remove_namespace(
-                placement.server, placement.database, placement.schema
-            )
-        if not await connection.fetchval(_SQL.statement("has_role"), placement.role):
-            return
-        if placement.level is IsolationLevel.SCHEMA:
-            await revoke_connect(connection, placement.database, placement.role)
-        if placement.level is not IsolationLevel.DATABASE:
-            # An admin that is no superuser may not; then there is seldom anything to drop.
-            with suppress(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(_SQL.statement("drop_owned", role=placement.role))
-        await connection.execute(_SQL.statement("drop_role", role=placement.role))
 
     # Where
 
@@ -504,47 +251,10 @@ class Provisioner:
             if now.status is not new:
                 raise
 
-    @asynccontextmanager
-    async def _locked(
-        self, tenant: Tenant, placement: Placement
-    ) -> AsyncIterator[asyncpg.Connection]:
-        """An admin connection to the server's shared database that holds the tenant's lock."""
-        shared = shared_database(self._settings)
-        async with self._admin.session(placement.server, shared) as connection:
-            wait_ms = str(self._settings.statement_timeout_ms)
-            await connection.execute(_SQL.statement("set_lock_timeout"), wait_ms)
-            try:
-                await connection.execute(_SQL.statement("tenant_lock"), tenant.tenant_no)
-            except asyncpg.LockNotAvailableError:
-                raise OverloadedError(
-                    f"another process has been working on tenant {tenant.tenant_id} "
-                    f"for {wait_ms} ms"
-                ) from None
-            await connection.execute(_SQL.statement("set_lock_timeout"), "0")
-            yield connection
-
-    @asynccontextmanager
-    async def _home(self, placement: Placement) -> AsyncIterator[asyncpg.Connection]:
-        """An admin connection to the database that the tenant's data is in."""
-        async with self._admin.session(placement.server, placement.database) as connection:
-            yield connection
-
 
 def _spread(tenant_id: str, candidates: list[ServerName]) -> ServerName:
     """The server for a new tenant: highest random weight, so that all get their share."""
     return max(candidates, key=lambda name: hashlib.sha256(f"{tenant_id}/{name}".encode()).digest())
-
-
-def _namespace(tenant: Tenant, placement: Placement) -> Namespace:
-    own = placement.level is not IsolationLevel.ROW
-    return Namespace(
-        server=placement.server,
-        database=placement.database,
-        schema=placement.schema,
-        kind=NamespaceKind.OWN if own else NamespaceKind.SHARED,
-        tenant_no=tenant.tenant_no if own else None,
-        role=placement.role,
-    )
 
 
 def _placed(tenant: Tenant) -> Placement:

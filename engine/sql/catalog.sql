@@ -125,6 +125,33 @@ alter table catalog.api_key
     add column last_used_at    timestamptz,
     add check ((previous_digest is null) = (previous_until is null));
 
+-- name: catalog_4
+-- Moves of tenants between placements (core/move.py). Whoever carries one out has its term.
+create table catalog.move (
+    move_id     text collate "C" primary key check (move_id ~ '^m_[0-9a-f]{20}$'),
+    tenant_no   bigint not null references catalog.tenant on delete cascade,
+    state       text not null,
+    source      jsonb not null,
+    target      jsonb not null,
+    term        bigint not null default 0 check (term >= 0),
+    priority    int not null default 0,
+    paused      boolean not null default false,
+    wish        text check (wish in ('cancel', 'rollback', 'confirm')),
+    reversing   boolean not null default false,
+    cleaned     boolean not null default false,
+    progress    jsonb not null default '{}',
+    report      jsonb not null default '{}',
+    error       text,
+    created_at  timestamptz not null default clock_timestamp(),
+    changed_at  timestamptz not null default clock_timestamp(),
+    opened_at   timestamptz
+);
+-- One move of a tenant at a time, until nothing is left of the one before.
+create unique index move_of_tenant on catalog.move (tenant_no)
+where not (cleaned and state in ('confirmed', 'failed', 'cancelled', 'rolled_back'));
+create index on catalog.move (created_at, move_id);
+grant select, insert, update, delete on catalog.move to tenancy_control;
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region

@@ -27,6 +27,7 @@ from tenancy.data_isolation.core.types import (
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioner import Provisioner
 
 COUNT = "select count(*) from users"
@@ -93,7 +94,7 @@ def fragile(engine: Engine, install: Install, steps: int) -> Provisioner:
     admin.fuse = fuse
     catalog: Any = Fragile(engine.catalog, fuse)
     engine.fleet._catalog = catalog
-    return Provisioner(
+    maker = PlacementMaker(
         settings=engine.settings,
         master_key=install.master_key,
         catalog=catalog,
@@ -101,6 +102,7 @@ def fragile(engine: Engine, install: Install, steps: int) -> Provisioner:
         keys=engine.keys,
         namespaces=engine.fleet,
     )
+    return Provisioner(settings=engine.settings, catalog=catalog, admin=admin, maker=maker)
 
 
 @pytest.fixture

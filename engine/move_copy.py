@@ -1,0 +1,236 @@
+"""Carrying rows from one side of a move to the other.
+
+Rules this module keeps (keys are noted, rows are not: research has called it state-based):
+
+* What is carried is always the row of a noted key as it is now. So neither the order of changes nor
+  how often one is carried matters, and a key without a row is one that was deleted.
+* The source is read in one snapshot, and what was read is put in by one transaction. After it the
+  target holds, of every key that it has had, what the source had at that snapshot; so no unique
+  constraint can be in the way. A chunk of the first copy comes with all notes of its table.
+* Notes are removed at the source after the target has committed what they stand for, by number,
+  because a lower number can appear later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from tenancy.data_isolation.core.errors import SchemaError
+from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
+from tenancy.data_isolation.core.move import MoveId
+from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.move_table import MoveTable
+from tenancy.data_isolation.engine.scoping import set_path
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("move.sql")
+#: Parts of a copy that were read and not written yet; the driver makes them of some 64 KiB.
+_PARTS_MAX: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cursor:
+    """How far the first copy of a table has come. `last_key` None = nothing is copied."""
+
+    last_key: tuple[str, ...] | None = None
+    complete: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Carried:
+    """What one transaction has carried."""
+
+    rows: int = 0
+    bytes: int = 0
+    #: Notes that are settled by it, by table, to be removed at the source.
+    notes: dict[str, list[int]] = field(default_factory=dict)
+
+
+class MoveCopier:
+    """Carries rows from `source` to `target`. One piece of work at a time.
+
+    Where both are in one database they share a connection, and so a transaction.
+    """
+
+    def __init__(
+        self, source: MoveSide, target: MoveSide, *, move_id: MoveId, tenant_no: TenantNo
+    ) -> None:
+        self.source = source
+        self.target = target
+        self._move_id = move_id
+        self._tenant_no = tenant_no
+
+    @property
+    def is_one_database(self) -> bool:
+        """Whether both sides are in the same database."""
+        return self.source.connection is self.target.connection
+
+    def pairs(self) -> list[tuple[MoveTable, MoveTable]]:
+        """Each table as it is at the source and at the target; `SchemaError` when they differ."""
+        there = {table.name: table for table in self.target.tables}
+        here = {table.name: table for table in self.source.tables}
+        if here.keys() != there.keys():
+            odd = ", ".join(sorted(here.keys() ^ there.keys()))
+            raise SchemaError(f"source and target differ in the tables {odd}")
+        for name, table in here.items():
+            if [c.name for c in table.columns] != [c.name for c in there[name].columns]:
+                raise SchemaError(f"source and target differ in the columns of table {name}")
+        return [(table, there[name]) for name, table in here.items()]
+
+    @asynccontextmanager
+    async def carrying(self) -> AsyncIterator[dict[str, list[int]]]:
+        """A snapshot of the source and a transaction of the target; the notes that are there.
+
+        The target commits first.
+        """
+        one = self.is_one_database
+        async with AsyncExitStack() as stack:
+            if not one:
+                await stack.enter_async_context(self.source.working(repeatable=True))
+            await stack.enter_async_context(self.target.working(repeatable=one))
+            yield await self.source.changed()
+
+    async def copy_chunk(self, pair: tuple[MoveTable, MoveTable], rows: int) -> Carried:
+        """Carry the next rows of a table's first copy, and the changed rows of it.
+
+        The cursor is recorded with them at the target, so that a copy that was cut off goes on.
+        """
+        here, there = pair
+        cursor = (await self.cursors()).get(here.name, Cursor())
+        carried = Carried()
+        async with self.carrying() as changed:
+            schema = self.source.placement.schema
+            chunk = here.chunk(
+                self._move_id, schema, self._tenant_no, after=cursor.last_key, rows=rows
+            )
+            await self.target.connection.execute(there.make_stage())
+            copied = await self._fill(chunk, there, carried)
+            if here.name in changed:
+                await self._fill(self._changed_rows(here), there, carried)
+                carried.notes[here.name] = changed[here.name]
+            await self._put_in([there])
+            last = await self.target.connection.fetchval(there.last_key)
+            done = Cursor(
+                last_key=cursor.last_key if last is None else tuple(last),
+                complete=copied < rows,
+            )
+            await self._set_cursor(here.name, done)
+        await self.forget(carried)
+        return carried
+
+    async def catch_up(self) -> Carried:
+        """Carry the changed rows of all tables as they are in one snapshot."""
+        carried = Carried()
+        if not await self.source.changed():
+            return carried
+        async with self.carrying() as changed:
+            await self.carry_changed(changed, carried)
+        await self.forget(carried)
+        return carried
+
+    async def carry_changed(self, changed: Mapping[str, Sequence[int]], carried: Carried) -> None:
+        """Carry the rows of `changed` keys, within `carrying`."""
+        pairs = [pair for pair in self.pairs() if pair[0].name in changed]
+        for here, there in pairs:
+            await self.target.connection.execute(there.make_stage())
+            await self._fill(self._changed_rows(here), there, carried)
+            carried.notes[here.name] = list(changed[here.name])
+        await self._put_in([there for _, there in pairs])
+
+    async def stage_keys(self, changed: Mapping[str, Sequence[int]]) -> None:
+        """Let the stages of all tables hold the changed keys, within `carrying`."""
+        for here, there in self.pairs():
+            await self.target.connection.execute(there.make_stage())
+            if here.name in changed:
+                await self._fill(self._changed_rows(here), there, Carried())
+
+    async def forget(self, carried: Carried) -> None:
+        """Remove the notes of what was carried, after the target has committed it."""
+        tables = {table.name: table for table in self.source.tables}
+        for name, notes in carried.notes.items():
+            await self.source.forget_notes(tables[name], notes)
+
+    async def cursors(self) -> dict[str, Cursor]:
+        """How far the first copies have come."""
+        rows = await self.target.connection.fetch(_SQL.statement("cursors", move=self._move_id))
+        return {
+            row["name"]: Cursor(
+                last_key=None if row["last_key"] is None else tuple(row["last_key"]),
+                complete=row["complete"],
+            )
+            for row in rows
+        }
+
+    async def backlog(self) -> int:
+        """How many notes wait to be carried."""
+        return sum(len(notes) for notes in (await self.source.changed()).values())
+
+    # Parts
+
+    def _changed_rows(self, table: MoveTable) -> str:
+        return table.changed_rows(self._move_id, self.source.placement.schema, self._tenant_no)
+
+    async def _put_in(self, tables: Sequence[MoveTable]) -> None:
+        """Let the target have what is in the stages."""
+        schema = self.target.placement.schema
+        await set_path(self.target.connection, schema)
+        # All that is gone or was changed goes first, so that no row is in the way of another one.
+        for table in tables:
+            await self.target.run(table.remove_changed(schema, self._tenant_no))
+        for table in tables:
+            await self.target.run(table.take(schema))
+
+    async def _set_cursor(self, name: str, cursor: Cursor) -> None:
+        text = _SQL.statement("set_cursor", move=self._move_id)
+        last = None if cursor.last_key is None else list(cursor.last_key)
+        await self.target.connection.execute(text, name, last, cursor.complete)
+
+    async def _fill(self, query: str, table: MoveTable, carried: Carried) -> int:
+        """Bring what a query finds at the source into the target's stage; how many rows."""
+        if self.is_one_database:
+            names = ", ".join(map(quote_identifier, table.stage_columns))
+            status = await self.target.connection.execute(
+                f"insert into {table.stage} ({names}) {query}"
+            )
+        else:
+            status = await self._pipe(query, table, carried)
+        rows = int(status.rpartition(" ")[2])
+        carried.rows += rows
+        return rows
+
+    async def _pipe(self, query: str, table: MoveTable, carried: Carried) -> str:
+        """COPY out of one server and into the other, some parts at a time."""
+        parts: asyncio.Queue[bytes | None] = asyncio.Queue(_PARTS_MAX)
+
+        async def take(part: bytes) -> None:
+            carried.bytes += len(part)
+            await parts.put(part)
+
+        async def give() -> AsyncIterator[bytes]:
+            while (part := await parts.get()) is not None:
+                yield part
+
+        async def read() -> None:
+            await self.source.connection.copy_from_query(query, output=take, format="binary")
+            await parts.put(None)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(read())
+                writing = group.create_task(
+                    self.target.connection.copy_to_table(
+                        table.stage.rpartition(".")[2],
+                        schema_name="pg_temp",
+                        source=give(),
+                        columns=table.stage_columns,
+                        format="binary",
+                    )
+                )
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+        status: str = writing.result()
+        return status

@@ -1,0 +1,345 @@
+"""One side of a move: a placement, and the session of the admin that works there.
+
+Rules this module keeps:
+
+* What touches the tenant's rows works as the owner under a binding of the tenant, so that row
+  security keeps it from everybody else's rows, whatever its SQL says.
+* Every transaction begins by looking whether it is still ours to carry the move out, and keeps that
+  from changing while it lasts.
+* Nothing of ours holds anybody up: lock, statement and idle times are limited by the server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import asyncpg
+
+from tenancy.data_isolation.core.errors import ConflictError, OverloadedError
+from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
+from tenancy.data_isolation.core.move import MoveId, Term
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import IsolationLevel, Placement
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.move_store import SupersededError
+from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
+from tenancy.data_isolation.engine.scoping import enter_schema
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("move.sql")
+_NAMESPACE_SQL = SqlFile("namespace.sql")
+#: Attempts to get at a table that others keep locked, and the pause between two.
+_LOCK_ATTEMPTS: Final = 100
+
+
+class SideName(StrEnum):
+    """Which side of a move it is; what belongs to it is named by it."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fence:
+    """A tenant's fence in one database."""
+
+    epoch: Epoch
+    is_open: bool
+
+
+class MoveSide:
+    """Works on one placement of one tenant. One transaction at a time."""
+
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        placement: Placement,
+        *,
+        name: SideName,
+        move_id: MoveId,
+        tenant_no: TenantNo,
+        settings: Settings,
+        keys: BindingKeys,
+    ) -> None:
+        self.name = name
+        self.connection = connection
+        self.placement = placement
+        self.tables: tuple[MoveTable, ...] = ()
+        self._move_id = move_id
+        self._tenant_no = tenant_no
+        self._settings = settings
+        self._keys = keys
+        self._term = Term(0)
+        #: Whether the tenant is held, so that nothing may take long.
+        self.hurried = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other tenants use the same tables."""
+        return self.placement.level is IsolationLevel.ROW
+
+    # The move's own schema
+
+    async def prepare(self, term: Term, own_pids: Sequence[int]) -> None:
+        """Make the move's schema if it is not there, and take the term; waits for older ones."""
+        async with self.connection.transaction():
+            await self.connection.execute(_SQL.statement("make_schema", move=self._move_id))
+            await self.connection.execute("set local role tenancy_owner")
+            await self.connection.execute(_SQL.statement("make_tables", move=self._move_id))
+        await self.take_term(term, own_pids)
+
+    async def take_term(self, term: Term, own_pids: Sequence[int]) -> None:
+        """Keep everybody of an older term out from now on; `SupersededError` if there is a newer.
+
+        Their sessions, all but `own_pids`, are ended first, since one that is frozen could keep
+        the term locked.
+        """
+        name = session_name(self._move_id)
+        await self.connection.execute(_SQL.statement("other_movers"), name, list(own_pids))
+        text = _SQL.statement("take_term", move=self._move_id)
+        if await self.connection.fetchval(text, term) is None:
+            raise SupersededError
+        self._term = term
+
+    async def has_schema(self) -> bool:
+        """Whether the move's schema is there."""
+        found: bool = await self.connection.fetchval(_SQL.statement("has_schema"), self._move_id)
+        return found
+
+    async def read_tables(self) -> None:
+        """Learn which tables there are."""
+        rows = await self.connection.fetch(_SQL.statement("tables"), self.placement.schema)
+        self.tables = tuple(_table(f"{self.name}_{place}", row) for place, row in enumerate(rows))
+
+    # Transactions
+
+    @asynccontextmanager
+    async def working(self, *, repeatable: bool = False) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction as the owner, bound to the tenant, in which no trigger fires.
+
+        A fence that is closed is open within the transaction, and for nobody else.
+        """
+        async with self.transaction(repeatable=repeatable) as connection:
+            fence = await self.fence()
+            if fence is None:
+                raise ConflictError(f"the tenant has no fence at {self.placement.server}")
+            await self.own(fence.epoch, open_it=not fence.is_open)
+            yield connection
+            if not fence.is_open:
+                await self.admin()
+                await self.set_fence(fence.epoch, is_open=False)
+
+    @asynccontextmanager
+    async def transaction(self, *, repeatable: bool = False) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction of the admin with our limits, under our term."""
+        isolation: Any = "repeatable_read" if repeatable else "read_committed"
+        settings = self._settings
+        limits = (settings.move_statement_timeout_ms, settings.move_idle_timeout_ms)
+        if self.hurried:
+            limits = (settings.move_hold_max_ms, settings.move_hold_max_ms)
+        async with self.connection.transaction(isolation=isolation):
+            await self.connection.execute(
+                _SQL.statement("enter"),
+                f"{settings.move_lock_timeout_ms}ms",
+                *(f"{limit}ms" for limit in limits),
+            )
+            await self.check_term()
+            yield self.connection
+
+    async def check_term(self) -> None:
+        """Raise `SupersededError` unless the move is still ours."""
+        text = _SQL.statement("check_term", move=self._move_id)
+        try:
+            found = await self.connection.fetchval(text, self._term)
+        except (asyncpg.UndefinedTableError, asyncpg.SerializationError):
+            found = None
+        if found is None:
+            raise SupersededError
+
+    async def own(self, epoch: Epoch, *, open_it: bool = False) -> None:
+        """Go on as the owner, bound to the tenant, to the end of the transaction or `admin`."""
+        if open_it:
+            await self.set_fence(epoch, is_open=True)
+        await enter_schema(self.connection, self.placement.schema)
+        binding = self._keys.sign(
+            self.placement.server,
+            self.placement.database,
+            self._tenant_no,
+            epoch,
+            self.connection.get_server_pid(),
+        )
+        await self.connection.execute(_NAMESPACE_SQL.statement("bind"), binding)
+
+    async def enter(self) -> None:
+        """Go on as the owner in the placement's schema, bound to nobody."""
+        await enter_schema(self.connection, self.placement.schema)
+
+    async def admin(self) -> None:
+        """Go on as the admin."""
+        await self.connection.execute("reset role")
+
+    async def run(self, text: str) -> str:
+        """Run a statement that may call users' functions, in which no role can be changed."""
+        return await self.connection.execute(_NAMESPACE_SQL.statement("run"), text)
+
+    # The fence
+
+    async def make_fence(self, epoch: Epoch) -> None:
+        """Give the tenant a closed fence here, unless it has one."""
+        await self.connection.execute(_SQL.statement("make_fence"), self._tenant_no, epoch)
+
+    async def set_fence(self, epoch: Epoch, *, is_open: bool) -> None:
+        """Open or close the fence at an epoch that is not lower than its own."""
+        text = _SQL.statement("set_fence")
+        if await self.connection.fetchval(text, self._tenant_no, epoch, is_open) is None:
+            raise SupersededError
+
+    async def fence(self) -> Fence | None:
+        """The tenant's fence here; None where there is none."""
+        row = await self.connection.fetchrow(_SQL.statement("fence"), self._tenant_no)
+        return None if row is None else Fence(epoch=Epoch(row["epoch"]), is_open=row["open"])
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Nobody works for the tenant in this database within the block.
+
+        Raises `OverloadedError` when statements of the tenant do not end in time; nothing is held
+        then. The server ends the session, and with it the hold, when it is silent for too long.
+        """
+        settings = self._settings
+        budget = f"{settings.move_drain_ms}ms"
+        idle = f"{settings.move_hold_max_ms}ms"
+        try:
+            await self.connection.execute(_SQL.statement("hold"), self._tenant_no, budget, idle)
+        except asyncpg.LockNotAvailableError:
+            raise OverloadedError(
+                f"a statement of the tenant still ran after {settings.move_drain_ms} ms "
+                "(TENANCY_MOVE_DRAIN_MS)"
+            ) from None
+        try:
+            yield
+        finally:
+            if not self.connection.is_closed():
+                await self.connection.execute(_SQL.statement("let_go"), self._tenant_no)
+
+    async def count(self, table: MoveTable) -> int:
+        """How many rows of the tenant a table has; within `working`."""
+        where = f"{table.at(self.placement.schema)} where tenant_id = $1"
+        text = f"select count(*) from {where}"  # noqa: S608 - a quoted name
+        found: int = await self.connection.fetchval(text, self._tenant_no)
+        return found
+
+    async def probe(self) -> float:
+        """How long a small write takes here now, in seconds."""
+        began_s = time.perf_counter()
+        text = _SQL.statement("probe", move=self._move_id)
+        if await self.connection.fetchval(text, self._term) is None:
+            raise SupersededError
+        return time.perf_counter() - began_s
+
+    def adopt_term(self, term: Term) -> None:
+        """Work under a term that was taken in this database."""
+        self._term = term
+
+    # Noting what changes
+
+    async def note_changes(self) -> None:
+        """Note the keys of the rows that the tenant changes from now on. Can be run again."""
+        for table in self.tables:
+            async with self.connection.transaction():
+                await self.connection.execute("set local role tenancy_owner")
+                await self.connection.execute(table.make_notes(self._move_id))
+                await self.connection.execute(table.make_noting(self._move_id))
+            for name, text in table.make_triggers(
+                self._move_id, self.placement.schema, self._tenant_no
+            ):
+                await self._with_lock(table, name, text)
+
+    async def forget_triggers(self) -> None:
+        """Take the triggers away. Can be run again."""
+        for table in self.tables:
+            for name in await self._triggers(table):
+                drop = f"drop trigger if exists {name} on {table.at(self.placement.schema)}"
+                await self._with_lock(table, None, drop)
+
+    async def forget_schema(self) -> None:
+        """Take the move's schema away, when no trigger calls anything in it. Can be run again."""
+        await self.connection.execute(_SQL.statement("drop_schema", move=self._move_id))
+
+    async def changed(self) -> dict[str, list[int]]:
+        """The numbers of the notes there are, by table; tables without any are left out."""
+        if not self.tables:
+            return {}
+        text = " union all ".join(
+            f"select {place}::int as place, array_agg(tenancy_seq) as notes "  # noqa: S608
+            f"from {table.notes(self._move_id)} having count(*) > 0"
+            for place, table in enumerate(self.tables)
+        )
+        rows = await self.connection.fetch(text)
+        return {self.tables[row["place"]].name: row["notes"] for row in rows}
+
+    async def forget_notes(self, table: MoveTable, notes: Sequence[int]) -> None:
+        """Remove notes of changes that the target has."""
+        await self.connection.execute(
+            f"delete from {table.notes(self._move_id)} "  # noqa: S608 - our own names
+            "where tenancy_seq = any ($1::bigint[])",
+            notes,
+        )
+
+    # Parts
+
+    async def _triggers(self, table: MoveTable) -> list[str]:
+        rows = await self.connection.fetch(
+            _SQL.statement("triggers"), self.placement.schema, table.name, self._move_id
+        )
+        return [row["name"] for row in rows]
+
+    async def _with_lock(self, table: MoveTable, trigger: str | None, text: str) -> None:
+        """Run a definition that needs the table for itself, again and again until it gets it.
+
+        It waits a moment only each time, because everybody else's writes queue up behind it.
+        """
+        if trigger is not None and trigger in await self._triggers(table):
+            return
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                async with self.connection.transaction():
+                    await self.connection.execute(
+                        _SQL.statement("lock_limit"), f"{self._settings.move_lock_timeout_ms}ms"
+                    )
+                    await self.connection.execute("set local role tenancy_owner")
+                    await self.connection.execute(text)
+            except asyncpg.LockNotAvailableError:
+                if attempt + 1 == _LOCK_ATTEMPTS:
+                    raise OverloadedError(
+                        f"table {table.name} was locked by others at each of {_LOCK_ATTEMPTS} "
+                        "attempts; try again"
+                    ) from None
+            else:
+                return
+
+
+def session_name(move_id: MoveId) -> str:
+    """What sessions call themselves that carry the move out."""
+    return f"tenancy {move_id}"
+
+
+def _table(label: str, row: asyncpg.Record) -> MoveTable:
+    columns = tuple(
+        MoveColumn(name=name, type=kind, own_type=own)
+        for name, kind, own in zip(row["columns"], row["types"], row["own_types"], strict=True)
+    )
+    by_name = {column.name: column for column in columns}
+    return MoveTable(
+        label=label,
+        name=row["name"],
+        columns=columns,
+        key=tuple(by_name[name] for name in row["key"] or ()),
+        deferrable_key=row["deferrable_key"],
+        estimated_rows=row["estimated_rows"],
+    )

@@ -1,0 +1,296 @@
+"""A table as a move sees it, and the SQL that carries its rows. Pure.
+
+Rows travel through a *stage*, a temporary table beside the target's, whatever lies between: the
+source fills it by a query, and the target takes from it. Three kinds of rows are in a stage:
+`CHANGED` ones as they are at the source now, `GONE` keys that the source no longer has, and
+`CHUNK`, the next ones of the first copy.
+
+A type of the schema's own (an enum, a domain) has another number in another schema and database, so
+its values travel as text.
+"""
+
+# ruff: noqa: S608 - all that is put into a text is a quoted name, a type or a literal of ours.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tenancy.data_isolation.core.identifiers import (
+    SchemaName,
+    TenantNo,
+    quote_identifier,
+)
+from tenancy.data_isolation.core.move import MoveId
+from tenancy.data_isolation.engine.tenant_column import TENANT_COLUMN
+
+GONE: Final = 0
+CHANGED: Final = 1
+CHUNK: Final = 2
+#: The column of a stage that says which kind of row it is. Users' columns cannot be called so.
+_KIND: Final = "tenancy_kind"
+
+#: Types whose hash says exactly whether two values are the same. Not numeric, float8, interval and
+#: jsonb: 1.0 and 1.00, 0 and -0, '1 day' and '24:00' are equal there and are not the same.
+_HASHED_AS_THEY_ARE: Final = frozenset(
+    {
+        "boolean",
+        "smallint",
+        "integer",
+        "bigint",
+        "uuid",
+        "bytea",
+        "date",
+        "timestamp without time zone",
+        "timestamp with time zone",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoveColumn:
+    """A column that can be written. `own_type` says that its type belongs to the schema."""
+
+    name: str
+    type: str
+    own_type: bool = False
+
+    @property
+    def stage_type(self) -> str:
+        """Its type in a stage."""
+        return "text" if self.own_type else self.type
+
+    def carried(self, alias: str) -> str:
+        """Its value as it travels."""
+        return f"{alias}.{self.quoted}::pg_catalog.text" if self.own_type else self.of(alias)
+
+    def taken(self, alias: str) -> str:
+        """Its value as the target's column wants it, from the stage."""
+        return f"{self.of(alias)}::{self.type}" if self.own_type else self.of(alias)
+
+    def of(self, alias: str) -> str:
+        """The column of a table that is called `alias`."""
+        return f"{alias}.{self.quoted}"
+
+    def hashed(self, alias: str) -> str:
+        """A value that is the same at two places exactly when the column is."""
+        if self.type in _HASHED_AS_THEY_ARE:
+            return self.of(alias)
+        return f'({self.of(alias)}::pg_catalog.text collate "C")'
+
+    @property
+    def quoted(self) -> str:
+        """Its name, quoted."""
+        return quote_identifier(self.name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MoveTable:
+    """A table with tenants' rows. `key` is its primary key without the tenant's column."""
+
+    #: What names that which belongs to it: its side, and its place among the tables there.
+    label: str
+    name: str
+    columns: tuple[MoveColumn, ...]
+    key: tuple[MoveColumn, ...]
+    deferrable_key: bool = False
+    estimated_rows: int = 0
+
+    # Names
+
+    @property
+    def stage(self) -> str:
+        """The temporary table through which its rows come."""
+        return f"pg_temp.tenancy_stage_{self.label}"
+
+    def notes(self, move: MoveId) -> str:
+        """The table of the move's schema that notes which keys have changed."""
+        return f"{quote_identifier(move)}.changed_{self.label}"
+
+    def at(self, schema: SchemaName) -> str:
+        """Its qualified name in a schema."""
+        return f"{quote_identifier(schema)}.{quote_identifier(self.name)}"
+
+    # What the source notes
+
+    def make_notes(self, move: MoveId) -> str:
+        """Makes the table of changed keys."""
+        columns = "".join(f", {column.quoted} {column.stage_type}" for column in self.key)
+        return (
+            f"create table if not exists {self.notes(move)} "
+            f"(tenancy_seq bigint generated always as identity primary key{columns})"
+        )
+
+    def make_noting(self, move: MoveId) -> str:
+        """Makes the function that notes the key of a changed row, and both when a key changes.
+
+        It works with its owner's rights, because the tenant has none on the notes. Every name is
+        qualified, so that no search_path can mislead it.
+        """
+        names = ", ".join(column.quoted for column in self.key)
+        old, new = (", ".join(c.carried(alias) for c in self.key) for alias in ("old", "new"))
+        before, after = (", ".join(c.of(alias) for c in self.key) for alias in ("old", "new"))
+        note = f"insert into {self.notes(move)} ({names}) values"
+        differs = f"row({before}) operator(pg_catalog.*<>) row({after})"
+        return (
+            f"create or replace function {self._noting(move)}() returns trigger "
+            "language plpgsql security definer as $tenancy$ begin "
+            "if tg_op operator(pg_catalog.=) 'INSERT' then "
+            f"{note} ({new}); "
+            "elsif tg_op operator(pg_catalog.=) 'DELETE' then "
+            f"{note} ({old}); "
+            f"elsif {differs} then {note} ({old}), ({new}); "
+            f"else {note} ({new}); end if; "
+            "return null; end $tenancy$; "
+            f"revoke all on function {self._noting(move)}() from public"
+        )
+
+    def make_triggers(
+        self, move: MoveId, schema: SchemaName, tenant_no: TenantNo
+    ) -> Iterator[tuple[str, str]]:
+        """Names and texts of the triggers that note what the tenant changes."""
+        for event, alias in (("insert", "new"), ("update", "old"), ("delete", "old")):
+            name = f"tenancy_{move}_{event}"
+            yield (
+                name,
+                f"create trigger {name} after {event} on {self.at(schema)} for each row "
+                f"when ({alias}.{TENANT_COLUMN} operator(pg_catalog.=) {tenant_no:d}) "
+                f"execute function {self._noting(move)}()",
+            )
+
+    def _noting(self, move: MoveId) -> str:
+        return f"{quote_identifier(move)}.note_{self.label}"
+
+    # What the stage takes
+
+    def make_stage(self) -> str:
+        """Makes the stage if it is not there, for the admin and the owner, and empties it."""
+        columns = "".join(f", {column.quoted} {column.stage_type}" for column in self.columns)
+        return (
+            f"create temporary table if not exists {self.stage} ({_KIND} smallint{columns}); "
+            f"grant all on {self.stage} to tenancy_owner; truncate {self.stage}"
+        )
+
+    @property
+    def stage_columns(self) -> list[str]:
+        """The columns of a stage, in the order in which the queries below give them."""
+        return [_KIND, *(column.name for column in self.columns)]
+
+    def changed_rows(self, move: MoveId, schema: SchemaName, tenant_no: TenantNo) -> str:
+        """The rows of the keys that are noted, as they are now, and the keys that are gone."""
+        keys = {column.name for column in self.key}
+        values = [
+            column.of("d")
+            if column.name in keys
+            else f"{tenant_no:d}::bigint"
+            if column.name == TENANT_COLUMN
+            else column.carried("r")
+            for column in self.columns
+        ]
+        names = ", ".join(column.quoted for column in self.key)
+        return (
+            f"select case when r.{TENANT_COLUMN} is null then {GONE} else {CHANGED} end::smallint, "
+            f"{', '.join(values)} from (select distinct {names} from {self.notes(move)}) d "
+            f"left join {self.at(schema)} r on {self._is_row(tenant_no)}"
+        )
+
+    def chunk(
+        self,
+        move: MoveId,
+        schema: SchemaName,
+        tenant_no: TenantNo,
+        *,
+        after: Sequence[str] | None,
+        rows: int,
+    ) -> str:
+        """The next rows of the first copy, in the order of their keys, but for those noted."""
+        values = ", ".join(column.carried("r") for column in self.columns)
+        key = ", ".join(column.of("r") for column in self.key)
+        beyond = ""
+        if after is not None:
+            last = ", ".join(
+                f"{_literal(text)}::{column.type}"
+                for column, text in zip(self.key, after, strict=True)
+            )
+            beyond = f"and ({key}) > ({last}) "
+        noted = f"select from {self.notes(move)} d where {self._is_row(tenant_no)}"
+        return (
+            f"select {CHUNK}::smallint, {values} from {self.at(schema)} r "
+            f"where r.{TENANT_COLUMN} = {tenant_no:d} {beyond}and not exists ({noted}) "
+            f"order by {key} limit {rows:d}"
+        )
+
+    @property
+    def last_key(self) -> str:
+        """The highest key of the chunk in the stage, as texts; null for none."""
+        key = ", ".join(column.taken("s") for column in self.key)
+        texts = ", ".join(f"{column.of('s')}::pg_catalog.text" for column in self.key)
+        order = ", ".join(f"{column.taken('s')} desc" for column in self.key)
+        return (
+            f"select array[{texts}] from {self.stage} s where s.{_KIND} = {CHUNK} "
+            f"and ({key}) is not null order by {order} limit 1"
+        )
+
+    # What the target does
+
+    def remove_changed(self, schema: SchemaName, tenant_no: TenantNo) -> str:
+        """Takes away what is in the stage, but for the chunk's rows, which were never there.
+
+        With a deferrable key they are taken away too: it cannot decide about conflicts.
+        """
+        which = "" if self.deferrable_key else f"s.{_KIND} <> {CHUNK} and "
+        return (
+            f"delete from {self.at(schema)} r using {self.stage} s "
+            f"where {which}{self._is_staged(tenant_no)}"
+        )
+
+    def take(self, schema: SchemaName) -> str:
+        """Puts the rows of the stage in. A row of a chunk can be there already: as it is now."""
+        names = ", ".join(column.quoted for column in self.columns)
+        values = ", ".join(column.taken("s") for column in self.columns)
+        key = ", ".join((TENANT_COLUMN, *(column.quoted for column in self.key)))
+        conflict = "" if self.deferrable_key else f" on conflict ({key}) do nothing"
+        return (
+            f"insert into {self.at(schema)} ({names}) overriding system value "
+            f"select {values} from {self.stage} s where s.{_KIND} <> {GONE}{conflict}"
+        )
+
+    # What is compared
+
+    def digest(
+        self, schema: SchemaName, tenant_no: TenantNo, *, notes: MoveId | None, only: bool
+    ) -> str:
+        """How many rows there are, and the sum and the exclusive or of their hashes.
+
+        `only` takes just the rows of the keys that are noted (or staged, without `notes`), and
+        otherwise all but those. The order of rows is of no account.
+        """
+        values = ", ".join(column.hashed("r") for column in self.columns)
+        if notes is None:
+            keys = f"select from {self.stage} s where {self._is_staged(tenant_no)}"
+        else:
+            keys = f"select from {self.notes(notes)} d where {self._is_row(tenant_no)}"
+        return (
+            "select count(*)::bigint as rows, coalesce(sum(h::numeric), 0)::text as sum, "
+            "coalesce(bit_xor(h), 0) as xor from ("
+            f"select hash_record_extended(row({values}), 0) as h from {self.at(schema)} r "
+            f"where r.{TENANT_COLUMN} = {tenant_no:d} "
+            f"and {'' if only else 'not '}exists ({keys})) hashes"
+        )
+
+    def _is_row(self, tenant_no: TenantNo) -> str:
+        """Whether row r of the table is the one of the noted key d."""
+        same = " and ".join(f"{column.of('r')} = {column.taken('d')}" for column in self.key)
+        return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
+
+    def _is_staged(self, tenant_no: TenantNo) -> str:
+        """Whether row r of the table is the one of the staged row s."""
+        same = " and ".join(f"{column.of('r')} = {column.taken('s')}" for column in self.key)
+        return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
+
+
+def _literal(text: str) -> str:
+    """A text as SQL has it, however the server reads a backslash."""
+    quoted = text.replace("'", "''")
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"

@@ -1,0 +1,254 @@
+"""Whoever carries moves out: claims those that nobody works at, up to a number over all processes.
+
+Rules this module keeps:
+
+* A move is worked at by who holds its lock in the catalog's database, on a connection of its own:
+  the lock goes with the connection, so a process that dies gives all its moves back at once.
+* A move that copies takes one of `Settings.moves_at_once_max` slots, which are locks as well.
+* What fails is tried again after a pause that grows, by whoever comes first; what no attempt can
+  overcome lets the move fail, and the tenant works where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Final
+
+import asyncpg
+
+from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.core.errors import (
+    LimitError,
+    TenancyError,
+    UnavailableError,
+)
+from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.move import Move, MoveId, MoveState
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.admin import AdminConnections, close
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.layout import shared_database
+from tenancy.data_isolation.engine.move_store import MoveDesk, MoveStore, SupersededError
+from tenancy.data_isolation.engine.mover import Mover, told
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_log = logging.getLogger(__name__)
+_SQL = SqlFile("move.sql")
+#: What another attempt may overcome.
+_PASSING: Final = (
+    LimitError,
+    UnavailableError,
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ObjectInUseError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+class MoveWorker:
+    """Carries moves out until it is closed. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        admin: AdminConnections,
+        keys: BindingKeys,
+        maker: PlacementMaker,
+        clock: Clock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._store = MoveStore(catalog)
+        self._admin = admin
+        self._keys = keys
+        self._maker = maker
+        self._clock = clock or SystemClock()
+        self._control = (ServerName(admin.servers[0].name), shared_database(settings))
+        self._tasks: dict[MoveId, asyncio.Task[None]] = {}
+        #: When a move that has failed is tried again, on the clock that measures intervals.
+        self._later_s: dict[MoveId, float] = {}
+        self._wake = asyncio.Event()
+        self._nudge = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for moves. Can be called again."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    def wake(self) -> None:
+        """Look now, and let what rests look whether something is wished."""
+        self._wake.set()
+        self._nudge.set()
+        self._nudge = asyncio.Event()
+
+    async def close(self) -> None:
+        """Let go of everything; moves that are not finished are taken up by whoever comes next."""
+        tasks = [*self._tasks.values(), *([self._loop] if self._loop else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+            except TenancyError as error:
+                _log.warning("cannot look for moves: %s", error.detail)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.move_poll_s):
+                    await self._wake.wait()
+
+    async def _look(self) -> None:
+        """Begin what nobody works at."""
+        unsettled = await self._store.unsettled()
+        known = {move.move_id for move in unsettled}
+        self._later_s = {name: at for name, at in self._later_s.items() if name in known}
+        now_s = self._clock.monotonic_s()
+        busy = sum(1 for move in unsettled if move.move_id in self._tasks and _copies(move))
+        for move in unsettled:
+            if move.move_id in self._tasks or self._later_s.get(move.move_id, now_s) > now_s:
+                continue
+            if _copies(move):
+                if busy >= self._settings.moves_at_once_max:
+                    continue
+                busy += 1
+            task = asyncio.get_running_loop().create_task(self._carry_out(move))
+            self._tasks[move.move_id] = task
+            task.add_done_callback(self._ended(move.move_id))
+
+    def _ended(self, move_id: MoveId) -> Callable[[asyncio.Task[None]], None]:
+        def forget(_: asyncio.Task[None]) -> None:
+            del self._tasks[move_id]
+            self.wake()
+
+        return forget
+
+    async def _carry_out(self, move: Move) -> None:
+        """One attempt at a move, if nobody else is at it."""
+        try:
+            async with self._owned(move) as desk:
+                if desk is not None:
+                    await self._attempt(move, desk)
+        except asyncio.CancelledError:
+            raise
+        except SupersededError:
+            _log.info("move %s is carried out by somebody else", move.move_id)
+        except Exception as error:
+            self._try_later(move, 1)
+            _log.warning("move %s: %s", move.move_id, told(error))
+
+    async def _attempt(self, move: Move, desk: MoveDesk) -> None:
+        slot = _Slot(desk)
+        if _copies(move) and not await slot.take(self._settings.moves_at_once_max):
+            return
+        mover = Mover(
+            desk,
+            settings=self._settings,
+            catalog=self._catalog,
+            admin=self._admin,
+            keys=self._keys,
+            maker=self._maker,
+            clock=self._clock,
+            sleep=self._rest,
+            opened=slot.free,
+        )
+        try:
+            await mover.run()
+        except (asyncio.CancelledError, SupersededError):
+            raise
+        except Exception as error:
+            await self._failed(mover, desk, error)
+
+    async def _failed(self, mover: Mover, desk: MoveDesk, error: Exception) -> None:
+        """Try again later, or let the move fail."""
+        if desk.control.is_closed():
+            raise error
+        move = await desk.read()
+        failures = move.progress.failures + 1
+        reason = told(error)
+        _log.warning("move %s (%s): %s", move.move_id, move.state, reason)
+        if not isinstance(error, _PASSING) or failures >= self._settings.move_failures_max:
+            await mover.give_up(reason)
+            move = await desk.read()
+            if move.is_settled:
+                return
+        await desk.note_progress(replace(move.progress, failures=failures))
+        await desk.note_error(reason)
+        self._try_later(move, failures)
+
+    async def _rest(self, pause_s: float) -> None:
+        """Rest, but not beyond the moment at which something is wished in this process."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._nudge.wait()
+
+    def _try_later(self, move: Move, failures: int) -> None:
+        pause_s = min(0.1 * 2 ** min(failures, 10), self._settings.move_retry_s)
+        self._later_s[move.move_id] = self._clock.monotonic_s() + pause_s
+
+    @asynccontextmanager
+    async def _owned(self, move: Move) -> AsyncIterator[MoveDesk | None]:
+        """The desk of a move that nobody else works at; None when somebody does."""
+        timeout_s = self._settings.move_owner_timeout_s
+        connection = await self._admin.connect(*self._control, name="tenancy mover")
+        try:
+            if not await connection.fetchval(_SQL.statement("try_own"), move.move_id):
+                self._try_later(move, 1)
+                yield None
+                return
+            await connection.fetchval(
+                _SQL.statement("end_when_silent"), f"{round(timeout_s * 1_000)}ms"
+            )
+            desk = MoveDesk(connection, move.move_id)
+            keeping = asyncio.get_running_loop().create_task(desk.keep(timeout_s / 4))
+            try:
+                yield desk
+            finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
+        finally:
+            await close(connection, self._settings.connect_timeout_s)
+
+
+class _Slot:
+    """One of the places for moves that are carried out at the same time."""
+
+    def __init__(self, desk: MoveDesk) -> None:
+        self._desk = desk
+        self._number: int | None = None
+
+    async def take(self, slots: int) -> bool:
+        """Take a place; False when there is none."""
+        for number in range(slots):
+            if await self._desk.ask("try_slot", number):
+                self._number = number
+                return True
+        return False
+
+    async def free(self) -> None:
+        """Let another move have it. Can be called again."""
+        if self._number is not None:
+            await self._desk.ask("free_slot", self._number)
+            self._number = None
+
+
+def _copies(move: Move) -> bool:
+    """Whether a move takes a slot: it has not yet brought the tenant to the target."""
+    return not (move.state.is_final or move.state is MoveState.OPEN or move.reversing)

@@ -1,0 +1,411 @@
+"""Carries one move out, from where it stands to its end.
+
+Rules this module keeps:
+
+* The state is recorded before the work of that state begins, and every piece of work can be done
+  again. So whoever takes a move over goes on from its row.
+* Nothing is called done before the copies were seen to be equal.
+* What is wished of the move (cancel, roll back, confirm, pause) is looked for between pieces of
+  work, which are short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any, Final, assert_never
+
+import asyncpg
+
+from tenancy.data_isolation.core.clock import Clock
+from tenancy.data_isolation.core.errors import (
+    ConflictError,
+    OverloadedError,
+    SchemaError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.move import Move, MoveProgress, MoveState, MoveWish
+from tenancy.data_isolation.core.move_pace import MovePace
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.move_copy import Carried, Cursor
+from tenancy.data_isolation.engine.move_cutover import UnequalError, check_equal, reopen
+from tenancy.data_isolation.engine.move_proof import definition_differences, unready_indexes
+from tenancy.data_isolation.engine.move_sides import MoveSides, opened_sides
+from tenancy.data_isolation.engine.move_store import MoveDesk, SupersededError
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+
+#: Passes before each look whether the backlog is small enough for the tenant to be held.
+_PASSES_MAX: Final = 50
+#: What another attempt may overcome.
+_PASSING: Final = (
+    OverloadedError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+class Mover:
+    """Whoever carries a move out. `run` returns when there is nothing left to do for it."""
+
+    def __init__(
+        self,
+        desk: MoveDesk,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        admin: AdminConnections,
+        keys: BindingKeys,
+        maker: PlacementMaker,
+        clock: Clock,
+        sleep: Callable[[float], Awaitable[None]],
+        opened: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`opened` is called when the move does not copy any more and only follows the tenant."""
+        self._desk = desk
+        self._settings = settings
+        self._catalog = catalog
+        self._admin = admin
+        self._keys = keys
+        self._maker = maker
+        self._clock = clock
+        self._sleep = sleep
+        self._opened = opened
+        self._pace = MovePace(latency_factor=settings.move_latency_factor)
+
+    async def run(self) -> None:
+        """Carry the move out.
+
+        Raises `SupersededError` when somebody else does, and what stands in the way now; then it
+        can be run again, by anybody.
+        """
+        move = await self._desk.begin()
+        while not move.state.is_final:
+            move = await self._advanced(move)
+        if not move.cleaned:
+            await self._clean(move)
+
+    async def give_up(self, reason: str) -> None:
+        """Let the move fail, when the tenant still works at the source."""
+        move = await self._desk.read()
+        if move.state.is_final or not move.state.is_at_source or move.reversing:
+            return
+        if move.state is MoveState.CUTTING_OVER:
+            return
+        move = await self._desk.advance(move, MoveState.FAILED, error=reason)
+        await self._clean(move)
+
+    # From state to state
+
+    async def _advanced(self, move: Move) -> Move:
+        """The move after the next piece of work that ends in another state."""
+        if move.state is MoveState.PLANNED:
+            return await self._next(await self._attend(move), MoveState.PREPARING)
+        if move.state is MoveState.PREPARING:
+            await self._make_target(move)
+        async with self._sides(move) as sides:
+            if move.state is MoveState.PREPARING:
+                await sides.prepare()
+                await self._count(move, sides)
+                return await self._next(move, MoveState.COPYING)
+            await sides.take_over()
+            return await self._onwards(move, sides)
+
+    async def _onwards(self, move: Move, sides: MoveSides) -> Move:
+        """As far as it goes over the connections there are."""
+        while not move.state.is_final:
+            match move.state:
+                case MoveState.PLANNED | MoveState.PREPARING:
+                    return move
+                case MoveState.COPYING:
+                    move = await self._copy(move, sides)
+                case MoveState.CATCHING_UP:
+                    move = await self._catch_up(move, sides)
+                case MoveState.VERIFIED:
+                    move = await self._next(await self._attend(move), MoveState.CUTTING_OVER)
+                    if move.state is MoveState.CUTTING_OVER:
+                        move = await self._cut_over(move, sides)
+                case MoveState.CUTTING_OVER:
+                    move = await self._recover(move, sides)
+                case MoveState.OPEN:
+                    await self._opened()
+                    move = await self._follow(move, sides)
+                case (
+                    MoveState.CONFIRMED
+                    | MoveState.FAILED
+                    | MoveState.CANCELLED
+                    | MoveState.ROLLED_BACK
+                ):
+                    return move
+                case _:
+                    assert_never(move.state)
+        return move
+
+    async def _make_target(self, move: Move) -> None:
+        """The target's login, database and tables, without rows."""
+        tenant = await self._tenant(move)
+        async with self._maker.locked(tenant, move.target) as connection:
+            await self._maker.make_empty(connection, tenant, move.target)
+
+    async def _count(self, move: Move, sides: MoveSides) -> None:
+        """How much there is to copy, and that both sides look the same."""
+        differences = await definition_differences(sides.source, sides.target)
+        if differences:
+            raise SchemaError(f"source and target differ in {', '.join(differences[:10])}")
+        total = 0
+        async with sides.source.working():
+            for table in sides.source.tables:
+                total += await sides.source.count(table)
+        await self._note(
+            move, rows_total=total, tables_total=len(sides.source.tables), rows_copied=0
+        )
+
+    async def _copy(self, move: Move, sides: MoveSides) -> Move:
+        """The first copy, chunk after chunk."""
+        copier = sides.copier()
+        while not self._pace.knows_usual:
+            self._pace.note_usual(await sides.source.probe())
+        began_s, copied = self._clock.monotonic_s(), 0
+        for pair in copier.pairs():
+            cursors = await copier.cursors()
+            cursor = cursors.get(pair[0].name, Cursor())
+            while not cursor.complete:
+                move = await self._attend(move)
+                if move.state.is_final:
+                    return move
+                started_s = self._clock.monotonic_s()
+                carried = await copier.copy_chunk(pair, self._settings.move_chunk_rows)
+                copied += carried.rows
+                worked_s = self._clock.monotonic_s() - started_s
+                cursors = await copier.cursors()
+                cursor = cursors[pair[0].name]
+                rate = copied / max(self._clock.monotonic_s() - began_s, 1e-6)
+                move = await self._carried(move, carried, rate=rate, done=_complete(cursors))
+                await self._sleep(self._pace.rest_s(worked_s, await sides.source.probe()))
+        return await self._next(move, MoveState.CATCHING_UP)
+
+    async def _catch_up(self, move: Move, sides: MoveSides) -> Move:
+        """Passes until little is left, and then a look whether both sides are the same."""
+        copier = sides.copier()
+        move = await self._converged(move, sides)
+        if move.state.is_final:
+            return move
+        proofs = await sides.proof(copier).compare_all()
+        check_equal(proofs)
+        unready = await unready_indexes(sides.target)
+        if unready:
+            raise SchemaError(f"not ready at the target: {', '.join(unready[:10])}")
+        await self._desk.note_report({"before": [proof.document() for proof in proofs]})
+        move = await self._converged(move, sides)
+        return move if move.state.is_final else await self._next(move, MoveState.VERIFIED)
+
+    async def _converged(self, move: Move, sides: MoveSides) -> Move:
+        """Passes until the backlog is small enough for the tenant to be held."""
+        copier = sides.copier()
+        for _ in range(_PASSES_MAX):
+            move = await self._attend(move)
+            if move.state.is_final:
+                return move
+            backlog = await copier.backlog()
+            if backlog <= self._settings.move_backlog_rows_max:
+                return await self._note(move, backlog_rows=backlog)
+            move = await self._carried(move, await copier.catch_up(), backlog=backlog)
+        raise OverloadedError(
+            f"the tenant changes rows as fast as they can be carried ({backlog} are behind)"
+        )
+
+    async def _cut_over(self, move: Move, sides: MoveSides) -> Move:
+        """Let the tenant change its place; back to `CATCHING_UP` when it cannot be held."""
+        cutover = sides.cutover(sides.copier())
+        left = await self._placement(move)
+        try:
+            report = await cutover.run(left, MoveState.OPEN)
+        except (*_PASSING, UnequalError) as error:
+            move = await self._recover(await self._desk.read(), sides, reason=told(error))
+            if isinstance(error, UnequalError):
+                raise
+            return await self._later(move, error)
+        move = await self._desk.read()
+        await self._desk.note_report({"cutover": report.document()})
+        return move
+
+    async def _recover(self, move: Move, sides: MoveSides, *, reason: str | None = None) -> Move:
+        """After a cutover that was cut off: the tenant works where the catalog has it."""
+        placement = await self._placement(move)
+        side = sides.target if _is_at(placement, move.target) else sides.source
+        await reopen(side, self._desk, move, placement)
+        if move.state is not MoveState.CUTTING_OVER:
+            return move
+        state = MoveState.OPEN if move.reversing else MoveState.CATCHING_UP
+        return await self._desk.advance(move, state, error=reason)
+
+    async def _later(self, move: Move, error: Exception) -> Move:
+        """Try to hold the tenant again after a pause that grows."""
+        attempts = move.progress.cutover_attempts + 1
+        if attempts >= self._settings.move_cutover_attempts_max:
+            raise ConflictError(
+                f"the tenant could not be held in {attempts} attempts: {told(error)}; end its "
+                "long transactions, or move it when it has none"
+            )
+        move = await self._note(move, cutover_attempts=attempts)
+        pause_s = min(0.01 * 2 ** min(attempts, 16), self._settings.move_cutover_pause_s)
+        await self._sleep(pause_s)
+        return move
+
+    # At the target
+
+    async def _follow(self, move: Move, sides: MoveSides) -> Move:
+        """Prove the copies equal, and let the source follow until somebody decides."""
+        placement = await self._placement(move)
+        await reopen(sides.target, self._desk, move, placement)
+        back = sides.copier(back=True)
+        await back.catch_up()
+        if "after" not in move.report:
+            proofs = await sides.proof(back).compare_all()
+            check_equal(proofs)
+            await self._desk.note_report({"after": [proof.document() for proof in proofs]})
+        while True:
+            move = await self._desk.read()
+            if move.wish is MoveWish.CONFIRM or self._is_over(move):
+                return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
+            if move.wish is MoveWish.ROLLBACK:
+                return await self._roll_back(move, sides)
+            await back.catch_up()
+            await self._sleep(self._settings.move_follow_s)
+
+    async def _roll_back(self, move: Move, sides: MoveSides) -> Move:
+        """The same protocol with the sides exchanged."""
+        back = sides.copier(back=True)
+        check_equal(await sides.proof(back).compare_all())
+        for attempt in range(self._settings.move_cutover_attempts_max):
+            while await back.backlog() > self._settings.move_backlog_rows_max:
+                await back.catch_up()
+            move = await self._desk.advance(move, MoveState.CUTTING_OVER, reversing=True)
+            try:
+                report = await sides.cutover(back).run(
+                    await self._placement(move), MoveState.ROLLED_BACK
+                )
+            except _PASSING as error:
+                move = await self._recover(await self._desk.read(), sides, reason=told(error))
+                pause_s = min(0.01 * 2 ** min(attempt, 16), self._settings.move_cutover_pause_s)
+                await self._sleep(pause_s)
+                continue
+            await self._desk.note_report({"rollback": report.document()})
+            return await self._desk.read()
+        raise OverloadedError("the tenant could not be held to be moved back")
+
+    def _is_over(self, move: Move) -> bool:
+        """Whether the time is over in which a move can be rolled back."""
+        if move.opened_at is None or move.wish is not None:
+            return False
+        age_s = (self._clock.now() - move.opened_at).total_seconds()
+        return age_s > self._settings.move_retention_s
+
+    # The end
+
+    async def _clean(self, move: Move) -> None:
+        """Take away the side at which the tenant does not work, and what the move has made."""
+        tenant = await self._tenant(move)
+        left, kept = (
+            (move.source, move.target)
+            if move.state is MoveState.CONFIRMED
+            else (move.target, move.source)
+        )
+        # A database of its own goes with all that is in it.
+        goes = left.level is IsolationLevel.DATABASE
+        both = replace(move, source=kept, target=kept if goes else left)
+        async with self._sides(both) as sides:
+            await sides.read_tables()
+            for side in (sides.source, sides.target):
+                await side.forget_triggers()
+            for side in (sides.source, sides.target):
+                await side.forget_schema()
+        async with self._maker.locked(tenant, left) as connection:
+            await self._maker.unmake(connection, tenant, left, beside=tenant.placement)
+        await self._desk.note_cleaned()
+
+    # Parts
+
+    def _sides(self, move: Move) -> AbstractAsyncContextManager[MoveSides]:
+        return opened_sides(
+            move,
+            self._desk,
+            settings=self._settings,
+            admin=self._admin,
+            keys=self._keys,
+            clock=self._clock,
+        )
+
+    async def _attend(self, move: Move) -> Move:
+        """The move as it stands now: cancelled if that is wished, and not while it is paused."""
+        while True:
+            now = await self._desk.read()
+            if now.wish is MoveWish.CANCEL:
+                return await self._desk.advance(now, MoveState.CANCELLED, granted=True)
+            if not now.paused:
+                return replace(now, progress=move.progress)
+            await self._sleep(self._settings.move_poll_s)
+
+    async def _next(self, move: Move, state: MoveState) -> Move:
+        """The next state, unless the move has come to its end."""
+        return move if move.state.is_final else await self._desk.advance(move, state)
+
+    async def _carried(
+        self,
+        move: Move,
+        carried: Carried,
+        *,
+        rate: float | None = None,
+        backlog: int = 0,
+        done: int | None = None,
+    ) -> Move:
+        before = move.progress
+        rows = before.rows_copied + (carried.rows if rate is not None else 0)
+        left = max(before.rows_total - rows, 0)
+        return await self._note(
+            move,
+            rows_copied=rows,
+            bytes_copied=before.bytes_copied + carried.bytes,
+            backlog_rows=backlog,
+            passes=before.passes + 1,
+            tables_copied=before.tables_copied if done is None else done,
+            remaining_s=round(left / rate, 1) if rate else before.remaining_s,
+            failures=0,
+        )
+
+    async def _note(self, move: Move, **changes: Any) -> Move:
+        progress: MoveProgress = replace(move.progress, **changes)
+        await self._desk.note_progress(progress)
+        return replace(move, progress=progress)
+
+    async def _tenant(self, move: Move) -> Tenant:
+        return await self._catalog.tenant_by_number(move.tenant_no)
+
+    async def _placement(self, move: Move) -> Placement:
+        placement = (await self._tenant(move)).placement
+        if placement is None:
+            raise SupersededError
+        return placement
+
+
+def _is_at(placement: Placement, other: Placement) -> bool:
+    """Whether two placements are the same but for their epochs."""
+    return replace(placement, epoch=other.epoch) == other
+
+
+def _complete(cursors: dict[str, Cursor]) -> int:
+    return sum(cursor.complete for cursor in cursors.values())
+
+
+def told(error: Exception) -> str:
+    """What a person reads of an error; the driver's own words are about our own statements."""
+    if isinstance(error, TenancyError):
+        return error.detail
+    state = getattr(error, "sqlstate", None)
+    return f"PostgreSQL refused a step of the move ({state}): {error}"

@@ -1,0 +1,314 @@
+"""Moves of tenants: planning them, starting them, and asking things of those that are under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+import asyncpg
+
+from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.core.errors import (
+    ConflictError,
+    LimitError,
+    StatementTimeoutError,
+    TenancyError,
+    TenantSuspendedError,
+    UnavailableError,
+)
+from tenancy.data_isolation.core.identifiers import (
+    ServerName,
+    TenantId,
+    parse_tenant_id,
+)
+from tenancy.data_isolation.core.move import (
+    Move,
+    MoveId,
+    MoveState,
+    MoveTarget,
+    MoveWish,
+    check_priority,
+)
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant, TenantSize
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.binding_keys import BindingKeys
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.layout import APP_SCHEMA, shared_database
+from tenancy.data_isolation.engine.move_plan import (
+    MovePlan,
+    MoveRefusal,
+    RefusalCode,
+    chosen_place,
+    estimated,
+    refusals_of,
+    unreachable,
+)
+from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
+from tenancy.data_isolation.engine.move_worker import MoveWorker
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.provisioning_errors import provisioning
+from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
+from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+_SQL = SqlFile("move.sql")
+
+#: Measures how much data a tenant has.
+Measure = Callable[[TenantId], Awaitable[TenantSize]]
+
+
+class Moves:
+    """Moves of tenants. Safe from any task of the event loop of its engine, and from any process.
+
+    Durability: a move that was started is carried out by any process with a worker (`work`), also
+    after the one that started it is gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        admin: AdminConnections,
+        keys: BindingKeys,
+        maker: PlacementMaker,
+        measure: Measure,
+        clock: Clock | None = None,
+    ) -> None:
+        """`admin` is for moves alone: each takes several connections for a long time."""
+        self._settings = settings
+        self._catalog = catalog
+        self._admin = admin
+        self._measure = measure
+        self._clock = clock or SystemClock()
+        self.store = MoveStore(catalog)
+        self._worker = MoveWorker(
+            settings=settings, catalog=catalog, admin=admin, keys=keys, maker=maker, clock=clock
+        )
+
+    # What a move would do
+
+    async def plan(self, tenant_id: TenantId | str, target: MoveTarget) -> MovePlan:
+        """What moving the tenant would do, and everything that stands against it.
+
+        Raises `TenantNotFoundError`, `ServerNotFoundError` and, for a tenant that is not whole,
+        `TenantSuspendedError`.
+        """
+        tenant = await self._catalog.tenant(parse_tenant_id(tenant_id))
+        here = tenant.placement
+        if here is None:
+            raise TenantSuspendedError(f"tenant {tenant.tenant_id} is {tenant.status}")
+        servers = await self._catalog.servers()
+        configured = {ServerName(item.name) for item in self._admin.servers}
+        usable = {name: region for name, region in servers.items() if name in configured}
+        place = chosen_place(tenant, target, servers=usable, settings=self._settings)
+        refusals = [
+            *refusals_of(
+                tenant,
+                place,
+                region=usable[place.server],
+                versions=await self._versions(here, place),
+            ),
+            *await self._refused_by_state(tenant),
+            *await self._refused_by_server(place),
+        ]
+        with provisioning(tenant.tenant_id):
+            snapshot = await self._snapshot(here)
+        size = await self._size(tenant)
+        duration_s, pause_ms = estimated(
+            size.rows, place.level, other_server=place.server != here.server
+        )
+        return MovePlan(
+            tenant=tenant,
+            target=place,
+            tables=len(snapshot.tables),
+            rows=size.rows,
+            bytes=size.bytes,
+            indexes=len(snapshot.indexes),
+            constraints=len(snapshot.constraints),
+            sequences=sum(item.kind == "S" for item in snapshot.relations),
+            duration_s=duration_s,
+            pause_ms=pause_ms,
+            refusals=tuple(refusals),
+        )
+
+    # A move
+
+    async def start(
+        self, tenant_id: TenantId | str, target: MoveTarget, *, priority: int = 0
+    ) -> Move:
+        """Plan a move and record it; a worker carries it out.
+
+        Raises what `plan` raises, `MoveRefusedError` with everything that stands against it, and
+        `ConflictError` and `PlacementChangedError` when things have changed since.
+        """
+        check_priority(priority)
+        plan = await self.plan(tenant_id, target)
+        plan.check()
+        move_id = new_move_id()
+        with provisioning(plan.tenant.tenant_id):
+            async with self._control() as control, control.transaction():
+                await insert_move(control, move_id, plan.tenant, plan.target, priority)
+        self._worker.wake()
+        return await self.store.move(move_id)
+
+    async def move(self, move_id: str) -> Move:
+        """The move of that id, or `MoveNotFoundError`."""
+        return await self.store.move(move_id)
+
+    async def moves(
+        self,
+        *,
+        before: MoveId | None = None,
+        tenant_id: TenantId | None = None,
+        unsettled: bool = False,
+        limit: int = 100,
+    ) -> list[Move]:
+        """Moves, the newest first; those of a tenant, or those of which something is left to do."""
+        number = None
+        if tenant_id is not None:
+            number = (await self._catalog.tenant(tenant_id)).tenant_no
+        return await self.store.moves(
+            before=before, tenant_no=number, unsettled=unsettled, limit=limit
+        )
+
+    async def cancel(self, move_id: str) -> Move:
+        """Give the move up; the tenant goes on working where it was."""
+        return await self._asked(move_id, MoveWish.CANCEL)
+
+    async def roll_back(self, move_id: str) -> Move:
+        """Bring the tenant back, with what it has written since."""
+        return await self._asked(move_id, MoveWish.ROLLBACK)
+
+    async def confirm(self, move_id: str) -> Move:
+        """Let the tenant stay, and take away what was at its old place."""
+        return await self._asked(move_id, MoveWish.CONFIRM)
+
+    async def pause(self, move_id: str) -> Move:
+        """Let the move stand still until it is resumed; the tenant goes on working."""
+        return await self.store.pause(move_id, paused=True)
+
+    async def resume(self, move_id: str) -> Move:
+        """Let the move go on."""
+        move = await self.store.pause(move_id, paused=False)
+        self._worker.wake()
+        return move
+
+    async def wait(
+        self,
+        move_id: str,
+        states: Iterable[MoveState],
+        *,
+        timeout_s: float,
+        progress: Callable[[Move], None] | None = None,
+    ) -> Move:
+        """The move once it is in one of `states`, settled, or has come to an end.
+
+        Raises `LimitError` when that takes longer than `timeout_s`; the move goes on.
+        """
+        wanted = frozenset(states)
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while True:
+            move = await self.store.move(move_id)
+            if progress is not None:
+                progress(move)
+            if move.state in wanted or move.is_settled:
+                return move
+            if self._clock.monotonic_s() > deadline_s:
+                raise LimitError(f"move {move_id} is still {move.state} after {timeout_s} s")
+            await asyncio.sleep(min(0.05, self._settings.move_poll_s))
+
+    async def check_free(self, tenant: Tenant, what: str) -> None:
+        """Raise `ConflictError` when a move of the tenant is in the way of `what`."""
+        move = await self.store.of_tenant(tenant.tenant_no)
+        if move is None:
+            return
+        do = "confirm it or roll it back" if move.state is MoveState.OPEN else "cancel it"
+        if move.state.is_final:
+            do = "wait until it is cleaned up"
+        raise ConflictError(
+            f"tenant {tenant.tenant_id} cannot be {what} while move {move.move_id} is "
+            f"{move.state}; {do} first"
+        )
+
+    def work(self) -> None:
+        """Carry moves out in this process from now on."""
+        self._worker.start()
+
+    async def close(self) -> None:
+        """Let go of moves and connections."""
+        await self._worker.close()
+        await self._admin.close()
+
+    # Parts
+
+    async def _asked(self, move_id: str, wish: MoveWish) -> Move:
+        move = await self.store.ask(move_id, wish)
+        self._worker.wake()
+        return move
+
+    def _control(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        server = ServerName(self._admin.servers[0].name)
+        return self._admin.session(server, shared_database(self._settings))
+
+    async def _versions(self, here: Placement, place: Placement) -> tuple[int, int]:
+        """The versions of the tables at the source, and of those that the target has or will."""
+        newest = await self._catalog.newest_migration()
+        source = await self._catalog.namespace(here.server, here.database, here.schema)
+        there = newest
+        if place.level is IsolationLevel.ROW:
+            shared = await self._catalog.namespace(
+                place.server, shared_database(self._settings), APP_SCHEMA
+            )
+            there = 0 if shared is None else shared.version
+        return (0 if source is None else source.version), there
+
+    async def _refused_by_state(self, tenant: Tenant) -> list[MoveRefusal]:
+        move = await self.store.of_tenant(tenant.tenant_no)
+        if move is None:
+            return []
+        return [
+            MoveRefusal(
+                code=RefusalCode.MOVE_UNDER_WAY,
+                subject=str(move.move_id),
+                detail=f"its move {move.move_id} is {move.state}; see to that one first: cancel "
+                "it, or confirm it and wait until it is cleaned up",
+            )
+        ]
+
+    async def _refused_by_server(self, place: Placement) -> list[MoveRefusal]:
+        """What the target's server says."""
+        try:
+            async with self._admin.session(
+                place.server, shared_database(self._settings)
+            ) as connection:
+                if await connection.fetchval(_SQL.statement("may_replicate")):
+                    return []
+        except UnavailableError as error:
+            return [unreachable(place.server, error)]
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            return [unreachable(place.server, TenancyError(str(error)))]
+        return [
+            MoveRefusal(
+                code=RefusalCode.RIGHTS,
+                subject=str(place.server),
+                detail=f"the admin of server {place.server} may not keep triggers from firing; "
+                "grant set on parameter session_replication_role to it",
+            )
+        ]
+
+    async def _snapshot(self, here: Placement) -> SchemaSnapshot:
+        async with (
+            self._admin.session(here.server, here.database) as connection,
+            connection.transaction(),
+        ):
+            await enter_schema(connection, here.schema)
+            return await read_snapshot(connection, here.schema)
+
+    async def _size(self, tenant: Tenant) -> TenantSize:
+        try:
+            return await self._measure(tenant.tenant_id)
+        except (StatementTimeoutError, TenantSuspendedError):
+            return TenantSize(rows=0, bytes=0, complete=False)
