@@ -112,6 +112,8 @@ class Fleet:
             async with self._registry.session() as control, self._registry.registering(control):
                 known = await self._registry.migrations(control)
                 fresh = _unregistered(wanted, known)
+                if fresh:
+                    await self._registry.check_no_moves(control)
                 # All are read before one is tried. What is registered was allowed in its time.
                 for migration in fresh:
                     parse_migration(migration)

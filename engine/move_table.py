@@ -132,7 +132,9 @@ class MoveTable:
         old, new = (", ".join(c.carried(alias) for c in self.key) for alias in ("old", "new"))
         before, after = (", ".join(c.of(alias) for c in self.key) for alias in ("old", "new"))
         note = f"insert into {self.notes(move)} ({names}) values"
-        differs = f"row({before}) operator(pg_catalog.*<>) row({after})"
+        # As records: two row constructors would be compared column by column, with the same operator.
+        record = "pg_catalog.record"
+        differs = f"row({before})::{record} operator(pg_catalog.*<>) row({after})::{record}"
         return (
             f"create or replace function {self._noting(move)}() returns trigger "
             "language plpgsql security definer as $tenancy$ begin "

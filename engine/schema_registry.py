@@ -82,9 +82,23 @@ class SchemaRegistry:
         if not await control.fetchval(_SQL.statement("try_lock_run")):
             raise ConflictError("another run of the migrations is under way; wait until it is over")
         try:
+            await self.check_no_moves(control)
             yield
         finally:
             await _release(control, _SQL.statement("unlock_run"))
+
+    async def check_no_moves(self, control: asyncpg.Connection) -> None:
+        """Raise `ConflictError` while a tenant's tables are at two places, which would both change.
+
+        An open move counts, since it could not be rolled back to tables of another version.
+        """
+        rows = await control.fetch(_SQL.statement("moves"))
+        if rows:
+            told = ", ".join(f"{row[0]} of tenant {row[1]} ({row[2]})" for row in rows[:5])
+            raise ConflictError(
+                f"tenants are being moved: {told}{' and more' if len(rows) > 5 else ''}; confirm, "
+                "roll back or cancel these moves first, then apply the migrations"
+            )
 
     @asynccontextmanager
     async def registering(self, control: asyncpg.Connection) -> AsyncIterator[None]:
