@@ -1,0 +1,52 @@
+"""What happens to a tenant while its clients work."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from support.history.pace import pause
+
+#: Does what it does until it is done, or until the event is set. What it raises ends the trial.
+Nemesis = Callable[[asyncio.Event], Awaitable[None]]
+
+_VICTIM = """
+select pid from pg_stat_activity
+where usename = $1 and backend_type = 'client backend' and pid <> pg_backend_pid()
+order by state = 'active' desc, random() limit 1
+"""
+
+
+async def nothing(stop: asyncio.Event) -> None:
+    """Leave the tenant in peace."""
+    await stop.wait()
+
+
+class SessionKiller:
+    """Ends sessions of a login, one at a time, those that are at work first."""
+
+    def __init__(
+        self,
+        admin: asyncpg.Connection,
+        login: Callable[[], Awaitable[str]],
+        *,
+        every_s: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        """`admin` may end sessions; `login` gives the role whose turn it is; `every_s` is the
+        mean time between two ends."""
+        self.killed = 0
+        self._admin = admin
+        self._login = login
+        self._every_s = every_s
+        self._chance = random.Random(seed)
+
+    async def __call__(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await pause(stop, self._chance.uniform(0, 2 * self._every_s))
+            pid = await self._admin.fetchval(_VICTIM, await self._login())
+            if pid is not None:
+                self.killed += await self._admin.fetchval("select pg_terminate_backend($1)", pid)
