@@ -7,10 +7,11 @@ at each version.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from support.history.call import Account, Call, Entry, Outcome, ReadBank, ReadJournal, Transfer
 from support.history.report import Anomaly, Kind, anomaly
@@ -26,14 +27,13 @@ class _Bank:
     journals: list[Call] = field(default_factory=list)
     order: dict[Account, dict[int, Entry]] = field(default_factory=lambda: defaultdict(dict))
 
-    def amount(self, account: Account, version: int) -> int:
-        """What the account held at that version, by the journal."""
-        amount = self.opening.get(account, 0)
-        for number, entry in self.order[account].items():
-            if number <= version:
-                moved = entry.transfer.amount
-                amount += moved if entry.transfer.target == account else -moved
-        return amount
+    def amounts(self, account: Account) -> list[int]:
+        """What the account held at each version, by the journal."""
+        found = [self.opening[account]]
+        for _, entry in sorted(self.order[account].items(), key=lambda item: item[0]):
+            moved = entry.transfer.amount
+            found.append(found[-1] + (moved if entry.transfer.target == account else -moved))
+        return found
 
 
 def check_bank(calls: Iterable[Call], opening: Mapping[Account, int]) -> Iterator[Anomaly]:
@@ -53,8 +53,9 @@ def check_bank(calls: Iterable[Call], opening: Mapping[Account, int]) -> Iterato
     for journal in bank.journals:
         yield from _entries(journal, bank.transfers)
     yield from _unread(bank)
-    if bank.journals:
-        yield from _set_in_order(bank)
+    contradictions = list(_set_in_order(bank))
+    yield from contradictions
+    if bank.journals and not contradictions:
         yield from _by_the_journal(bank)
         for account in opening:
             yield from _stale(account, bank)
@@ -100,7 +101,8 @@ def _unread(bank: _Bank) -> Iterator[Anomaly]:
 
 
 def _set_in_order(bank: _Bank) -> Iterator[Anomaly]:
-    for entry in max(bank.journals, key=lambda call: call.invoked_ns).answer:
+    last = max(bank.journals, key=lambda call: call.invoked_ns, default=None)
+    for entry in last.answer if last is not None else ():
         for account, version in entry.versions.items():
             if version in bank.order[account]:
                 what = f"two transfers made version {version} of {account}"
@@ -114,13 +116,7 @@ def _set_in_order(bank: _Bank) -> Iterator[Anomaly]:
 
 def _by_the_journal(bank: _Bank) -> Iterator[Anomaly]:
     """Hold the reads against the last journal, as far as it goes."""
-    known = {
-        account: {
-            version: bank.amount(account, version)
-            for version in range(len(bank.order[account]) + 1)
-        }
-        for account in bank.opening
-    }
+    known = {account: dict(enumerate(bank.amounts(account))) for account in bank.opening}
     end = max(journal.invoked_ns for journal in bank.journals)
     for read in bank.reads:
         for account, balance in read.answer.items():
@@ -155,10 +151,12 @@ def _stale(account: Account, bank: _Bank) -> Iterator[Anomaly]:
         if version < floor:
             what = f"{account} had version {floor} before, and now {version}"
             yield anomaly(Kind.STALE, what, *filter(None, (witness, read)))
+    ends = sorted((read.completed_ns, read.answer[account].version) for read in reads)
+    highest = list(accumulate((version for _, version in ends), max, initial=0))
     for call, version in done:
-        for read in reads:
-            if read.answer[account].version >= version and read.completed_ns < call.invoked_ns:
-                yield anomaly(Kind.PHANTOM, f"{account} has a transfer of later", read, call)
+        if highest[bisect_left(ends, (call.invoked_ns,))] >= version:
+            what = f"{account} was read with a transfer that had not begun"
+            yield anomaly(Kind.PHANTOM, what, call)
 
 
 def _crossed(reads: list[Call]) -> Iterator[Anomaly]:

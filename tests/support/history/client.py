@@ -26,7 +26,7 @@ from tenancy.data_isolation.core.types import Operation, QueryResult
 #: Errors whose class says that nothing was done.
 _REFUSALS: Final = (LimitError, UnavailableError, SerializationError, ConstraintError)
 #: How long the answer of one attempt may take before it counts as an error.
-_ANSWER_S: Final = 30.0
+_ANSWER_S: Final = 15.0
 #: Attempts at a write of unknown outcome with its idempotency key, and the pause between them.
 _REPEATS_MAX: Final = 100
 _REPEAT_PAUSE_S: Final = 0.02

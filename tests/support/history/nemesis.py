@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import asyncpg
 
 from support.history.pace import pause
 
 #: Does what it does until it is done, or until the event is set. What it raises ends the trial.
-Nemesis = Callable[[asyncio.Event], Awaitable[None]]
+Nemesis = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 _VICTIM = """
 select pid from pg_stat_activity

@@ -57,7 +57,8 @@ def _check_register(key: int, calls: list[Call], places_max: int) -> Iterator[An
             return
         if (done & required).bit_count() > (farthest & required).bit_count():
             farthest = done
-        for index in _next(calls, done):
+        # What is pushed last is looked at first: certain calls, the earliest of them.
+        for index in sorted(_next(calls, done), key=lambda index: (calls[index].ok, -index)):
             call = calls[index]
             fits, then = _step(call.action, call.answer, value, certain=call.ok)
             place = (done | 1 << index, then)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from support.history.call import Call
 from support.history.figures import Figures
+
+#: Anomalies that the text of a report tells; one fault often shows in many reads.
+_TOLD_MAX: Final = 20
 
 
 class Kind(StrEnum):
@@ -60,4 +64,7 @@ class Report:
 
     def __str__(self) -> str:
         head = f"{self.tenant}: {self.calls} calls, {len(self.anomalies)} anomalies; {self.figures}"
-        return "\n  ".join([head, *map(str, self.anomalies)])
+        told = [str(item) for item in self.anomalies[:_TOLD_MAX]]
+        if len(self.anomalies) > _TOLD_MAX:
+            told.append(f"and {len(self.anomalies) - _TOLD_MAX} more")
+        return "\n  ".join([head, *told])

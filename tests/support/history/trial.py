@@ -93,14 +93,20 @@ async def _together(
     workloads: Sequence[Workload], nemesis: Nemesis, seconds: float, nemesis_s: float
 ) -> None:
     over = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        for workload in workloads:
-            group.create_task(workload.run())
-        acting = asyncio.ensure_future(nemesis(over))
-        await pause(asyncio.Event(), seconds)
-        over.set()
-        _, late = await asyncio.wait([acting], timeout=nemesis_s)
-        for workload in workloads:
-            workload.stop()
-        if late:
-            raise TimeoutError(f"the nemesis was told to end and had not after {nemesis_s} s")
+    try:
+        async with asyncio.TaskGroup() as group:
+            for workload in workloads:
+                group.create_task(workload.run())
+            acting = group.create_task(nemesis(over))
+            await pause(asyncio.Event(), seconds)
+            over.set()
+            _, late = await asyncio.wait([acting], timeout=nemesis_s)
+            if late:
+                raise TimeoutError(
+                    f"the nemesis was told to end, and {nemesis_s} s were not enough"
+                )
+            for workload in workloads:
+                workload.stop()
+    except ExceptionGroup as several:
+        # The first error has ended the others.
+        raise several.exceptions[0] from None

@@ -54,11 +54,12 @@ def _contents(read: Call, adds: dict[int, Call]) -> Iterator[Anomaly]:
 
 
 def _absences(adds: dict[int, Call], reads: list[Call]) -> Iterator[Anomaly]:
+    there = {read: set(read.answer.there) for read in reads}
     for item, add in adds.items():
         if not add.ok:
             continue
         later = [read for read in reads if add.before(read)]
-        without = [read for read in later if item not in read.answer.there]
+        without = [read for read in later if item not in there[read]]
         if not later:
             yield anomaly(Kind.UNREAD, f"item {item}", add)
         elif without:
