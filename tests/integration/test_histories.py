@@ -41,7 +41,6 @@ async def test_clients_whose_sessions_end_under_them_see_nothing_wrong(engine, i
         plan = Plan(rate_per_s=400, keyed_share=0.5, hasty_share=0.05)
         trial = await run_trial(engine, ["acme", "other"], seconds=3, nemesis=killer, plan=plan)
 
-    print(trial)
     assert trial.anomalies == [], str(trial)
     assert killer.killed >= 10
     for name, report in trial.reports.items():
@@ -72,5 +71,4 @@ async def test_an_executor_that_is_wrong_once_is_found_out(engine):
         return await run_trial(faulty, [fault], seconds=0, nemesis=until_it_happened, plan=plan)
 
     for fault, trial in zip(FOUND_AS, await asyncio.gather(*map(found, FOUND_AS)), strict=True):
-        print(trial)
         assert FOUND_AS[fault] in trial.reports[fault].kinds, str(trial)

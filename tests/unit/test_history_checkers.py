@@ -365,7 +365,8 @@ def test_a_report_tells_what_is_wrong_and_how_quick_it_was():
     assert report.kinds == {Kind.LOST, Kind.UNEXPECTED_ERROR}
     text = str(report)
     for words in (
-        "acme: 3 calls, 2 anomalies; 200 calls/s, longest gap 6.0 ms (7.0 ms of writes), p50 2.0 ms, p95 5.0 ms",
+        "acme: 3 calls, 2 anomalies; 200 calls/s, longest gap 6.0 ms (7.0 ms of writes), ",
+        "p50 2.0 ms, p95 5.0 ms",
         "refused 0, unknown 1; errors: KeyError 1",
         "an acknowledged write is missing: list 0 has no 1",
         "Append(key=0, value=1) -> None, ok, 1000000 to 3000000 ns",
