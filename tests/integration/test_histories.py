@@ -4,6 +4,7 @@ sessions end under them; and the clients and checkers find an executor that is w
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
@@ -36,17 +37,24 @@ async def test_clients_whose_sessions_end_under_them_see_nothing_wrong(engine, i
     async def login() -> str:
         return placement.role
 
-    async with install.connected() as admin:
-        killer = SessionKiller(admin, login, every_s=0.05)
-        plan = Plan(rate_per_s=400, keyed_share=0.5, hasty_share=0.05)
-        trial = await run_trial(engine, ["acme", "other"], seconds=3, nemesis=killer, plan=plan)
+    async with opened(install, tables=False) as second, install.connected() as admin:
+        killer = SessionKiller(admin, login, every_s=0.05, at_least=20)
+        trial = await run_trial(
+            engine,
+            ["acme", "other"],
+            others=[second],
+            seconds=3,
+            nemesis=killer,
+            plan=Plan(rate_per_s=400, keyed_share=0.5, hasty_share=0.05),
+        )
 
     assert trial.anomalies == [], str(trial)
-    assert killer.killed >= 10
-    for name, report in trial.reports.items():
-        assert report.figures.acknowledged > 100, str(trial)
-        outcomes = {call.outcome for call in trial.histories[name]}
-        assert outcomes == set(Outcome), str(trial)
+    assert killer.killed >= 20
+    outcomes = Counter(call.outcome for calls in trial.histories.values() for call in calls)
+    assert outcomes[Outcome.OK] > 100, str(trial)
+    # Those of clients that gave up, and of sessions that ended, were among them.
+    assert outcomes[Outcome.REFUSED], str(trial)
+    assert outcomes[Outcome.UNKNOWN], str(trial)
 
 
 FOUND_AS = {

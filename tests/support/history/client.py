@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -53,6 +54,8 @@ class Client:
         self._calls = calls
         self._stop = stop
         self._made = 0
+        # A tenant keeps its keys, and may have had a client of this name before.
+        self._run = uuid.uuid4()
 
     async def call(
         self, action: Action, *, keyed: bool = False, patience_s: float | None = None
@@ -63,7 +66,7 @@ class Client:
         unknown. After `patience_s` the client gives the first attempt up.
         """
         self._made += 1
-        key = f"{self._tenant} {self.name} {self._made}" if keyed else None
+        key = f"{self._run} {self.name} {self._made}" if keyed else None
         errors: list[str] = []
         invoked_ns = time.monotonic_ns()
         attempt = _Attempt(Outcome.UNKNOWN, error="CancelledError")

@@ -35,19 +35,22 @@ class SessionKiller:
         login: Callable[[], Awaitable[str]],
         *,
         every_s: float = 0.05,
+        at_least: int = 0,
         seed: int = 0,
     ) -> None:
-        """`admin` may end sessions; `login` gives the role whose turn it is; `every_s` is the
-        mean time between two ends."""
+        """`admin` may end sessions; `login` gives the role that has them now; `every_s` is the mean
+        time between two ends. When told to end it goes on until it has ended `at_least` so many."""
         self.killed = 0
         self._admin = admin
         self._login = login
         self._every_s = every_s
+        self._at_least = at_least
         self._chance = random.Random(seed)
 
     async def __call__(self, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await pause(stop, self._chance.uniform(0, 2 * self._every_s))
+        while not stop.is_set() or self.killed < self._at_least:
+            until = stop if self.killed >= self._at_least else asyncio.Event()
+            await pause(until, self._chance.uniform(0, 2 * self._every_s))
             pid = await self._admin.fetchval(_VICTIM, await self._login())
             if pid is not None:
                 self.killed += await self._admin.fetchval("select pg_terminate_backend($1)", pid)

@@ -52,18 +52,20 @@ async def run_trial(
     nemesis: Nemesis = nothing,
     nemesis_s: float = 60.0,
     plan: Plan | None = None,
+    others: Sequence[Executor] = (),
 ) -> Trial:
     """Let clients work on the tenants for `seconds`, and longer while the nemesis is at work.
 
     `statements.TABLES` must be applied, and what the tenants have in these tables is removed first.
     When the time is over the nemesis is told, and may take `nemesis_s` more, during which clients
     go on; then they stop, everything is read, and the histories are checked. An error of the
-    nemesis ends the trial and is raised.
+    nemesis ends the trial and is raised. Clients are spread over the executor and `others`, which
+    work on the same tenants, as several processes of a runtime do.
     """
     plan = plan or Plan()
     workloads = [
         Workload(
-            executor,
+            (executor, *others),
             str(tenant),
             dataclasses.replace(plan, first_value=plan.first_value + index * _VALUES_PER_TENANT),
         )
@@ -102,9 +104,7 @@ async def _together(
             over.set()
             _, late = await asyncio.wait([acting], timeout=nemesis_s)
             if late:
-                raise TimeoutError(
-                    f"the nemesis was told to end, and {nemesis_s} s were not enough"
-                )
+                raise TimeoutError(f"the nemesis had not ended {nemesis_s} s after it was told")
             for workload in workloads:
                 workload.stop()
     except ExceptionGroup as several:

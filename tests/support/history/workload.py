@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,11 +103,12 @@ class Workload:
     `prepare`, then `run` until `stop`, then `read_everything`; `calls` is the history.
     """
 
-    def __init__(self, executor: Executor, tenant: str, plan: Plan) -> None:
+    def __init__(self, executors: Sequence[Executor], tenant: str, plan: Plan) -> None:
+        """Clients are spread over the executors."""
         self.tenant = tenant
         self.plan = plan
         self.calls: list[Call] = []
-        self._executor = executor
+        self._executors = tuple(executors)
         self._stop = asyncio.Event()
         self._pace = Pace(plan.rate_per_s)
         self._value = plan.first_value
@@ -117,7 +120,7 @@ class Workload:
     async def prepare(self) -> None:
         """Empty the tables and open the accounts. `statements.TABLES` must be applied."""
         operations = opening_statements(self.plan.accounts, self.plan.opening_amount)
-        for outcome in await self._executor.execute_batch(self.tenant, operations, atomic=True):
+        for outcome in await self._executors[0].execute_batch(self.tenant, operations, atomic=True):
             if isinstance(outcome, TenancyError):
                 raise outcome
 
@@ -125,7 +128,8 @@ class Workload:
         """Work until `stop`. A call that is under way then is let end, for a while."""
         names = [f"writer {n}" for n in range(self.plan.writers)]
         names += [f"reader {n}" for n in range(self.plan.readers)]
-        tasks = [asyncio.create_task(self._work(name)) for name in names]
+        executors = itertools.cycle(self._executors)
+        tasks = [asyncio.create_task(self._work(name, next(executors))) for name in names]
         try:
             await self._stop.wait()
             _, late = await asyncio.wait(tasks, timeout=_CLEANING_S)
@@ -144,7 +148,9 @@ class Workload:
 
     async def read_everything(self) -> None:
         """Read all that was written. It is for a client that comes when all others have ended."""
-        client = Client("last reader", self._executor, self.tenant, self.calls, asyncio.Event())
+        client = Client(
+            "last reader", self._executors[-1], self.tenant, self.calls, asyncio.Event()
+        )
         buckets = range(self.plan.first_value // BUCKET_ITEMS, self._value // BUCKET_ITEMS + 1)
         for action in (
             *map(ReadList, self._lists.all),
@@ -158,9 +164,9 @@ class Workload:
                     break
                 await pause(asyncio.Event(), 0.02)
 
-    async def _work(self, name: str) -> None:
+    async def _work(self, name: str, executor: Executor) -> None:
         chance = random.Random(f"{self.plan.seed} {self.tenant} {name}")
-        client = Client(name, self._executor, self.tenant, self.calls, self._stop)
+        client = Client(name, executor, self.tenant, self.calls, self._stop)
         writes = name.startswith("writer")
         while not self._stop.is_set():
             await self._pace.turn(self._stop)
