@@ -8,6 +8,7 @@ from collections import Counter, deque
 import pytest
 from support.history.call import Account, AddItem, Append, Outcome, ReadRegister, Swap, Transfer
 from support.history.client import Client
+from support.history.nemesis import alongside
 from support.history.pace import Pace
 from support.history.trial import run_trial
 
@@ -167,6 +168,29 @@ async def test_what_a_nemesis_raises_ends_the_trial():
     with pytest.raises(TimeoutError, match="nemesis"):
         await run_trial(Script(DONE), ["acme"], seconds=0, nemesis=hangs, nemesis_s=0.05)
     assert asyncio.all_tasks() == before
+
+
+async def test_what_happens_alongside_goes_on_until_the_first_has_ended():
+    told, ended = asyncio.Event(), []
+    told.set()
+
+    async def first(stop: asyncio.Event) -> None:
+        await stop.wait()
+        await asyncio.sleep(0)
+        ended.append("first")
+
+    async def other(stop: asyncio.Event) -> None:
+        await stop.wait()
+        ended.append("other")
+
+    async def fails(stop: asyncio.Event) -> None:
+        raise LookupError("no such thing")
+
+    await alongside(first, other)(told)
+    assert ended == ["first", "other"]
+    for pair in ((fails, other), (other, fails)):
+        with pytest.raises(LookupError):
+            await alongside(*pair)(asyncio.Event())
 
 
 async def test_turns_come_at_the_rate_and_not_after_the_end():

@@ -26,6 +26,23 @@ async def nothing(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
+def alongside(first: Nemesis, *others: Nemesis) -> Nemesis:
+    """Several at once: the others go on for as long as the first one does."""
+
+    async def act(stop: asyncio.Event) -> None:
+        ended = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for other in others:
+                    group.create_task(other(ended))
+                await first(stop)
+                ended.set()
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+    return act
+
+
 class SessionKiller:
     """Ends sessions of a login, one at a time, those that are at work first."""
 
