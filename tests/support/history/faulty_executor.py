@@ -26,7 +26,8 @@ class Fault(StrEnum):
     HALF = "half"
     #: A transfer happens, and the answer is that it was refused.
     DENY = "deny"
-    #: A register is not set any more, from then on, though it is acknowledged.
+    #: Registers are not set, some times in a row, though it is acknowledged: once could be
+    #: explained by another write at the same time.
     FORGET = "forget"
 
 
@@ -42,6 +43,8 @@ _MARKS: Final = {
 #: By how many values a list that is shown again must have grown: more than appends can be under
 #: way, so that some had been acknowledged.
 _GROWTH: Final = 12
+#: Writes of registers that are forgotten: more than can be under way.
+_FORGOTTEN: Final = 12
 
 
 class FaultyExecutor:
@@ -51,6 +54,7 @@ class FaultyExecutor:
         self._executor = executor
         self._fault = fault
         self._chances = after
+        self._claimed = False
         self._lists: dict[int, QueryResult] = {}
         #: Set when the fault has happened.
         self.happened = asyncio.Event()
@@ -68,7 +72,8 @@ class FaultyExecutor:
             result = await run(operation)
         else:
             result = QueryResult(columns=(), rows=[], row_count=1)
-        self.happened.set()
+        if self._fault is not Fault.FORGET or self._chances < -_FORGOTTEN:
+            self.happened.set()
         return result
 
     async def execute_batch(
@@ -83,8 +88,12 @@ class FaultyExecutor:
 
         if not self._is_due(operations[-1].query):
             return await run(operations)
-        # When it is refused in truth, the fault is still to come.
-        done = await run(operations[1:] if self._fault is Fault.HALF else operations)
+        try:
+            done = await run(operations[1:] if self._fault is Fault.HALF else operations)
+        except TenancyError:
+            # Refused in truth: the fault is still to come.
+            self._claimed = False
+            raise
         self.happened.set()
         if self._fault is Fault.DENY:
             raise OverloadedError
@@ -94,7 +103,10 @@ class FaultyExecutor:
         if _MARKS[self._fault] not in query:
             return False
         self._chances -= 1
-        return self._chances < 0 and (self._fault is Fault.FORGET or not self.happened.is_set())
+        if self._chances >= 0 or (self._claimed and self._fault is not Fault.FORGET):
+            return False
+        self._claimed = True
+        return True
 
     def _list_of_before(self, result: QueryResult, operation: Operation) -> QueryResult:
         key = operation.params[0]  # type: ignore[index]
