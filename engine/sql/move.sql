@@ -137,6 +137,7 @@ create table if not exists {move}.mover (
 create table if not exists {move}.cursor (
     name      text primary key,
     last_key  text[],
+    end_key   text[],
     complete  boolean not null default false
 );
 insert into {move}.mover (term) values (0) on conflict do nothing;
@@ -159,11 +160,12 @@ update {move}.mover set term = term where term = $1 returning term;
 select set_config('lock_timeout', $1, true);
 
 -- name: cursors
-select name, last_key, complete from {move}.cursor;
+select name, last_key, end_key, complete from {move}.cursor;
 
 -- name: set_cursor
-insert into {move}.cursor as c (name, last_key, complete) values ($1, $2, $3)
-on conflict (name) do update set last_key = excluded.last_key, complete = excluded.complete;
+insert into {move}.cursor as c (name, last_key, end_key, complete) values ($1, $2, $3, $4)
+on conflict (name) do update
+set last_key = excluded.last_key, end_key = excluded.end_key, complete = excluded.complete;
 
 -- name: drop_schema
 drop schema if exists {move} cascade;

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-
 from support.engines import ask, opened
 from support.install import Install
 from support.two_servers import SECOND, TwoServers
+
 from tenancy.data_isolation.core.errors import ConflictError, LimitError, TenancyError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import Move, MoveState, MoveTarget
@@ -76,7 +76,8 @@ FILL = [
     """insert into people (team, email, feeling, moods, share, place, tags, doc, raw, photo, price,
         ratio, span, born, address, token, times)
     select n % 3 + 1, n || '@x', case when n % 2 = 0 then 'wild' else 'calm' end::mood,
-        array['calm', null, 'wild']::mood[], n % 101, row('Rome', array['wild']::mood[])::point_of_sale,
+        array['calm', null, 'wild']::mood[], n % 101,
+        row('Rome', array['wild']::mood[])::point_of_sale,
         array['a', null, 'ü' || n], jsonb_build_object('n', n, 'x', 1.10), '{"a" :  1.0}',
         decode('00ff' || lpad(to_hex(n), 4, '0'), 'hex'), n + 0.10, n / 3.0,
         interval '1 day' * n, date '2000-01-01' + n, '10.0.0.1/8',
@@ -85,7 +86,8 @@ FILL = [
     "insert into people (team, email, price, ratio) values (1, 'nan@x', 'NaN', '-0')",
     "update teams set lead = (select min(id) from people where team = teams.id)",
     """insert into notes (mood, day, "Odd ""name", text) values
-        ('wild', '2020-02-29', 'back\\slash ''quoted''', E'line\\nbreak'), ('calm', '0001-01-01', '', null)""",
+        ('wild', '2020-02-29', 'back\\slash ''quoted''', E'line\\nbreak'),
+        ('calm', '0001-01-01', '', null)""",
     "insert into counters (n) select n from generate_series(1, 7) n",
     "insert into bills (text) values ('one'), ('two')",
 ]
@@ -148,12 +150,13 @@ async def check_writable(engine: Engine, name: str) -> None:
     result = await ask(
         engine,
         name,
-        "insert into people (team, email) values (2, gen_random_uuid()::text) returning id, feeling",
+        "insert into people (team, email) values (2, gen_random_uuid()::text) "
+        "returning id, feeling",
     )
     ids = (await ask(engine, name, "select id from people order by id")).rows
     assert result.rows[0] == [ids[-1][0], "calm"]
     await ask(engine, name, "insert into counters (n) values (0)")
-    with pytest.raises(TenancyError, match="people_email_key|duplicate"):
+    with pytest.raises(TenancyError, match="people_email_key"):
         await ask(engine, name, "insert into people (team, email) values (1, '3@x')")
     with pytest.raises(TenancyError, match="foreign key"):
         await ask(engine, name, "insert into people (team, email) values (99, 'y')")

@@ -1,8 +1,8 @@
 """Something that carries moves out and dies, or freezes, at a step of our choice.
 
 A step is a call of the driver, counted before it is sent and again when its answer is there. Who
-dies loses all connections at once, as a process that is killed does; who freezes goes on, when it is
-woken, as if nothing had happened.
+dies loses all connections at once, as a process that is killed does; who freezes goes on, when it
+is woken, as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine over two servers in two regions, of different versions of PostgreSQL where there are."""
+"""An engine over two servers in two regions, of different versions of PostgreSQL if there are."""
 
 from __future__ import annotations
 
