@@ -109,7 +109,7 @@ class Engine:
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(settings=settings, servers=servers),
+            admin=AdminConnections(settings=settings, servers=servers, keep_warm=True),
             keys=keys,
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),

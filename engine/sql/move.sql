@@ -55,6 +55,11 @@ returning move_id;
 -- Whether the move is ours from now on, until the session ends.
 select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903);
 
+-- name: is_free
+-- Whether nobody works at the move now.
+select case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end
+from (select hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903 as k) key;
+
 -- name: end_when_silent
 -- The server ends the session, and the ownership with it, after so long without a statement.
 select set_config('idle_session_timeout', $1, false);
