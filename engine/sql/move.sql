@@ -234,7 +234,8 @@ select has_parameter_privilege(current_user, 'session_replication_role', 'SET');
 
 -- name: enter
 -- How values are written and read on both sides, and no trigger fires for what the mover writes: what
--- triggers did is among the rows. To the end of the transaction.
+-- triggers did is among the rows. No parallel plans: above READ COMMITTED tenancy.tenant() locks the
+-- fence's row, which PostgreSQL refuses while workers are at it. To the end of the transaction.
 select set_config('session_replication_role', 'replica', true),
        set_config('datestyle', 'ISO, YMD', true),
        set_config('intervalstyle', 'postgres', true),
@@ -243,6 +244,7 @@ select set_config('session_replication_role', 'replica', true),
        set_config('bytea_output', 'hex', true),
        set_config('xmlbinary', 'base64', true),
        set_config('lc_monetary', 'C', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
        set_config('lock_timeout', $1, true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);
