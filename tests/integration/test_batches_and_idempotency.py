@@ -24,6 +24,8 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
 from tenancy.data_isolation.engine.engine import Engine
 
+pytestmark = pytest.mark.with_tables
+
 ADD = "insert into users (id, email) values ($1, $2)"
 COUNT = "select count(*) from users"
 

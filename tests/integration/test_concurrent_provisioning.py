@@ -11,6 +11,8 @@ from support.install import Install
 from tenancy.data_isolation.core.errors import TenantNotFoundError
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 
+pytestmark = pytest.mark.with_tables
+
 
 async def test_tenants_with_logins_of_their_own_come_and_go_together(install: Install):
     """The rights of all their logins on the shared database are one row of a catalog."""

@@ -29,6 +29,8 @@ from tenancy.data_isolation.core.types import (
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.watch_rules import Offence
 
+pytestmark = pytest.mark.with_tables
+
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 ROWS = "select n from generate_series(1, $1::integer) n"
 BYTES = "select repeat('x', $1::integer)"

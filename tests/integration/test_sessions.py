@@ -18,6 +18,8 @@ from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.wire import Section, Step
 
+pytestmark = pytest.mark.with_tables
+
 HELD = "select count(*) from pg_stat_activity where application_name like 'tenancy%.%'"
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 

@@ -23,6 +23,8 @@ from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.watch_rules import HANDOVER_FACTOR, Offence
 
+pytestmark = pytest.mark.with_tables
+
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 ROWS = "tenancy_rows"
 MARKED = (
