@@ -28,7 +28,7 @@ from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 
-pytestmark = pytest.mark.with_tables
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 COUNT = "select count(*) from users"
 

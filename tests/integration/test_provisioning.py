@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import (
@@ -29,7 +29,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.provisioner import Provisioner
 
-pytestmark = pytest.mark.with_tables
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 COUNT = "select count(*) from users"
 SLOW = "select count(*) from generate_series(1, 3000000000) n"

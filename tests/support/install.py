@@ -7,8 +7,9 @@ to undo.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap
 #: The master key of every test.
 MASTER_KEY_TEXT = "5a" * 32
 SERVER = ServerName("main")
-_BARE, _MODEL, _TABLES = "tenancy_bare", "tenancy_model", "tenancy_tables"
+_BARE, _MODEL = "tenancy_bare", "tenancy_model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +130,7 @@ async def bootstrap(install: Install) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "with_tables: the installation has the tables of support.engines from the start"
+        "markers", "migrated(name, sql): the test begins with an installation that has had that"
     )
 
 
@@ -162,35 +163,52 @@ async def _prepared(bare: Install, home: Path) -> Install:
     return model
 
 
+#: Gives a model that has had that migration, by its name and its SQL.
+MigratedModel = Callable[[str, str], Install]
+
+
 @pytest.fixture(scope="session")
-def model_with_tables(
+def migrated_model(
     installed_model: Install, tmp_path_factory: pytest.TempPathFactory
+) -> MigratedModel:
+    """Models for the tests that begin with the same tables; each is made when it is wanted."""
+
+    @functools.cache
+    def migrated(name: str, sql: str) -> Install:
+        database = f"{_MODEL}_{secrets.token_hex(5)}"
+        home = tmp_path_factory.mktemp("migrated")
+        return asyncio.run(_migrated(installed_model, database, home, name, sql))
+
+    return migrated
+
+
+async def _migrated(
+    installed: Install, database: str, home: Path, migration: str, sql: str
 ) -> Install:
-    """The same with `support.engines.TABLES`, for tests that begin with them."""
-    return asyncio.run(_with_tables(installed_model, tmp_path_factory.mktemp("tables")))
+    from tenancy.data_isolation.engine.engine import Engine
 
-
-async def _with_tables(installed: Install, home: Path) -> Install:
-    from support.engines import opened
-
-    model = await _clone(installed, _TABLES, home)
-    async with opened(model):
-        return model
+    model = await _clone(installed, database, home)
+    async with await Engine.attach(model.config) as engine:
+        report = await engine.apply_migration(migration, sql)
+        assert report.complete
+    return model
 
 
 @pytest.fixture
-def model(request: pytest.FixtureRequest) -> Install:
+def model(request: pytest.FixtureRequest, installed_model: Install) -> Install:
     """What `install` is cloned from."""
-    marked = request.node.get_closest_marker("with_tables") is not None
-    found: Install = request.getfixturevalue("model_with_tables" if marked else "installed_model")
-    return found
+    marker = request.node.get_closest_marker("migrated")
+    if marker is None:
+        return installed_model
+    migrated: MigratedModel = request.getfixturevalue("migrated_model")
+    return migrated(*marker.args)
 
 
 @pytest.fixture
 async def install(model: Install, tmp_path: Path) -> AsyncIterator[Install]:
     """A bootstrapped installation of this test's own, dropped after it.
 
-    Without tables, unless the test or its module is marked with `with_tables`.
+    Without tables, unless the test or its module is marked with `migrated`.
     """
     async with cloned(model, _unique(), tmp_path) as made:
         yield made
