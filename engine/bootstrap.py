@@ -279,26 +279,6 @@ def inspection_of(settings: Settings, admin: AdminConnections) -> Inspection:
     )
 
 
-async def install_database(
-    connection: asyncpg.Connection,
-    *,
-    settings: Settings,
-    master_key: MasterKey,
-    server: str,
-    database: DatabaseName,
-    key_ids: Sequence[int] = (1,),
-) -> None:
-    """The schemas `tenancy`, `app` and `tenancy_reference` in one database, hardened. Idempotent.
-
-    `connection` is the admin's, to that database. The template gets no keys: a clone accepts no
-    binding until its own are installed.
-    """
-    await _install_schemas(connection, rows=database == shared_database(settings))
-    if database != template_database(settings):
-        keys = [binding_key(master_key, server, database, key_id) for key_id in key_ids]
-        await add_keys(connection, keys)
-
-
 async def _install_schemas(connection: asyncpg.Connection, *, rows: bool) -> list[str]:
     """All steps of the binding in one transaction; what was done. `rows`: level ROW works here."""
     async with connection.transaction():

@@ -15,7 +15,7 @@ import pytest
 from support.install import SERVER, Install, make_install
 from support.postgres import PostgresServer, postgres_server
 
-from tenancy.data_isolation.core.crypto import MasterKey
+from tenancy.data_isolation.core.crypto import MasterKey, binding_key
 from tenancy.data_isolation.core.errors import (
     ServerUnavailableError,
     SettingError,
@@ -26,7 +26,8 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName, ServerName, opaque_name
 from tenancy.data_isolation.core.settings import ServerConfig
 from tenancy.data_isolation.engine.admin import AdminConnections
-from tenancy.data_isolation.engine.bootstrap import Bootstrap, BootstrapReport, install_database
+from tenancy.data_isolation.engine.binding_keys import replace_keys
+from tenancy.data_isolation.engine.bootstrap import Bootstrap, BootstrapReport
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
 from tenancy.data_isolation.engine.inspection import unsafe
 from tenancy.data_isolation.engine.layout import template_database
@@ -345,13 +346,7 @@ async def a_tenant_of_its_own_can_be_made(install: Install) -> None:
         await ensure_login_role(admin, master_key=install.master_key, server=SERVER, role=role)
         await grant_connect(admin, database, role)
     async with install.connected(database=database) as admin:
-        await install_database(
-            admin,
-            settings=install.settings,
-            master_key=install.master_key,
-            server=SERVER,
-            database=database,
-        )
+        await replace_keys(admin, [binding_key(install.master_key, SERVER, database, 1)])
         await admin.execute("set role tenancy_owner")
         await admin.execute(f'grant usage on schema app to "{role}"')
         await admin.execute("insert into tenancy.fence values (1, 1, true)")

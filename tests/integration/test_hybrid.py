@@ -56,6 +56,9 @@ create view meetings as select staff.name as doctor, patients.name as patient fr
 """
 
 
+pytestmark = pytest.mark.migrated("0001_clinic", CLINIC)
+
+
 @pytest.fixture
 async def engine(install: Install) -> AsyncIterator[Engine]:
     async with opened(install, tables=False) as engine:
@@ -244,8 +247,8 @@ async def test_creation_can_be_repeated_and_other_properties_are_refused(engine:
         )
 
 
-async def test_a_server_has_room_for_so_many(install: Install):
-    async with opened(install, tables=False, hybrid_tenants_max=2) as engine:
+async def test_a_server_has_room_for_so_many(bare_install: Install):
+    async with opened(bare_install, tables=False, hybrid_tenants_max=2) as engine:
         await hybrid(engine, "a")
         second = await hybrid(engine, "b")
         with pytest.raises(ConflictError, match="TENANCY_HYBRID_TENANTS_MAX"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.http_api import MakeApi
 from support.install import SERVER
 from support.watching import tiers, until, watched
@@ -28,6 +28,8 @@ from tenancy.data_isolation.core.types import (
 )
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.watch_rules import Offence
+
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 ROWS = "select n from generate_series(1, $1::integer) n"

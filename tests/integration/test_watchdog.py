@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import asyncpg
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.install import SERVER, Install
 from support.watching import looks, tiers, until, watched
 
@@ -22,6 +22,8 @@ from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.watch_rules import HANDOVER_FACTOR, Offence
+
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 ROWS = "tenancy_rows"
