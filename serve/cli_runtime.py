@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
@@ -33,6 +34,9 @@ from tenancy.data_isolation.serve.terminal import (
     print_json,
     say,
 )
+
+if TYPE_CHECKING:
+    from tenancy.data_isolation.serve.watchdog_report import WatchState
 
 #: Exit statuses of `tenancy status` (3 as in the Linux Standard Base: not running).
 STATUS_STOPPED = 3
@@ -95,10 +99,12 @@ def status(as_json: AsJson = False) -> None:
     """Say what runs. Exit status 0: running, 3: stopped, 4: starting, stopping or degraded."""
     settings = Settings.from_env()
     state = _asked(RuntimeDirectory(settings.home).present())
+    watch = _watch(settings, state)
     if as_json:
-        print_json(_document(state))
+        watchdog = [dataclasses.asdict(item) for item in watch]
+        print_json(_document(state) | {"watchdog": watchdog})
     else:
-        _print(state)
+        _print(state, watch)
     match state.state:
         case Phase.RUNNING:
             return
@@ -328,7 +334,17 @@ def _document(state: RuntimeState) -> dict[str, Any]:
     return found | {"pid": None if daemon is None else daemon["pid"]}
 
 
-def _print(state: RuntimeState) -> None:
+def _watch(settings: Settings, state: RuntimeState) -> list[WatchState]:
+    """What the watchdogs do; nothing of a runtime that does not run."""
+    if state.state not in (Phase.RUNNING, Phase.DEGRADED):
+        return []
+    # Imported late: it loads what the metrics are made with.
+    from tenancy.data_isolation.serve.watchdog_report import report_path, watch_states
+
+    return watch_states(report_path(settings.home))
+
+
+def _print(state: RuntimeState, watch: Sequence[WatchState]) -> None:
     fields = [
         ("state", state.state.value),
         ("detail", state.detail or None),
@@ -342,6 +358,11 @@ def _print(state: RuntimeState) -> None:
         ("logs", state.log_directory),
         ("home", state.home),
     ]
+    for item in watch:
+        of_server = f"{item.server}: " if item.server else ""
+        fields.append(("watchdog", f"{of_server}{item.problem or item.state}"))
+        if item.remedy is not None:
+            fields.append(("what to do", item.remedy))
     print_fields([(name, value) for name, value in fields if value is not None])
 
 

@@ -1,0 +1,108 @@
+"""That nobody holds tenants to their limits from outside is told by `tenancy status` and `doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from support.install import SERVER, Install
+from support.running_api import RunningApi
+from support.watching import until
+
+from tenancy.data_isolation.core.settings import ServerConfig
+from tenancy.data_isolation.serve.watchdog_report import read_reports, report_path
+from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
+
+
+@asynccontextmanager
+async def _thread(
+    running: RunningApi, install: Install, server: ServerConfig
+) -> AsyncIterator[WatchdogThread]:
+    """The daemon's thread, with its report where the command looks for it."""
+    settings = dataclasses.replace(install.settings, home=running.home)
+    thread = WatchdogThread(settings, install.master_key, [server])
+    thread.start()
+    try:
+        yield thread
+    finally:
+        await asyncio.to_thread(thread.stop)
+
+
+def _states(path: Path) -> list[str]:
+    return [str(item["state"]) for item in read_reports(path)]
+
+
+async def _told(running: RunningApi, state: str) -> tuple[str, str]:
+    """Problem and remedy, after a look whether all say the same: text and JSON, both commands."""
+    (item,) = (await running.run("status", "--json")).json()["watchdog"]
+    assert item["state"].startswith(state)
+    text = (await running.run("status")).out
+    assert item["problem"] in text
+    assert item["remedy"] in text
+    (check,) = await _checks(running, status=1)
+    assert check["result"] == "fail"
+    assert item["problem"] in check["detail"]
+    assert item["remedy"] == check["remedy"]
+    assert item["problem"] in (await running.run("doctor", status=1)).out
+    return item["problem"], item["remedy"]
+
+
+async def _checks(running: RunningApi, status: int) -> list[dict[str, Any]]:
+    document = (await running.run("doctor", "--json", status=status)).json()
+    return [item for item in document["checks"] if item["name"] == "watchdog"]
+
+
+async def test_a_watchdog_that_is_blind_silent_or_gone_is_told(
+    running: RunningApi, install: Install
+):
+    path = report_path(running.home)
+    problem, _ = await _told(running, "unknown")
+    assert "no watchdog has written" in problem
+
+    async with _thread(running, install, install.server_config) as thread:
+        await until(lambda: _states(path) == ["acting"])
+        (item,) = (await running.run("status", "--json")).json()["watchdog"]
+        assert item == {"server": SERVER, "state": "acting", "problem": None, "remedy": None}
+        assert "watchdog" in (await running.run("status")).out
+        (check,) = await _checks(running, status=0)
+        assert (check["result"], check["detail"]) == ("ok", f"server {SERVER}: acting")
+
+        # The thread dies.
+        loop = thread._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(loop.stop)
+        await until(lambda: _states(path) != ["acting"])
+        problem, remedy = await _told(running, "not watching")
+        assert "it failed and has ended" in problem
+        assert "tenancy down" in remedy
+
+    # It died so that it could not even say so.
+    os.utime(path, (0, 0))
+    problem, _ = await _told(running, "silent")
+    assert "has told nothing for" in problem
+
+
+async def test_an_admin_that_may_not_see_is_told_with_what_lets_it_see(
+    running: RunningApi, install: Install
+):
+    path = report_path(running.home)
+    dsn = install.server.dsn("postgres", "plain_watcher", "plain")
+    async with install.connected() as admin:
+        await admin.execute("create role plain_watcher login password 'plain'")
+        await admin.execute(f'grant connect on database "{install.database}" to plain_watcher')
+        try:
+            async with _thread(running, install, ServerConfig(name=SERVER, dsn=dsn)):
+                await until(lambda: [text[:5] for text in _states(path)] == ["blind"])
+                problem, remedy = await _told(running, "blind")
+                assert "may not see or end tenants' sessions" in problem
+                _, _, statement = remedy.partition("run: ")
+                await admin.execute(statement.partition(";")[0])
+                await until(lambda: [text[:5] for text in _states(path)] != ["blind"])
+        finally:
+            await admin.execute("drop owned by plain_watcher")
+            await admin.execute("drop role plain_watcher")
