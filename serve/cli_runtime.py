@@ -26,6 +26,7 @@ from tenancy.data_isolation.serve.runtime_state import (
     RuntimeDirectory,
     RuntimeState,
 )
+from tenancy.data_isolation.serve.started_settings import differences, settings_path
 from tenancy.data_isolation.serve.terminal import (
     AsJson,
     CommandError,
@@ -60,6 +61,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def up(timeout: Timeout = None, as_json: AsJson = False) -> None:
     """Start everything, or say that it runs; prints the URL and where the admin key is.
+
+    Exit status 1 when it runs with other settings than those that are given now.
 
     Starts the embedded PostgreSQL and Redis (unless TENANCY_POSTGRES_DSN and TENANCY_REDIS_URL name
     others), local Ray and the HTTP endpoint, in the background.
@@ -135,8 +138,23 @@ def _joined(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None
     """What runs already, or what someone else starts just now; None when it has gone again."""
     state = _followed(directory, None, deadline)
     if state is not None:
+        _check_settings(directory, state)
         note("already running" if state.state is Phase.RUNNING else f"already up, {state.state}")
     return state
+
+
+def _check_settings(directory: RuntimeDirectory, state: RuntimeState) -> None:
+    """Raise `CommandError` when what runs was started with other settings than these."""
+    settings = Settings.from_env()
+    # As the daemon that is started here would have them.
+    settings = Settings.from_env(os.environ | _absolute(settings))
+    found = differences(settings, settings_path(directory.home), state.url)
+    if found:
+        raise CommandError(
+            f"the runtime runs already at {state.url}, with other settings: {'; '.join(found)}",
+            "`tenancy down` and then `tenancy up` takes these; to leave it as it is, set the "
+            "variables as they are there",
+        )
 
 
 def _begun(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None:

@@ -66,7 +66,9 @@ def test_every_number_has_bounds_and_the_error_names_them(field):
     for value in (limits.least, limits.most):
         text = str(int(value) if whole else value)
         assert getattr(Settings.from_env({variable: text}), field.name) == value
-    least, most = (f"{int(value) if value >= 1 else value}" for value in (limits.least, limits.most))
+    least, most = (
+        f"{int(value) if value >= 1 else value}" for value in (limits.least, limits.most)
+    )
     for text in (str(10**30), "-1", str(int(limits.most) + 1)):
         with pytest.raises(SettingError) as caught:
             Settings.from_env({variable: text})
