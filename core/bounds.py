@@ -1,7 +1,7 @@
 """From where to where the numbers of settings go.
 
-Most follow from the unit that a setting's name ends with. What PostgreSQL or Linux would not take is
-refused here, where the error can still name the variable.
+Most follow from the unit that a setting's name ends with. What PostgreSQL or Linux would not take
+is refused here, where the error can still name the variable.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from enum import StrEnum
 
 from tenancy.data_isolation.core.errors import (
     EmbeddedServerError,
-    OutcomeUnknownError,
     LoginRefusedError,
+    OutcomeUnknownError,
     PlacementChangedError,
     UnavailableError,
 )

@@ -21,6 +21,7 @@ from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import ServerUnavailableError, SetupError
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
@@ -44,6 +45,7 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.login_limits import limit_texts
 from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
@@ -184,6 +186,7 @@ class Inspection:
                 versions=record.versions,
                 tenants=record.names,
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                limits=self._limits(record.placements),
             ),
         )
 
@@ -301,6 +304,13 @@ class Inspection:
                 if name is not None and name not in self._fixed_names()
             ),
         )
+
+    def _limits(self, placements: Sequence[Row]) -> dict[str, frozenset[str]]:
+        """What limits logins have by the settings; the shared one has the widest."""
+        tiers = self._settings.tier_limits
+        of_types = {kind.value: limit_texts(tiers.of(kind)) for kind in TenantType}
+        found = {row["role"]: of_types[row["tenant_type"]] for row in placements}
+        return found | {ROWS_ROLE: limit_texts(tiers.widest)}
 
     def _fixed_names(self) -> frozenset[str]:
         return frozenset({shared_database(self._settings), APP_SCHEMA, ROWS_ROLE})

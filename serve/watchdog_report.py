@@ -65,7 +65,7 @@ def _silent_s(path: Path) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchState:
-    """What the watchdog of one server does. `problem` and `remedy` are there when nobody watches."""
+    """What the watchdog of one server does; `problem` and `remedy` when nobody watches."""
 
     #: Empty when nothing says which servers there are.
     server: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 from support.doctor_stage import Stage
+from support.watching import tiers, watched
 
 from tenancy.data_isolation.core import IsolationLevel, TenantContext
 from tenancy.data_isolation.core.errors import UnsafeRoleError, UnsafeServerError
@@ -19,6 +21,7 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.drift import DriftFile, Fingerprint, Record, compared
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.login_limits import login_connections_max, temp_file_limit
 from tenancy.data_isolation.engine.mending import can_mend, mend
 from tenancy.data_isolation.engine.patch_level import Fault, FaultKind
 
@@ -1083,6 +1086,55 @@ async def test_changes_since_the_last_look_are_told_until_they_are_accepted(stag
     )
     record, changes = compared(record, await _fingerprint(stage))
     assert changes == []
+
+
+async def _apply_limits(stage: Stage) -> None:
+    """Have a watchdog give the logins what the settings say."""
+    install = stage.install
+    limits = install.settings.tier_limits.standard
+    wanted = (login_connections_max(limits), f"{{temp_file_limit={temp_file_limit(limits)}}}")
+    asked = "select rolconnlimit, rolconfig::text from pg_roles where rolname = any ($1::text[])"
+    roles = [stage.names[f"{name}_role"] for name in ("scarlet", "sienna", "dawn")]
+    async with watched(install, tiers=install.settings.tiers), install.connected() as admin:
+        async with asyncio.timeout(15):
+            while {tuple(row) for row in await admin.fetch(asked, roles)} != {wanted}:
+                await asyncio.sleep(0.02)
+
+
+async def test_limits_by_the_settings_are_no_drift_and_limits_by_hand_are(stage: Stage):
+    settings = stage.install.settings
+    other = dataclasses.replace(
+        settings, tiers=tiers(connections_max=3, temp_file_bytes_max=64 * 1024 * 1024)
+    )
+    changed = dataclasses.replace(stage, install=dataclasses.replace(stage.install, settings=other))
+    role = stage.names["scarlet_role"]
+    record = Record(accepted=await _fingerprint(stage), looked_at="then")
+
+    # The operator changes the settings; what the logins have follows a moment later.
+    assert compared(record, await _fingerprint(changed))[1] == []
+    await _apply_limits(changed)
+    applied, changes = compared(record, await _fingerprint(changed))
+    assert changes == []
+    # Who looks with the old settings sees limits that are not by them.
+    _, changes = compared(record, await _fingerprint(stage))
+    assert f"role {role}" in {change.key for change in changes}
+
+    # Somebody changes them behind the runtime's back.
+    await stage.run(
+        [
+            'alter role "{scarlet_role}" connection limit 7',
+            'alter role "{sienna_role}" reset temp_file_limit',
+        ]
+    )
+    _, changes = compared(applied, await _fingerprint(changed))
+    sienna = stage.names["sienna_role"]
+    assert {change.key for change in changes} == {
+        f"role {role}",
+        f"role {sienna}",
+        f"settings of {sienna} in all databases",
+    }
+    await _apply_limits(stage)
+    assert compared(applied, await _fingerprint(stage))[1] == []
 
 
 async def _fingerprint(stage: Stage) -> Fingerprint:

@@ -1,4 +1,4 @@
-"""One run of `tenancy doctor --mend` over several findings: what it says of each, and what is left."""
+"""One run of `tenancy doctor --mend` over several findings: what it says of each."""
 
 from __future__ import annotations
 

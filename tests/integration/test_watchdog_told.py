@@ -1,4 +1,4 @@
-"""That nobody holds tenants to their limits from outside is told by `tenancy status` and `doctor`."""
+"""That nobody holds tenants to their limits from outside is told by status and doctor."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.serve.started_settings import differences, write_started
 
 _URL = "http://127.0.0.1:4321"
-_SECRET = "postgresql://u:hush@h/d"  # noqa: S105 - a word to look for.
+_SECRET = "postgresql://u:hush@h/d"
 
 
 def found(tmp_path: Path, there: dict[str, Any], here: dict[str, Any]) -> list[str]:
