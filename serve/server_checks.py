@@ -247,7 +247,9 @@ class _Examination:
             sound["access"] = "pg_hba.conf is for superusers to read, and was not looked at"
             sound["roles"] += "; passwords are for superusers to read, and were not looked at"
         if look.not_compared:
-            sound["tables"] += f"; {look.not_compared} databases have none, or one that is behind"
+            sound["tables"] += (
+                f"; {look.not_compared} databases were not compared: the reference is behind"
+            )
         for area, text in sound.items():
             of_area = by_area.get(area, [])
             yield from (found(f"{area}{suffix}", finding) for finding in of_area)

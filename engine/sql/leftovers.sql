@@ -18,9 +18,10 @@ where not exists (select from catalog.placement p where p.tenant_no = t.tenant_n
 order by t.tenant_no;
 
 -- name: namespaces
--- In the catalog's database: the namespaces of server $1, and which are at the newest version.
+-- In the catalog's database: the namespaces of server $1, and which are at the newest version. A database
+-- of a single tenant has a reference that no migration changes, and which is not among them.
 select database, schema, version, newest,
-       kind in ('shared', 'own', 'template') and state = 'current' and version = newest as current
+       kind in ('shared', 'own', 'template', 'reference') and state = 'current' and version = newest as current
 from catalog.namespace
 cross join (select coalesce(max(number), 0) as newest from catalog.migration) m
 where server = $1 order by 1, 2;
