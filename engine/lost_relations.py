@@ -1,23 +1,26 @@
 """What makes relations anew that a schema has lost: tables without rows, views, sequences.
 
-The texts come from a schema that has them, perhaps in another database, and have bare names, so
-that they mean what is in the schema they are run in. They call functions of users, hence only the
-owner may run them (`findings.by_owner`).
+The texts come from a schema that has them, perhaps in another database. Bare names in them mean
+what is in the schema they are run in, and names with the source's schema are given the other one.
+They call functions of users, hence only the owner may run them (`findings.by_owner`). The catalogs
+are asked with nothing but `pg_catalog` in the search_path: a function of users could be taken for
+one of PostgreSQL's, and would work as the admin.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import asyncpg
 
-from tenancy.data_isolation.core.identifiers import RoleName, SchemaName
+from tenancy.data_isolation.core.identifiers import RoleName, SchemaName, quote_identifier
 from tenancy.data_isolation.engine.findings import by_owner
 from tenancy.data_isolation.engine.layout import HYBRID_ROLE
 from tenancy.data_isolation.engine.schema_snapshot import Relation, SchemaSnapshot
-from tenancy.data_isolation.engine.scoping import read_snapshot, set_path
+from tenancy.data_isolation.engine.scoping import read_snapshot
 from tenancy.data_isolation.engine.sensitive_tables import sensitive_tables, views_of
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.tenant_column import IDEMPOTENCY_TABLE, VERSION_TABLE
@@ -31,11 +34,32 @@ _KEY_STAGE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Naming:
+    """How names with the schema of the source are told in another schema.
+
+    `moved` are the relations that the other schema has itself; None: it has everything.
+    """
+
+    source: SchemaName
+    moved: frozenset[str] | None = None
+
+    def told(self, text: str, schema: SchemaName) -> str:
+        """`text` with the names that `schema` has in it."""
+        there = f"{quote_identifier(schema)}."
+        if self.moved is None:
+            return text.replace(f"{self.source}.", there)
+        # As quote_ident writes them, and with quotes.
+        names = "|".join(re.escape(form) for name in self.moved for form in _forms(name))
+        return re.sub(rf'\b{self.source}\.(?=(?:{names})(?![\w$"]))', lambda _: there, text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Remade:
     """One relation, and what makes it anew. Foreign keys are left out: they need both tables."""
 
     relation: Relation
     texts: Sequence[str]
+    name: Naming
     #: What the roles of the schema get numbers from.
     sequences: Sequence[str] = ()
     comment: str | None = None
@@ -50,15 +74,15 @@ class Remade:
         behind: SchemaName | None = None,
     ) -> tuple[str, ...]:
         """What makes it anew in `schema`, for `roles`; `behind`: in an overlay of that schema."""
-        texts = [_enter(schema, behind), *self.texts]
         name = self.relation.name
+        texts = [_enter(schema, behind), *(self.name.told(text, schema) for text in self.texts)]
         if self.relation.kind == "r":
             texts.append(_text("force", relation=name))
         # The marks of sensitive tables are on the shared ones alone.
         if self.comment is not None and behind is None:
             texts.append(self.comment)
         for role in roles:
-            if (self.apart and role == HYBRID_ROLE) or name == VERSION_TABLE:
+            if self.apart and role == HYBRID_ROLE:
                 continue
             if self.relation.kind != "S":
                 texts.append(_text("grant_rows", relation=name, role=role))
@@ -84,29 +108,34 @@ class Source:
 
     @classmethod
     async def read(cls, connection: asyncpg.Connection, schema: SchemaName) -> Source:
-        """The schema in the database of `connection`, which is in a transaction: the search_path is
-        the schema from here on, to the transaction's end."""
-        await set_path(connection, schema)
+        """The schema in the database of `connection`, which is in a transaction."""
         return cls(connection=connection, snapshot=await read_snapshot(connection, schema))
 
-    async def remade(self, name: str) -> Remade | None:
-        """What makes that relation anew; None when the schema has no such thing, or when it is a
-        sequence that comes with its table."""
-        relation = self.snapshot.relation(name)
-        match relation.kind if relation is not None else None:
+    def naming(self, *, overlay: bool) -> Naming:
+        """How its names are told in a schema that has everything, or in an overlay."""
+        source = SchemaName(self.snapshot.schema)
+        if not overlay:
+            return Naming(source=source)
+        relations = self.snapshot.relations
+        owned = {item.name for item in relations if item.belongs_to in self.tables}
+        return Naming(source=source, moved=frozenset({*self.tables, *self.views, *owned}))
+
+    async def remade(self, name: str, *, overlay: bool = False) -> Remade | None:
+        """What makes that relation anew; None when the schema has none that can be made so."""
+        relation, naming = self.snapshot.relation(name), self.naming(overlay=overlay)
+        if relation is None or name == VERSION_TABLE:
+            return None
+        match relation.kind:
             case "r":
-                assert relation is not None  # noqa: S101 - it has a kind.
-                return await self._table(relation)
+                return await self._table(relation, naming)
             case "v":
-                assert relation is not None  # noqa: S101
-                return await self._view(relation)
+                return await self._view(relation, naming)
             case "S":
-                assert relation is not None  # noqa: S101
-                return await self._sequence(relation)
+                return await self._sequence(relation, naming)
             case _:
                 return None
 
-    async def _table(self, relation: Relation) -> Remade:
+    async def _table(self, relation: Relation, naming: Naming) -> Remade:
         schema, name = self.snapshot.schema, relation.name
         rows = await self._table_texts(name)
         texts = [await self._value("table_text", name)]
@@ -116,12 +145,13 @@ class Source:
         return Remade(
             relation=relation,
             texts=texts,
+            name=naming,
             sequences=[row["name"] for row in owned],
             comment=await self._value("comment_text", name),
             apart=name in self.tables,
         )
 
-    async def _view(self, relation: Relation) -> Remade:
+    async def _view(self, relation: Relation, naming: Naming) -> Remade:
         texts: list[str] = []
         for statement in ("view_text", "view_default_texts"):
             rows = await self.connection.fetch(
@@ -129,9 +159,10 @@ class Source:
             )
             texts += [row["text"] for row in rows]
         texts += await self._triggers(relation.name)
-        return Remade(relation=relation, texts=texts, apart=relation.name in self.views)
+        apart = relation.name in self.views
+        return Remade(relation=relation, texts=texts, name=naming, apart=apart)
 
-    async def _sequence(self, relation: Relation) -> Remade:
+    async def _sequence(self, relation: Relation, naming: Naming) -> Remade:
         name, table = relation.name, relation.belongs_to
         if table is None:
             texts = [await self._value("sequence_text", name)]
@@ -142,7 +173,7 @@ class Source:
                 if row["stage"] in _SEQUENCE_STAGES and row["name"] == name
             ]
         apart = table in self.tables
-        return Remade(relation=relation, texts=texts, sequences=[name], apart=apart)
+        return Remade(relation=relation, texts=texts, name=naming, sequences=[name], apart=apart)
 
     async def _table_texts(self, name: str) -> list[asyncpg.Record]:
         found: list[asyncpg.Record] = await self.connection.fetch(
@@ -169,15 +200,22 @@ async def schema_roles(connection: asyncpg.Connection, schema: SchemaName) -> li
     return [RoleName(row["role"]) for row in rows]
 
 
-async def missing_keys(
-    connection: asyncpg.Connection, schema: SchemaName, behind: SchemaName
-) -> dict[str, tuple[str, ...]]:
-    """Foreign keys that the overlay `schema` has lost → what puts each back.
+async def missing_keys(source: Source, overlay: SchemaName) -> dict[str, tuple[str, ...]]:
+    """Foreign keys of the shared schema that an overlay of it has lost → what puts each back."""
+    behind = SchemaName(source.snapshot.schema)
+    naming = source.naming(overlay=True)
+    rows = await source.connection.fetch(_SQL.statement("key_texts"), behind, overlay)
+    return {
+        row["subject"]: by_owner(
+            [_enter(overlay, behind), *(naming.told(text, overlay) for text in row["texts"])]
+        )
+        for row in rows
+    }
 
-    The search_path of `connection` must be `behind`.
-    """
-    rows = await connection.fetch(_SQL.statement("key_texts"), behind, schema)
-    return {row["subject"]: by_owner([_enter(schema, behind), *row["texts"]]) for row in rows}
+
+def _forms(name: str) -> tuple[str, ...]:
+    """A name as PostgreSQL may write it."""
+    return (quote_identifier(name), name)
 
 
 def _enter(schema: SchemaName, behind: SchemaName | None) -> str:

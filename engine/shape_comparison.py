@@ -20,7 +20,6 @@ from tenancy.data_isolation.engine.layout import APP_SCHEMA, REFERENCE_SCHEMA
 from tenancy.data_isolation.engine.lost_relations import Source, missing_keys, schema_roles
 from tenancy.data_isolation.engine.roles import finding_of
 from tenancy.data_isolation.engine.sql_files import SqlFile
-from tenancy.data_isolation.engine.tenant_column import VERSION_TABLE
 
 _SQL = SqlFile("shape_comparison.sql")
 _OVERLAY_SQL = SqlFile("overlay.sql")
@@ -121,7 +120,7 @@ async def with_remedies(shared: asyncpg.Connection, losses: Sequence[Loss]) -> l
             relation = source.snapshot.relation(loss.name)
             if relation is not None and (loss.schema, relation.belongs_to) in lost:
                 continue  # It comes with its table.
-            remade = None if loss.name == VERSION_TABLE else await source.remade(loss.name)
+            remade = await source.remade(loss.name)
             if remade is None:
                 findings.append(dataclasses.replace(loss.finding, advice=_BACKUP, by_hand=True))
                 continue
@@ -171,7 +170,7 @@ async def compare_overlays(
         keys: dict[str, tuple[str, ...]] = {}
         for schema in schemas:
             if schema in of_schema:
-                keys |= await missing_keys(connection, schema, APP_SCHEMA)
+                keys |= await missing_keys(source, schema)
     findings += [_different(row["overlay"], row["what"], keys) for row in unlike]
     return [dataclasses.replace(item, server=server, database=database) for item in findings]
 
@@ -182,7 +181,7 @@ async def _lost(source: Source, schema: SchemaName, tenant: str, there: set[str]
     for name in (*sorted(source.tables), *source.views):
         if name in there:
             continue
-        remade = await source.remade(name)
+        remade = await source.remade(name, overlay=True)
         if remade is None:
             continue
         kind = remade.relation.kind

@@ -494,6 +494,11 @@ def _bootstrap(stage: Stage, settings: Settings | None = None) -> Bootstrap:
             "alter database {db} set row_security = off",
             "alter database {db} reset row_security",
         ),
+        (
+            "create trigger spy after insert on app.people for each row "
+            "execute function app.stamped()",
+            "drop trigger spy on app.people",
+        ),
     ],
 )
 async def test_what_is_unsafe_stops_every_start(stage: Stage, statement: str, back: str):

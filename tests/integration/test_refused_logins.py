@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from support.doctoring import broken, mend_all
 from support.engines import ask, make_tenant, opened
 from support.http_api import MakeApi
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import LoginRefusedError
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, Placement, Tenant
-from tenancy.data_isolation.engine.admin import AdminConnections
-from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.connection import Connection
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.mending import can_mend, mend
 from tenancy.data_isolation.engine.session_key import SessionKey
 
 COUNT = "select count(*) from users"
@@ -45,30 +39,6 @@ async def _break(install: Install, text: str, placement: Placement) -> None:
     async with install.connected() as admin:
         for statement in text.split(";;"):
             await admin.execute(statement.format(role=placement.role, database=placement.database))
-
-
-@asynccontextmanager
-async def _admin(install: Install) -> AsyncIterator[AdminConnections]:
-    admin = AdminConnections(settings=install.settings, servers=(install.server_config,))
-    try:
-        yield admin
-    finally:
-        await admin.close()
-
-
-async def _findings(install: Install) -> list[Finding]:
-    """What is broken; what changed a moment ago counts as settled."""
-    settings = dataclasses.replace(install.settings, control_timeout_s=0.001)
-    async with _admin(install) as admin:
-        (look,) = await inspection_of(settings, admin).look(install.master_key)
-    # Other tests' installations are on the server, and it is set to be fast: those are warnings.
-    return [finding for finding in look.findings if finding.severity is Severity.BROKEN]
-
-
-async def _mend(install: Install, findings: list[Finding]) -> None:
-    async with _admin(install) as admin:
-        for finding in filter(can_mend, findings):
-            assert await mend(admin, finding, key=install.master_key) is None
 
 
 @pytest.fixture
@@ -126,15 +96,15 @@ async def test_a_login_that_is_refused_is_told_as_that_and_mended(
                 assert places[name].role in line
         assert (await ask(engine, "sound", COUNT)).rows == [[3]]
 
-        findings = await _findings(install)
+        findings = await broken(install)
         for name, place in places.items():
             words = (place.role, f"tenant {name}")
             assert any(word in str(item) for item in findings for word in words), name
-        await _mend(install, findings)
+        assert await mend_all(install, findings) == []
         by_hand = {name for name, (*_, by_sql) in BREAKS.items() if not by_sql}
         for name in BREAKS.keys() - by_hand:
             assert (await ask(engine, name, COUNT)).rows == [[3]], name
-        assert {item.subject for item in await _findings(install)} == {
+        assert {item.subject for item in await broken(install)} == {
             f"tenant {name}" for name in by_hand
         }
 
