@@ -73,7 +73,13 @@ class WatchState:
     problem: str | None = None
     remedy: str | None = None
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether a moment later it may be well again: it begins, or a look took long."""
+        return self.state.startswith(_PASSING)
 
+
+_PASSING: Final = ("starting", "late")
 _LIMITS: Final = "limits that are held from outside a tenant's session are not held"
 _ANEW: Final = "look into log/daemon.log of the home; then `tenancy down` and `tenancy up`"
 #: How a state begins that means that nobody watches → what that is, and what to do.

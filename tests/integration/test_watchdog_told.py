@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.install import SERVER, Install
 from support.running_api import RunningApi
-from support.watching import until
+from support.watching import until, until_it_is
 
 from tenancy.data_isolation.core.settings import ServerConfig
-from tenancy.data_isolation.serve.watchdog_report import read_reports, report_path
+from tenancy.data_isolation.serve.doctor import check_watchdogs
+from tenancy.data_isolation.serve.watchdog_report import read_reports, report_path, write_reports
 from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
 
@@ -57,6 +59,19 @@ async def _checks(running: RunningApi, status: int) -> list[dict[str, Any]]:
     return [item for item in document["checks"] if item["name"] == "watchdog"]
 
 
+async def _is_told_well(running: RunningApi) -> bool:
+    """Whether all say that it watches; on a machine that is busy a look may just be late."""
+    (item,) = (await running.run("status", "--json")).json()["watchdog"]
+    text = (await running.run("status")).out
+    (check,) = await _checks(running, status=0)
+    if any("late" in told for told in (item["state"], text, check["detail"])):
+        return False
+    assert item == {"server": SERVER, "state": "acting", "problem": None, "remedy": None}
+    assert f"{SERVER}: acting" in text
+    assert (check["result"], check["detail"]) == ("ok", f"server {SERVER}: acting")
+    return True
+
+
 async def test_a_watchdog_that_is_blind_silent_or_gone_is_told(
     running: RunningApi, install: Install
 ):
@@ -66,17 +81,13 @@ async def test_a_watchdog_that_is_blind_silent_or_gone_is_told(
 
     async with _thread(running, install, install.server_config) as thread:
         await until(lambda: _states(path) == ["acting"])
-        (item,) = (await running.run("status", "--json")).json()["watchdog"]
-        assert item == {"server": SERVER, "state": "acting", "problem": None, "remedy": None}
-        assert "watchdog" in (await running.run("status")).out
-        (check,) = await _checks(running, status=0)
-        assert (check["result"], check["detail"]) == ("ok", f"server {SERVER}: acting")
+        await until_it_is(lambda: _is_told_well(running))
 
         # The thread dies.
         loop = thread._loop
         assert loop is not None
         loop.call_soon_threadsafe(loop.stop)
-        await until(lambda: _states(path) != ["acting"])
+        await until(lambda: [text[:3] for text in _states(path)] == ["not"])
         problem, remedy = await _told(running, "not watching")
         assert "it failed and has ended" in problem
         assert "tenancy down" in remedy
@@ -106,3 +117,26 @@ async def test_an_admin_that_may_not_see_is_told_with_what_lets_it_see(
         finally:
             await admin.execute("drop owned by plain_watcher")
             await admin.execute("drop role plain_watcher")
+
+
+@pytest.mark.parametrize(
+    ("state", "result"),
+    [
+        ("acting", "ok"),
+        ("standby", "ok"),
+        ("starting", "warn"),
+        ("late: the last look ended 2 s ago", "warn"),
+        ("not watching: the connection broke", "fail"),
+        ("stopped", "fail"),
+        ("of another release", "fail"),
+    ],
+)
+def test_each_state_has_its_result(tmp_path: Path, state: str, result: str):
+    path = report_path(tmp_path)
+    write_reports(path, [{"server": SERVER, "state": state}])
+
+    (check,) = check_watchdogs(path)
+
+    assert check.result == result
+    assert state in check.detail
+    assert (check.remedy is None) is (result == "ok")
