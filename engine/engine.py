@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
@@ -37,7 +37,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
+from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -391,7 +391,12 @@ class Engine:
             schema = self.shapes.at(route.key)
             if atomic:
                 return list(await self._batches.together(route, operations, schema))
-            return await self._batches.apart(route, operations, schema)
+            outcomes = await self._batches.apart(route, operations, schema)
+            refused = [item for item in outcomes if _is_refused_login(item)]
+            if refused and not any(isinstance(item, QueryResult) for item in outcomes):
+                # No session was there: nothing was done, and the tenant may be elsewhere.
+                raise refused[0]
+            return outcomes
 
         name = parse_tenant_id(tenant_id)
         # First, so that what is refused for its length costs the tenant nothing.
@@ -441,6 +446,10 @@ class Engine:
 def _is_worth_another_look(error: TenancyError) -> bool:
     """Whether nothing was done, and what this process knows may be out of date."""
     return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
+
+
+def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
+    return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
 
 
 async def _servers(

@@ -21,6 +21,7 @@ from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import ServerUnavailableError, SetupError
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
@@ -34,6 +35,7 @@ from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
     HYBRID_ROLE,
     OWNER_ROLE,
+    REFERENCE_SCHEMA,
     ROWS_ROLE,
     shared_database,
     template_database,
@@ -44,16 +46,21 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.login_limits import limit_texts
 from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
 from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
-from tenancy.data_isolation.engine.shape_audit import (
-    audit_defaults,
-    audit_shape,
+from tenancy.data_isolation.engine.shape_audit import audit_defaults, audit_shape
+from tenancy.data_isolation.engine.shape_comparison import (
+    Loss,
+    Reference,
     compare_overlays,
     compare_with_reference,
+    read_reference,
+    schema_version,
+    with_remedies,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -74,7 +81,7 @@ class ServerLook:
     findings: tuple[Finding, ...]
     #: None when tables of the runtime's own could not be read: then there is nothing to compare.
     fingerprint: Fingerprint | None
-    #: Databases whose tables could not be held against a reference, because theirs is behind.
+    #: Databases whose tables were not held against the server's reference, because it is behind.
     not_compared: int
 
 
@@ -108,9 +115,14 @@ class Inspection:
             server = ServerName(config.name)
             with _our_errors(server):
                 findings += await self.audit_server(config)
+                reference: Reference | None = None
                 for name in (shared, template_database(self._settings)):
                     catalog = index == 0 and name == shared
-                    findings += (await self._inside(server, name, catalog=catalog)).findings
+                    start = _Start(is_shared=name == shared, reference=reference)
+                    inside = await self._inside(server, name, catalog=catalog, start=start)
+                    findings += inside.findings
+                    reference = inside.reference
+                    findings += await self._with_remedies(server, inside.losses)
         return findings
 
     async def look(
@@ -144,8 +156,12 @@ class Inspection:
         findings = await self.audit_server(config)
         databases = await self._databases(server)
         record = await self._recorded(server, control)
-        insides = await self._enter(server, databases, control, record or _NOTHING, progress)
+        known = record or _NOTHING
+        reference = await self._reference(server, known.newest)
+        insides = await self._enter(server, databases, control, known, reference, progress)
         inside_findings = [item for inside in insides.values() for item in inside.findings]
+        losses = [loss for inside in insides.values() for loss in inside.losses]
+        inside_findings += await self._with_remedies(server, losses)
         if record is None or not all(inside.readable for inside in insides.values()):
             # What is in the tables is part of all that follows.
             findings += inside_findings
@@ -184,6 +200,7 @@ class Inspection:
                 versions=record.versions,
                 tenants=record.names,
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                limits=self._limits(record.placements),
             ),
         )
 
@@ -193,6 +210,7 @@ class Inspection:
         databases: Sequence[DatabaseName],
         control: bool,
         record: _Recorded,
+        reference: Reference | None,
         progress: Callable[[str], None],
     ) -> dict[DatabaseName, _Inside]:
         turns = asyncio.Semaphore(_DATABASES_AT_ONCE)
@@ -206,8 +224,11 @@ class Inspection:
                     server,
                     name,
                     catalog=catalog,
-                    schemas=record.current.get(name, ()),
-                    version=record.newest,
+                    whole=_Whole(
+                        schemas=record.current.get(name, ()),
+                        reference=reference,
+                        tenants=record.tenants,
+                    ),
                 )
             done += 1
             progress(f"{server}: {done} of {len(databases)} databases")
@@ -227,10 +248,10 @@ class Inspection:
         database: DatabaseName,
         *,
         catalog: bool,
-        schemas: Sequence[str] | None = None,
-        version: int = 0,
+        start: _Start | None = None,
+        whole: _Whole | None = None,
     ) -> _Inside:
-        """One database. `schemas`, given for a whole look, are at the newest version, `version`."""
+        """One database, as every start looks at it or as a whole look does."""
         async with self._admin.session(server, database) as connection:
             replaced = await own_table_findings(connection, server=server)
             findings = [
@@ -246,24 +267,66 @@ class Inspection:
                 *await audit_database(connection, server=server),
                 *await audit_shape(connection, triggers=self._triggers, server=server),
             ]
-            if schemas is None or replaced:
-                return _Inside(findings=findings, readable=not replaced)
+            if replaced:
+                return _Inside(findings=findings, readable=False)
+            if start is not None:
+                return await self._compared_at_start(connection, server, findings, start)
+            if whole is None:
+                return _Inside(findings=findings)
             findings += await audit_defaults(connection, server=server)
-            findings += await compare_overlays(connection, server=server, database=database)
-            unlike = None
-            if schemas:
-                unlike = await compare_with_reference(
-                    connection, schemas, version=version, server=server
-                )
-                findings += unlike or []
+            findings += await compare_overlays(
+                connection, server=server, database=database, tenants=whole.tenants
+            )
+            unlike, losses = await _compared(connection, server, whole.schemas, whole.reference)
+            findings += unlike
             rows = await _rows(connection, _PRINT_SQL, "database_traits")
             fences = await _rows(connection, _LEFT_SQL, "fences")
         return _Inside(
             findings=findings,
+            losses=losses,
             fences=fences,
             traits=_traits(rows, database),
-            compared=not schemas or unlike is not None,
+            compared=not whole.schemas or whole.reference is not None,
         )
+
+    async def _compared_at_start(
+        self,
+        connection: asyncpg.Connection,
+        server: ServerName,
+        findings: Sequence[Finding],
+        start: _Start,
+    ) -> _Inside:
+        """With the comparison of what all tenants share and of what new ones are made from.
+
+        However many tenants there are, it takes the same time. A schema at another version is about
+        to be brought to the reference's.
+        """
+        reference, schemas = start.reference, [APP_SCHEMA, REFERENCE_SCHEMA]
+        if start.is_shared:
+            reference, schemas = await read_reference(connection), [APP_SCHEMA]
+        if reference is None:
+            return _Inside(findings=findings)
+        same = [
+            schema
+            for schema in schemas
+            if await schema_version(connection, schema) == reference.version
+        ]
+        unlike, losses = await _compared(connection, server, same, reference)
+        return _Inside(findings=[*findings, *unlike], losses=losses, reference=reference)
+
+    async def _reference(self, server: ServerName, newest: int) -> Reference | None:
+        """The server's reference; None when it is at another version, or is not to be read."""
+        async with self._admin.session(server, shared_database(self._settings)) as connection:
+            if await own_table_findings(connection, server=server):
+                return None
+            found = await read_reference(connection)
+        return found if found is not None and found.version == newest else None
+
+    async def _with_remedies(self, server: ServerName, losses: Sequence[Loss]) -> list[Finding]:
+        if not losses:
+            return []
+        async with self._admin.session(server, shared_database(self._settings)) as connection:
+            return await with_remedies(connection, losses)
 
     async def _databases(self, server: ServerName) -> list[DatabaseName]:
         """The databases of ours on a server: the shared one, the template, and tenants' own."""
@@ -301,6 +364,13 @@ class Inspection:
                 if name is not None and name not in self._fixed_names()
             ),
         )
+
+    def _limits(self, placements: Sequence[Row]) -> dict[str, frozenset[str]]:
+        """What limits logins have by the settings; the shared one has the widest."""
+        tiers = self._settings.tier_limits
+        of_types = {kind.value: limit_texts(tiers.of(kind)) for kind in TenantType}
+        found = {row["role"]: of_types[row["tenant_type"]] for row in placements}
+        return found | {ROWS_ROLE: limit_texts(tiers.widest)}
 
     def _fixed_names(self) -> frozenset[str]:
         return frozenset({shared_database(self._settings), APP_SCHEMA, ROWS_ROLE})
@@ -341,6 +411,13 @@ class _Recorded:
     versions: Mapping[str, int]
     names: frozenset[str]
 
+    @property
+    def tenants(self) -> Mapping[int, str]:
+        """The names of hybrid tenants, by their number."""
+        return {
+            row["tenant_no"]: row["tenant_id"] for row in self.placements if row["sensitive_schema"]
+        }
+
 
 _NOTHING: Final = _Recorded(
     placements=(), unplaced=(), current={}, newest=0, versions={}, names=frozenset()
@@ -348,16 +425,49 @@ _NOTHING: Final = _Recorded(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """How a start looks at a database."""
+
+    is_shared: bool
+    #: The server's; it is in the shared database, and read there.
+    reference: Reference | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Whole:
+    """How a whole look looks at a database."""
+
+    #: Schemas that are at the reference's version.
+    schemas: Sequence[str]
+    reference: Reference | None
+    tenants: Mapping[int, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Inside:
     """One database."""
 
     findings: Sequence[Finding]
+    #: What schemas have lost; they become findings with what the shared database knows.
+    losses: Sequence[Loss] = ()
+    reference: Reference | None = None
     fences: Sequence[Row] = ()
     traits: Mapping[str, Trait] = field(default_factory=dict)
     #: Whether its tables were held against a reference.
     compared: bool = True
     #: Whether the tables of the runtime's own are plain ones, so that they were read.
     readable: bool = True
+
+
+async def _compared(
+    connection: asyncpg.Connection,
+    server: ServerName,
+    schemas: Sequence[str],
+    reference: Reference | None,
+) -> tuple[list[Finding], list[Loss]]:
+    if reference is None or not schemas:
+        return [], []
+    return await compare_with_reference(connection, schemas, reference=reference, server=server)
 
 
 async def _rows(

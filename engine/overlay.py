@@ -124,7 +124,9 @@ class Overlays:
         """Make an overlay with all that is sensitive now, for `role` alone. Can be run again."""
         overlay = Overlay(tenant_no=tenant_no, schema=schema)
         shared = await read_snapshot(self._connection, self._schema)
-        if await self._connection.fetchval(_SQL.statement("register"), tenant_no, schema):
+        added = await self._connection.fetchval(_SQL.statement("register"), tenant_no, schema)
+        # The schema of one that is registered may be lost: then it is made anew.
+        if added or not await self._connection.fetchval(_SQL.statement("has_schema"), schema):
             await self._build(overlay, shared)
         await self._learn(overlay)
         await self._protect(overlay, shared, roles=(role,))

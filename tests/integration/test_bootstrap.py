@@ -107,7 +107,7 @@ async def test_the_first_run_sets_everything_up_and_the_second_changes_nothing(f
 
     assert len(first.changes) == 5
     assert second == dataclasses.replace(first, changes=())
-    assert first.servers[0].major_version == fresh.server.major_version
+    assert first.servers[0].version_num // 10_000 == fresh.server.major_version
     await works(fresh)
 
 

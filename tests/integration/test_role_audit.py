@@ -13,7 +13,7 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.databases import grant_connect
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
 from tenancy.data_isolation.engine.mending import carry_out
-from tenancy.data_isolation.engine.roles import audit_database, audit_roles, audit_server
+from tenancy.data_isolation.engine.roles import audit_database, audit_server
 
 _OWN = "t_00000000000000000000"
 _SOUND = f"""
@@ -60,7 +60,10 @@ async def own_login(install: Install, admin: asyncpg.Connection) -> AsyncIterato
 
 
 async def found(connection: asyncpg.Connection, install: Install) -> list[str]:
-    findings = await audit_roles(connection, settings=install.settings)
+    findings = [
+        *await audit_server(connection, settings=install.settings),
+        *await audit_database(connection),
+    ]
     return [f"{finding.subject} {finding.problem}" for finding in findings]
 
 

@@ -34,6 +34,15 @@ def row(**given: Any) -> dict[str, Any]:
     } | given
 
 
+def login(**given: Any) -> dict[str, Any]:
+    return {
+        "name": _ROLE,
+        "may_log_in": True,
+        "connects_to": ["tenancy", "t_x"],
+        "has_rights": True,
+    } | given
+
+
 def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
     contents: dict[str, Any] = {
         "server": "far",
@@ -41,7 +50,7 @@ def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
         "catalog_server": "main",
         "catalog": "tenancy",
         "databases": ["tenancy", "tenancy_template"],
-        "logins": [{"name": _ROLE, "may_log_in": True, "has_rights": True}],
+        "logins": [login()],
         "schemas": ["app", _ROLE],
         "overlays": [],
         "fences": {"tenancy": [{"tenant_no": 5, "epoch": 3, "open": True}]},
@@ -73,6 +82,19 @@ def test_what_belongs_to_the_catalog_is_mended_on_the_first_server():
     assert ahead.statements == by_owner(
         ("update catalog.placement set epoch = 9 where tenant_no = 5",)
     )
+
+
+def test_a_login_that_does_not_get_in_is_let_in():
+    (barred,) = found(row(), logins=[login(may_log_in=False)])
+    assert (barred.server, barred.by_hand) == ("far", False)
+    assert barred.statements == (f'alter role "{_ROLE}" login',)
+    (shut,) = found(row(), logins=[login(connects_to=["t_x"])])
+    assert "may not connect to database tenancy" in shut.problem
+    assert shut.statements == (f'grant connect on database "tenancy" to "{_ROLE}"',)
+    # A hybrid tenant's login connects by the right of its group.
+    hybrid = row(level="row", schema="app", sensitive_schema=_ROLE)
+    overlays = [{"tenant_no": 5, "schema": _ROLE}]
+    assert found(hybrid, logins=[login(connects_to=[])], overlays=overlays) == []
 
 
 def test_what_belongs_to_the_fence_is_mended_where_the_fence_is():
