@@ -1,9 +1,9 @@
 """What a tenant and its neighbours notice of a move, and how fast rows are copied.
 
-Run by `make bench-moves`, with two servers of its own. A tenant is used at a steady rate while it is
-moved again and again; its pause is the longest gap between two acknowledgements around the moment
-at which it changes its place. The gap that there is without a move is measured in the same run, and
-so is a plain COPY of the same rows between the same servers.
+Run by `make bench-moves`, with two servers of its own. A tenant is used at a steady rate while it
+is moved again and again; its pause is the longest gap between two acknowledgements around the
+moment at which it changes its place. The gap that there is without a move is measured in the same
+run, and so is a plain COPY of the same rows between the same servers.
 """
 
 from __future__ import annotations
@@ -118,8 +118,18 @@ async def _filled(engine: Engine, tenant: str, level: IsolationLevel, rows: int)
         )
 
 
-async def _move(engine: Engine, tenant: str, **target: object) -> tuple[float, float, float]:
-    """Move a tenant; when it began, when it was open, and when all was cleaned up."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """One move: when it began, when it was open, and how its moment went. Times in s and ms."""
+
+    began: float
+    opened: float
+    drain_ms: float
+    held_ms: float
+
+
+async def _move(engine: Engine, tenant: str, **target: object) -> Moved:
+    """Move a tenant, and wait until all is cleaned up."""
     began = time.monotonic()
     move = await engine.moves.start(tenant, MoveTarget(**target))  # type: ignore[arg-type]
     move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=WAIT_S)
@@ -127,18 +137,21 @@ async def _move(engine: Engine, tenant: str, **target: object) -> tuple[float, f
         raise SystemExit(f"the move came to nothing: {move.state}, {move.error}")
     opened = time.monotonic()
     await engine.moves.confirm(move.move_id)
-    await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
-    return began, opened, time.monotonic()
+    move = await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
+    cutover = move.report["cutover"]
+    return Moved(
+        began=began, opened=opened, drain_ms=cutover["drain_ms"], held_ms=cutover["held_ms"]
+    )
 
 
 async def _pauses(
     engine: Engine, count: int, *, other_server: bool
-) -> tuple[list[float], list[float]]:
-    """The longest gaps around moves, and in windows of the same length without one."""
+) -> tuple[list[float], list[float], list[float]]:
+    """The longest gaps around moves and in windows without one, and for how long it was held."""
     tenant = f"used-{'far' if other_server else 'near'}"
     await _filled(engine, tenant, ROW, 2_000)
     levels, servers = [SCHEMA, DATABASE, ROW], ["second", "main"]
-    gaps, usual = [], []
+    gaps, usual, held = [], [], []
     async with Load(engine, tenant, OPERATIONS_PER_S).running() as load:
         await asyncio.sleep(1.0)
         for turn in range(count):
@@ -148,11 +161,12 @@ async def _pauses(
             target: dict[str, object] = {"level": levels[turn % 3]}
             if other_server:
                 target["server"] = ServerName(servers[turn % 2])
-            _, opened, _ = await _move(engine, tenant, **target)
-            gaps.append(load.longest_gap_ms(opened - 0.8, opened + 0.2))
+            moved = await _move(engine, tenant, **target)
+            gaps.append(load.longest_gap_ms(moved.opened - 0.8, moved.opened + 0.2))
+            held.append(moved.drain_ms + moved.held_ms)
     if load.errors:
         raise SystemExit(f"{load.errors} operations failed")
-    return gaps, usual
+    return gaps, usual, held
 
 
 async def _dip(engine: Engine) -> float:
@@ -166,8 +180,8 @@ async def _dip(engine: Engine) -> float:
             before = time.monotonic()
             await asyncio.sleep(4.0)
             usual = load.rate(before, before + 4.0)
-            began, opened, _ = await _move(engine, "large", level=level)
-            shares.append(1 - load.rate(began, opened) / usual)
+            moved = await _move(engine, "large", level=level)
+            shares.append(1 - load.rate(moved.began, moved.opened) / usual)
             await asyncio.sleep(1.0)
     return statistics.median(shares)
 
@@ -265,10 +279,12 @@ async def _measure(arguments: argparse.Namespace) -> list[Figure]:
                 ("same server", False, PAUSE_SAME_MS),
                 ("other server", True, PAUSE_OTHER_MS),
             ):
-                gaps, usual = await _pauses(engine, arguments.moves, other_server=other)
+                gaps, usual, held = await _pauses(engine, arguments.moves, other_server=other)
                 figures += [
                     figure(f"pause p95, {name}", percentile(gaps, 95), "ms", at_most=goal),
                     figure(f"pause p50, {name}", percentile(gaps, 50), "ms"),
+                    figure(f"held p50, {name}", percentile(held, 50), "ms"),
+                    figure(f"held p95, {name}", percentile(held, 95), "ms"),
                     figure(f"longest gap without a move p95, {name}", percentile(usual, 95), "ms"),
                     figure(f"longest gap without a move p50, {name}", percentile(usual, 50), "ms"),
                 ]
