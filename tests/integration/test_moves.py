@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-
 from support.engines import ask, make_tenant, opened
 from support.install import Install
+
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.engine import Engine
