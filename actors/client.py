@@ -35,6 +35,7 @@ from ray.exceptions import GetTimeoutError, PendingCallsLimitExceeded, RayError,
 
 from tenancy.data_isolation.actors.directory import Directory
 from tenancy.data_isolation.actors.gateway import ActorGateway
+from tenancy.data_isolation.actors.move_gateway import ActorMoves
 from tenancy.data_isolation.actors.remote import NAMESPACE, Handle, own_error, read_directory
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
@@ -92,6 +93,11 @@ class TenancyClient:
     def engine_config(self) -> EngineConfig:
         """For strategies and the orchestrator: work on tenants through their actors."""
         return EngineConfig(settings=self.settings, gateway=self.gateway)
+
+    @property
+    def moves(self) -> ActorMoves:
+        """Moves of tenants to other isolation levels, servers and regions. Asynchronous."""
+        return self.gateway.moves
 
     def tenant(self, tenant_id: str) -> TenantHandle:
         """A handle whose methods give Ray object references.
@@ -207,6 +213,11 @@ class TenantHandle:
     def batch(self) -> RemoteMethod:
         """`batch.remote(operations, *, atomic=False)`: a list of results and errors."""
         return RemoteMethod(partial(self._actor.batch.remote, self.tenant_id))
+
+    @property
+    def move(self) -> RemoteMethod:
+        """`move.remote(target, *, priority=0)`: starts a move to a `MoveTarget`; the `Move`."""
+        return RemoteMethod(partial(self._actor.moves.remote, "start", self.tenant_id))
 
 
 def _existing(name: str, otherwise: Handle) -> Handle:

@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenancy.data_isolation.actors.directory import ActorName, Directory, is_dedicated
+from tenancy.data_isolation.actors.directory import (
+    MOVER_NAME,
+    ActorName,
+    Directory,
+    is_dedicated,
+)
 from tenancy.data_isolation.core.errors import SettingError, SetupError
 from tenancy.data_isolation.core.identifiers import Region, TenantId
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
@@ -52,6 +57,8 @@ class ActorConfiguration:
         )
 
     def _connections(self, name: ActorName) -> int:
+        if name == MOVER_NAME:
+            return 1  # It runs no statements of tenants, and its own are the admin's.
         settings = self.settings
         each = min(settings.tenant_connections_max, settings.server_connections_max)
         if is_dedicated(name):

@@ -27,6 +27,8 @@ from tenancy.data_isolation.core.types import Tenant, TenantType
 #: An actor as Ray knows it, unique in the namespace. Never holds a customer's name.
 ActorName = NewType("ActorName", str)
 
+#: The actor that carries moves out. One in a cluster, wherever there is room for it.
+MOVER_NAME = ActorName("tenancy-mover")
 #: The region of actors where none is configured.
 DEFAULT_REGION = Region("default")
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from tenancy.data_isolation.actors.channel import ActorChannel, ActorLostError, Limits
 from tenancy.data_isolation.actors.directory import ActorName, Directory, is_dedicated
+from tenancy.data_isolation.actors.move_gateway import ActorMoves
 from tenancy.data_isolation.actors.remote import Actors
 from tenancy.data_isolation.actors.statement_kind import changes_nothing
 from tenancy.data_isolation.actors.wire import (
@@ -67,6 +68,8 @@ class ActorGateway:
         self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
         self._turn = itertools.count()
         self._clock = SystemClock()
+        #: Moves of tenants.
+        self.moves = ActorMoves(self._control, self._clock)
         self._default_deadline_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000
@@ -170,6 +173,10 @@ class ActorGateway:
         """The actor that represents the tenant, or `TenantNotFoundError`."""
         name: ActorName = await self._control(tenant_id, "route", tenant_id)
         return name
+
+    async def call(self, name: ActorName, method: str) -> Any:
+        """One method of an actor, once. Raises its error, or `ActorLostError`."""
+        return await self._actors.call(name, method)
 
     def statistics(self) -> dict[ActorName, dict[str, int]]:
         """What went to each actor: operations, calls, calls repeated, actors lost."""

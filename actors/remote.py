@@ -1,9 +1,9 @@
-"""Tenant actors on Ray: the only place that says how they run there.
+"""Tenant actors and the mover on Ray: the only place that says how they run there.
 
 Rules this module keeps:
 
-* Names are opaque: `tenancy-shared-<region>-<n>` and `tenancy-dedicated-<region>-<tenant number>`,
-  in the namespace `tenancy`. Ray writes names into logs and metrics.
+* Names are opaque: `tenancy-shared-<region>-<n>`, `tenancy-dedicated-<region>-<tenant number>` and
+  `tenancy-mover`, in the namespace `tenancy`. Ray writes names into logs and metrics.
 * Actors are detached and restart for ever, and Ray repeats none of their calls: whether a call may
   be repeated is for the caller to know (Ray guide, "Actor fault tolerance": calls are at most once
   with `max_task_retries=0`).
@@ -32,11 +32,13 @@ from tenancy.data_isolation.actors.configuration import (
 )
 from tenancy.data_isolation.actors.directory import (
     DEFAULT_REGION,
+    MOVER_NAME,
     ActorName,
     Directory,
     is_dedicated,
     is_shared,
 )
+from tenancy.data_isolation.actors.move_actor import MoveActor
 from tenancy.data_isolation.actors.tenant_actor import TenantActor
 from tenancy.data_isolation.core.errors import (
     OverloadedError,
@@ -81,30 +83,49 @@ def start_shared_actors(configuration: ActorConfiguration, path: Path) -> dict[A
     write_configuration(configuration, path)
     handles = {name: _create(name, directory, path) for name in directory.shared_names()}
     timeout_s = configuration.settings.actor_restart_timeout_s
+    _wait([handle.reload.remote() for handle in handles.values()], "the tenant actors", timeout_s)
+    return handles
+
+
+def start_mover(path: Path) -> Handle:
+    """Start the actor that carries moves out, with the configuration in a file that is there.
+
+    Does not wait: `wait_for_mover` does.
+    """
+    options: dict[str, Any] = dict(_OPTIONS, name=MOVER_NAME)
+    return ray.remote(**options)(MoveActor).remote(MOVER_NAME, str(path))
+
+
+def wait_for_mover(mover: Handle, timeout_s: float) -> None:
+    """Wait until moves are carried out. Blocks. Raises as `start_shared_actors` does."""
+    _wait([mover.health.remote()], "the mover", timeout_s)
+
+
+def _wait(answers: list[Any], what: str, timeout_s: float) -> None:
     try:
-        ray.get([handle.reload.remote() for handle in handles.values()], timeout=timeout_s)
+        ray.get(answers, timeout=timeout_s)
     except GetTimeoutError:
         raise SetupError(
-            f"the tenant actors did not start within {timeout_s:g} s; see `ray status` for what "
-            "the cluster waits for"
+            f"{what} did not start within {timeout_s:g} s; see `ray status` for what the cluster "
+            "waits for"
         ) from None
     except RayTaskError as error:
         raise own_error(error) from None
     except RayActorError as error:
-        raise SetupError(f"a tenant actor did not start: {_reason(error)}") from None
-    return handles
+        raise SetupError(f"{what} did not start: {_reason(error)}") from None
 
 
 def stop_actors(timeout_s: float = _STOP_TIMEOUT_S) -> None:
-    """End all tenant actors of the namespace: in peace, and by force those that do not. Blocks.
+    """End the mover and all tenant actors of the namespace: in peace, and by force those that do
+    not. Blocks.
 
     An actor that ends in peace closes its connections a moment after this returns.
     """
-    handles = {name: _found(name) for name in actor_names()}
+    handles = {name: _found(name) for name in _all_names()}
     ended: list[Any] = [handle.__ray_terminate__.remote() for handle in handles.values() if handle]
     if ended:
         ray.wait(ended, num_returns=len(ended), timeout=timeout_s)
-    for name in actor_names():
+    for name in _all_names():
         left: Any = handles.get(name)
         if left is not None:
             ray.kill(left)
@@ -112,11 +133,16 @@ def stop_actors(timeout_s: float = _STOP_TIMEOUT_S) -> None:
 
 def actor_names() -> list[ActorName]:
     """The tenant actors there are in the namespace. Asks Ray's control store; blocks."""
+    return [name for name in _all_names() if name != MOVER_NAME]
+
+
+def _all_names() -> list[ActorName]:
+    """The actors of ours that there are in the namespace."""
     return [
         ActorName(found["name"])
         for found in ray.util.list_named_actors(all_namespaces=True)
         if found["namespace"] == NAMESPACE
-        and (is_shared(found["name"]) or is_dedicated(found["name"]))
+        and (found["name"] == MOVER_NAME or is_shared(found["name"]) or is_dedicated(found["name"]))
     ]
 
 

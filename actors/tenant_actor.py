@@ -25,11 +25,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tenancy.data_isolation.actors.activation import ActiveTenant, ActiveTenants
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
 from tenancy.data_isolation.actors.directory import ActorName, Directory
+from tenancy.data_isolation.actors.peaceful_end import close_on
 from tenancy.data_isolation.actors.session import Session
 from tenancy.data_isolation.actors.wire import (
     Call,
@@ -42,6 +43,7 @@ from tenancy.data_isolation.actors.wire import (
 )
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import (
+    InvalidInputError,
     NotFoundError,
     OverloadedError,
     StatementTimeoutError,
@@ -65,10 +67,13 @@ _T = TypeVar("_T")
 
 #: Clients whose connection an actor remembers. One that was forgotten connects anew.
 _SESSIONS_MAX = 1_000
+#: What can be asked of moves through an actor.
+MOVE_METHODS: Final = (
+    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "pause", "resume"),
+)
 #: A client that has not asked for so long is gone, and with it who waits for its answers.
 _SESSION_IDLE_S = 60.0
 _RETRY_AFTER_S = 1.0
-_CLOSE_TIMEOUT_S = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -195,6 +200,15 @@ class TenantActor:
         engine = (await self._opened()).engine
         return await _only_our_errors(engine.tenant_size(tenant_id, rows_max=rows_max))
 
+    async def moves(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """As the method of that name of `Engine.moves`; one of `MOVE_METHODS`."""
+        if method not in MOVE_METHODS:
+            raise InvalidInputError(
+                f"moves have no {method!r}; there are {', '.join(MOVE_METHODS)}"
+            )
+        moves = (await self._opened()).engine.moves
+        return await _only_our_errors(getattr(moves, method)(*args, **kwargs))
+
     # The actor itself
 
     async def route(self, tenant_id: str) -> ActorName:
@@ -239,19 +253,8 @@ class TenantActor:
             await host.close()
 
     def __ray_shutdown__(self) -> None:
-        """What Ray calls when it ends the actor in peace, from the main thread.
-
-        The event loop's own thread has ended by then (Ray 2.60), so the loop runs on here. A killed
-        process never gets here, and needs not: PostgreSQL notices that the socket is closed.
-        """
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return
-        closing = asyncio.wait_for(self.close(), _CLOSE_TIMEOUT_S)
-        if loop.is_running():
-            asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_TIMEOUT_S)
-        else:
-            loop.run_until_complete(closing)
+        """What Ray calls when it ends the actor in peace."""
+        close_on(self._loop, self.close)
 
     async def _opened(self) -> _Host:
         """The engine with all around it, opened once however many wait for it."""

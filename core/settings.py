@@ -289,6 +289,8 @@ class Settings:
     idempotency_retention_s: float = 86_400.0
     #: Tenants whose placement a process remembers.
     tenant_cache_entries: int = 10_000
+    #: How long a process believes where tenants are, before it asks which of them have moved.
+    placement_refresh_ms: int = 500
     #: Age at which a process looks again whether there is a newer version of the schema.
     schema_refresh_s: float = 2.0
 

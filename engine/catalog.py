@@ -12,6 +12,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -135,6 +136,17 @@ class Catalog:
         if row is None:
             raise TenantNotFoundError(f"there is no tenant with number {tenant_no}")
         return _tenant(row)
+
+    async def moved(
+        self, since: datetime | None, limit: int
+    ) -> tuple[datetime, dict[TenantId, Epoch]]:
+        """The catalog's time, and tenants whose placement has changed since, with their epochs.
+
+        Those of the last ten seconds are always among them, and at most `limit`.
+        """
+        rows = await self.pool.rows(_SQL.statement("moved"), since, limit)
+        moved = {TenantId(row["tenant_id"]): Epoch(row["epoch"]) for row in rows if row["epoch"]}
+        return rows[0]["now"], moved
 
     async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
         """Tenants in the order of their names, starting after `after`."""

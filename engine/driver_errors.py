@@ -217,7 +217,7 @@ _FAILING_ROW = "Failing row contains"
 
 def _told(report: ServerReport, *, numbered: bool) -> str:
     """PostgreSQL's message, with its detail and hint, as a plain database would give them."""
-    text = _without_runtime(report.message)
+    text = without_runtime(report.message)
     position = _PARAMETER_IN_CONTEXT.search(report.context or "") if numbered else None
     if position is not None:
         text = f"parameter ${position[1]}: {text}"
@@ -231,7 +231,7 @@ def _explanations(report: ServerReport) -> Iterator[str]:
     for more in (report.detail, report.hint):
         if more is None or more.startswith(_FAILING_ROW):
             continue
-        told = _without_runtime(_without_tenant(more))
+        told = without_runtime(_without_tenant(more))
         # What still speaks of the runtime's column has no meaning at a plain database.
         if TENANT_COLUMN not in told:
             yield told
@@ -247,5 +247,6 @@ def _without_tenant(text: str) -> str:
     return _KEY.sub(shorter, text)
 
 
-def _without_runtime(text: str) -> str:
+def without_runtime(text: str) -> str:
+    """`text` without the opaque names of schemas, databases and roles."""
     return _NAME.sub("tenant", _QUALIFIER.sub("", text))

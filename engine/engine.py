@@ -7,6 +7,7 @@ when opening fails half-way.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -26,6 +27,7 @@ from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Set
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
+    Placement,
     QueryResult,
     Tenant,
     TenantContext,
@@ -114,11 +116,12 @@ class Engine:
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
-        self._routes = Routes(settings=settings, catalog=catalog, keys=keys)
+        self._routes = Routes(settings=settings, catalog=catalog, keys=keys, left=self._has_left)
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
         )
         self._batches = Batches(settings=settings, executor=self._executor)
+        self._retiring: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
 
@@ -203,6 +206,7 @@ class Engine:
             await self._closing.aclose()
 
     async def _close_own(self) -> None:
+        await self._routes.close()
         await self.moves.close()
         await self.shapes.close()
         await self._executor.close()
@@ -299,6 +303,12 @@ class Engine:
     def passivate(self, tenant_id: TenantId) -> None:
         """Forget where the tenant is, to save memory or because it may have changed."""
         self._routes.forget(tenant_id)
+
+    def _has_left(self, placement: Placement) -> None:
+        """Sessions to a place that a tenant has left keep nothing from being cleaned up there."""
+        retiring = asyncio.get_running_loop().create_task(self._executor.retire(placement))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
 
     async def _let_go(self, tenant: Tenant) -> None:
         self._routes.forget(tenant.tenant_id)

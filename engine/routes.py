@@ -2,8 +2,12 @@
 
 Rules this module keeps:
 
-* What is remembered may be out of date and never does harm: PostgreSQL refuses a session that is
-  bound under an old epoch, before anything runs, and then the catalog is asked again.
+* What is remembered may be out of date: PostgreSQL refuses a session that is bound under an old
+  epoch, before it gives or takes any row, and then the catalog is asked again.
+* A table that has no row is no row to refuse, so a read of one is answered at the old place as
+  well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then the
+  catalog is asked which tenants have moved, once for all of them. While it does not answer, what is
+  remembered is still good for everything else.
 * Only an active tenant takes operations.
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
 """
@@ -15,6 +19,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeVar
 
 from tenancy.data_isolation.core.errors import (
@@ -47,6 +52,8 @@ _LOGIN_ATTEMPTS_MAX: Final = 2
 #: Between two lines of the log about the same login.
 _LOG_INTERVAL_S: Final = 60.0
 _LOGGED_MAX: Final = 1_000
+#: Tenants that one look tells of.
+_MOVED_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +80,22 @@ def active_placement(tenant: Tenant) -> Placement:
 class Routes:
     """The ways to tenants. Belongs to one event loop."""
 
-    def __init__(self, *, settings: Settings, catalog: Catalog, keys: BindingKeys) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        keys: BindingKeys,
+        left: Callable[[Placement], None],
+    ) -> None:
+        """`left` is told of places that a tenant was known to be at and is at no more."""
+        self._left = left
+        self._loop = asyncio.get_running_loop()
+        self._believed_s = settings.placement_refresh_ms / 1_000
+        self._believed_until = 0.0
+        #: The catalog's time when it was last asked who has moved.
+        self._asked_at: datetime | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
@@ -86,11 +108,18 @@ class Routes:
         self._logged: dict[SessionKey, float] = {}
 
     def known(self, tenant_id: str) -> Route | None:
-        """The way to a tenant, if this process has asked before."""
+        """The way to a tenant, if this process has asked before and that may still be believed."""
+        left_s = self._believed_until - self._loop.time()
+        if left_s < self._believed_s / 2:
+            if left_s < 0:
+                return None
+            self._look_soon()
         return self._known.get(tenant_id)
 
     async def route(self, tenant_id: TenantId) -> Route:
         """The way to a tenant, as it is remembered or as the catalog has it."""
+        if tenant_id in self._known and self._loop.time() > self._believed_until:
+            await _shielded(self._look_soon())
         return self._known.get(tenant_id) or self._to(await self._ask(tenant_id))
 
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
@@ -157,6 +186,36 @@ class Routes:
             sqlstate,
         )
 
+    async def close(self) -> None:
+        """Ask for nothing more."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+
+    def _look_soon(self) -> asyncio.Task[None]:
+        """Ask which tenants have moved, once for all that want to know at the same time."""
+        if self._looking is None:
+            self._looking = self._loop.create_task(self._look())
+        return self._looking
+
+    async def _look(self) -> None:
+        began = self._loop.time()
+        try:
+            now, moved = await self._catalog.moved(self._asked_at, _MOVED_MAX)
+            if len(moved) >= _MOVED_MAX:
+                self._known.clear()  # Too many to tell, so everybody is asked for anew.
+            for tenant_id, epoch in moved.items():
+                route = self._known.get(tenant_id)
+                if route is not None and route.placement.epoch < epoch:
+                    del self._known[tenant_id]
+                    self._left(route.placement)
+            self._asked_at = now
+        except TenancyError:
+            began = self._loop.time()
+        finally:
+            self._believed_until = began + self._believed_s
+            self._looking = None
+
     def _to(self, tenant: Tenant) -> Route:
         placement = active_placement(tenant)
         limits = self._tiers.of(tenant.tenant_type)
@@ -170,12 +229,7 @@ class Routes:
             task = asyncio.get_running_loop().create_task(self._catalog.tenant(tenant_id))
             self._asking[tenant_id] = task
             task.add_done_callback(lambda done: self._answered(tenant_id, done))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise ServerUnavailableError("the runtime is closing") from None
-            raise
+        return await _shielded(task)
 
     def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
         del self._asking[tenant_id]
@@ -186,7 +240,20 @@ class Routes:
         if tenant.status is not TenantStatus.ACTIVE or tenant.placement is None:
             self._known.pop(tenant_id, None)
             return
-        self._known[tenant_id] = self._to(tenant)
+        before, route = self._known.get(tenant_id), self._to(tenant)
+        self._known[tenant_id] = route
+        if before is not None and before.key != route.key:
+            self._left(before.placement)
         self._known.move_to_end(tenant_id)
         while len(self._known) > self._entries_max:
             self._known.popitem(last=False)
+
+
+async def _shielded(task: asyncio.Task[_T]) -> _T:
+    """What the task gives; who stops waiting does not stop it for the others."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if task.cancelled():
+            raise ServerUnavailableError("the runtime is closing") from None
+        raise

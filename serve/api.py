@@ -25,6 +25,7 @@ from tenancy.data_isolation.serve.edge import Edge
 from tenancy.data_isolation.serve.health_routes import HealthRoutes
 from tenancy.data_isolation.serve.http_metrics import HttpMetrics
 from tenancy.data_isolation.serve.key_routes import KeyRoutes
+from tenancy.data_isolation.serve.move_routes import MoveRoutes
 from tenancy.data_isolation.serve.openapi import document
 from tenancy.data_isolation.serve.operation_routes import OperationRoutes
 from tenancy.data_isolation.serve.problems import (
@@ -77,6 +78,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         queries,
         SchemaRoutes(services, requests),
         OperationRoutes(services, requests),
+        MoveRoutes(services, requests),
         KeyRoutes(services, requests),
         HealthRoutes(services, metrics),
     ):

@@ -62,13 +62,22 @@ class HttpReplica:
             await self._composition.close()
 
 
-def start_actors(configuration: ActorConfiguration, path: Path) -> None:
-    """Start the shared tenant actors. Blocks. Raises `SetupError`."""
+def start_actors(configuration: ActorConfiguration, path: Path) -> remote.Handle:
+    """Start the shared tenant actors, and let the mover begin to start. Blocks.
+
+    Returns the mover, for `wait_for_mover`. Raises `SetupError`.
+    """
     remote.start_shared_actors(configuration, path)
+    return remote.start_mover(path)
+
+
+def wait_for_mover(mover: remote.Handle, settings: Settings) -> None:
+    """Wait until moves are carried out. Blocks. Raises `SetupError`s."""
+    remote.wait_for_mover(mover, settings.actor_restart_timeout_s)
 
 
 def stop_actors() -> None:
-    """End all tenant actors, in peace where they answer. Blocks."""
+    """End the mover and all tenant actors, in peace where they answer. Blocks."""
     if ray.is_initialized():
         remote.stop_actors()
 

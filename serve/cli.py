@@ -18,6 +18,7 @@ from tenancy.data_isolation.serve import (
     cli_demo,
     cli_doctor,
     cli_key,
+    cli_move,
     cli_operation,
     cli_runtime,
     cli_schema,
@@ -46,6 +47,7 @@ cli_doctor.add_commands(app)
 cli_data.add_commands(app)
 cli_demo.add_commands(app)
 app.add_typer(cli_tenant.app, name="tenant", help="Make, list and change tenants.")
+app.add_typer(cli_move.app, name="move", help="Moves of tenants that were started.")
 app.add_typer(cli_schema.app, name="schema", help="The schema that all tenants have.")
 app.add_typer(cli_key.app, name="key", help="API keys.")
 app.add_typer(cli_operation.app, name="operation", help="Named operations.")

@@ -327,9 +327,9 @@ def _asked(state: RuntimeState) -> RuntimeState:
         return state
     try:
         status, body = state.endpoint().ask("/readyz", _READY_TIMEOUT_S)
-        if status == HTTPStatus.OK:
-            return state
         said = _unready(body)
+        if status == HTTPStatus.OK and not said:
+            return state
     except TenancyError as error:
         said = error.detail
     except OSError as error:

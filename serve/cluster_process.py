@@ -1,4 +1,4 @@
-"""The process that Ray belongs to: it starts Ray, the tenant actors and the HTTP endpoint.
+"""The process that Ray belongs to: it starts Ray, the actors and the HTTP endpoint.
 
 It is the daemon's child and not the daemon itself, because a process that has lost Ray's own
 processes cannot go on with new ones. The daemon then starts another one. Told by lines of JSON on
@@ -185,9 +185,11 @@ def _start(plan: ClusterPlan, settings: Settings) -> None:
     from tenancy.data_isolation.serve import app
 
     _say(step="starting the tenant actors")
-    app.start_actors(read_configuration(plan.configuration), plan.configuration)
+    mover = app.start_actors(read_configuration(plan.configuration), plan.configuration)
     _say(step="starting the HTTP endpoint")
     app.start_endpoint(settings, plan.configuration)
+    # It has started meanwhile: the endpoint takes longer.
+    app.wait_for_mover(mover, settings)
 
 
 def _watch(asked: threading.Event) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from tenancy.data_isolation.actors.channel import ActorLostError
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
+from tenancy.data_isolation.actors.directory import MOVER_NAME
 from tenancy.data_isolation.actors.gateway import ActorGateway
 from tenancy.data_isolation.core import EngineConfig
 from tenancy.data_isolation.core.clock import SystemClock
+from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
@@ -38,7 +41,13 @@ class Composition:
             gateway = ActorGateway(configuration.directory, configuration.public_settings())
             stack.push_async_callback(gateway.close)
             probes = {**database_probes(engine), "actors": _actors_probe(gateway, configuration)}
-            services = await open_services(engine, gateway, stack, probes=probes)
+            services = await open_services(
+                engine,
+                gateway,
+                stack,
+                probes=probes,
+                advisory_probes={"moves": _mover_probe(gateway)},
+            )
             return cls(services, stack.pop_all())
 
     async def close(self) -> None:
@@ -52,6 +61,7 @@ async def open_services(
     closing: AsyncExitStack,
     *,
     probes: Mapping[str, Probe] | None = None,
+    advisory_probes: Mapping[str, Probe] | None = None,
 ) -> Services:
     """What the routes need, over an engine that is open and a way to tenants."""
     settings = engine.settings
@@ -70,8 +80,10 @@ async def open_services(
         named_operations=engine.named_operations,
         fleet=engine.fleet,
         relations=engine.relations,
+        moves=engine.moves,
         tokens=token_verifier(settings, clock),
         probes=database_probes(engine) if probes is None else probes,
+        advisory_probes=advisory_probes or {},
         clock=clock,
     )
 
@@ -99,5 +111,19 @@ def _actors_probe(gateway: ActorGateway, configuration: ActorConfiguration) -> P
 
     async def probe() -> None:
         await asyncio.gather(*(gateway.strategy_counts() for _ in range(count)))
+
+    return probe
+
+
+def _mover_probe(gateway: ActorGateway) -> Probe:
+    """Whether moves are carried out."""
+
+    async def probe() -> None:
+        try:
+            await gateway.call(MOVER_NAME, "health")
+        except ActorLostError as error:
+            raise UnavailableError(
+                f"moves stand still: the mover cannot be reached: {error}"
+            ) from None
 
     return probe

@@ -66,10 +66,11 @@ class HealthRoutes:
     async def ready(self, request: Request) -> Response:
         """Ask everything that is needed, at the same time."""
         check_parameters(request)
-        probes = self._services.probes
+        needed = self._services.probes
+        probes = {**needed, **self._services.advisory_probes}
         found = await asyncio.gather(*(_asked(probe) for probe in probes.values()))
         checks = dict(zip(probes, found, strict=True))
-        well = all(text == _OK for text in found)
+        well = all(checks[name] == _OK for name in needed)
         answer = ReadinessAnswer(status="ok" if well else "unavailable", checks=checks)
         return json_answer(
             answer.model_dump(),

@@ -430,7 +430,10 @@ class HealthAnswer(Answer):
 
 
 class ReadinessAnswer(Answer):
-    """What is needed to serve, and whether it answers (`ok`, or why not)."""
+    """What is needed to serve, and whether it answers (`ok`, or why not).
+
+    `moves` is for information: tenants are served while moves stand still.
+    """
 
     status: Literal["ok", "unavailable"]
     checks: dict[str, str]

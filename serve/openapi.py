@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from tenancy.data_isolation.core.identifiers import TENANT_ID_PATTERN, WORD_PATTERN
+from tenancy.data_isolation.core.move import MOVE_ID_PATTERN
 from tenancy.data_isolation.serve import models, problems
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -56,7 +57,15 @@ _FORMS: Mapping[str, Mapping[str, Any]] = {
     "tenant_id": {"pattern": f"^{TENANT_ID_PATTERN}$"},
     "name": {"pattern": f"^{WORD_PATTERN}$"},
     "key_id": {"pattern": "^[0-9a-f]{16}$"},
+    "move_id": {"pattern": f"^{MOVE_ID_PATTERN}$"},
     "limit": {"minimum": 1},
+}
+
+#: Of which form the `after` of a listing is.
+_LISTED_BY: Mapping[str, str] = {
+    "/v1/tenants": "tenant_id",
+    "/v1/moves": "move_id",
+    "/v1/tenants/{tenant_id}/moves": "move_id",
 }
 
 _WAIT = {
@@ -157,8 +166,8 @@ def _tell_forms(path: str, operation: dict[str, Any]) -> None:
     """Say which form parameters have."""
     for parameter in operation.get("parameters", ()):
         name = parameter["name"]
-        if name == "after" and path == "/v1/tenants":
-            name = "tenant_id"
+        if name == "after":
+            name = _LISTED_BY.get(path, name)
         form = _FORMS.get(name, {})
         schema = parameter["schema"]
         for shape in schema.get("anyOf", [schema]):

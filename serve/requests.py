@@ -49,6 +49,17 @@ class Requests:
         caller.require_admin()
         return tenant_id
 
+    async def caller(self, request: Request) -> Caller:
+        """The caller, for a path that names no tenant.
+
+        The request counts as one of the caller's, when that is a tenant (`RateLimitedError`).
+        """
+        check_parameters(request)
+        caller = await self._authenticator.caller(request.headers)
+        if caller.tenant_id is not None:
+            admitted(request).take_tenant(caller.tenant_id)
+        return caller
+
     async def caller_of(self, request: Request, name: str) -> tuple[Caller, TenantId]:
         """The caller, and the tenant that the path names."""
         check_parameters(request)

@@ -10,6 +10,7 @@ from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
+from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
@@ -25,7 +26,8 @@ class Services:
     """The objects behind the routes. All belong to the event loop that serves.
 
     `orchestrator` must have been initialized over an `OperationGateway`, so that it makes no
-    tenants. `probes` are what `/readyz` asks.
+    tenants. `probes` are what `/readyz` asks; tenants can be served without what the advisory
+    ones ask.
     """
 
     settings: Settings
@@ -38,6 +40,9 @@ class Services:
     fleet: Fleet
     #: The tenants' tables and views as they are now, in the order of their names.
     relations: Callable[[], Awaitable[Sequence[VisibleRelation]]]
+    #: Plans moves and records them; another process carries them out.
+    moves: Moves
     tokens: TokenVerifier | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    advisory_probes: Mapping[str, Probe] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)

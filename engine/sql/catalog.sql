@@ -150,6 +150,7 @@ create table catalog.move (
 create unique index move_of_tenant on catalog.move (tenant_no)
 where not (cleaned and state in ('confirmed', 'failed', 'cancelled', 'rolled_back'));
 create index on catalog.move (created_at, move_id);
+create index on catalog.placement (changed_at);
 grant select, insert, update, delete on catalog.move to tenancy_control;
 
 -- name: add_server
@@ -196,6 +197,19 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
        p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
+
+-- name: moved
+-- The catalog's time, and tenants whose placement has changed since $1, newest first. Going back by
+-- some seconds, because a change is seen when it is committed and has the time at which it was made.
+select clock_timestamp() as now, m.tenant_id, m.epoch
+from (select) x
+left join lateral (
+    select t.tenant_id, p.epoch
+    from catalog.placement p join catalog.tenant t using (tenant_no)
+    where p.changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+    order by p.changed_at desc
+    limit $2
+) m on true;
 
 -- name: tenants
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,

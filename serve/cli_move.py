@@ -1,0 +1,432 @@
+"""`tenancy tenant move` and `tenancy move`: moves of tenants.
+
+A move is carried out by the runtime. These commands start it, watch it and decide about it; when
+one of them ends, for whatever reason, the move goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+
+from tenancy.data_isolation.core import IsolationLevel, Settings
+from tenancy.data_isolation.core.move import PRIORITY_RANGE
+from tenancy.data_isolation.serve.runtime_client import AnswerError, RuntimeClient, segment
+from tenancy.data_isolation.serve.terminal import (
+    STATUS_ERROR,
+    STATUS_INTERRUPTED,
+    STATUS_USAGE,
+    AsJson,
+    CommandError,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    say,
+    visible,
+)
+
+_PATH: Final = "/v1/moves"
+_PAGE: Final = 500
+_POLL_S: Final = 0.25
+#: How long the runtime may be away while somebody waits for a move: long enough to start again.
+_AWAY_MAX_S: Final = 120.0
+#: Planning counts the tenant's rows.
+_START_TIMEOUT_S: Final = 600.0
+_PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
+#: Phases in which somebody has to decide, or nothing is left to do.
+_OPEN: Final = frozenset({"open", "settled"})
+_SETTLED: Final = frozenset({"settled"})
+
+MoveId = Annotated[str, typer.Argument(metavar="MOVE", help="The move's id, m_...")]
+Wait = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait until it is done, and show how far it is.")
+]
+
+app = typer.Typer(no_args_is_help=True)
+
+
+def add_commands(tenants: typer.Typer) -> None:
+    """Add `move` to the commands of tenants."""
+    tenants.command("move")(move)
+
+
+def move(
+    tenant: Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id.")],
+    level: Annotated[
+        IsolationLevel | None, typer.Option("--to", help="How the data shall be kept apart.")
+    ] = None,
+    server: Annotated[str | None, typer.Option("--server", help="The server to go to.")] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="The region of the server to go to.")
+    ] = None,
+    priority: Annotated[
+        int,
+        typer.Option(
+            "--priority",
+            min=_PRIORITY_MIN,
+            max=_PRIORITY_MAX,
+            help="Of the moves that wait, the highest goes first.",
+        ),
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would do, and start nothing.")
+    ] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Confirm it as soon as it is open.")
+    ] = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Move a tenant to another isolation level, server or region while it is in use.
+
+    Waits until the move is open: the tenant works at the new place then, and the move can be
+    confirmed or rolled back. With --dry-run the exit status is 1 when the move is not possible.
+    """
+    if level is None and server is None and region is None:
+        raise CommandError("say where to: --to, --server or --region", status=STATUS_USAGE)
+    if confirm and (dry_run or not wait):
+        other = "--dry-run" if dry_run else "--no-wait"
+        raise CommandError(f"--confirm does not go with {other}", status=STATUS_USAGE)
+    given = {"isolation_level": level and level.value, "server": server, "region": region}
+    body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    path = f"/v1/tenants/{segment(tenant)}/moves"
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        if dry_run:
+            plan = client.post(path, body | {"dry_run": True}, timeout_s=_START_TIMEOUT_S)
+            _tell_plan(plan, as_json)
+            return
+        found = client.post(path, body | {"priority": priority}, timeout_s=_START_TIMEOUT_S)
+        if wait:
+            found = _Watch(client).until(found, _OPEN)
+        if confirm and found["state"] == "open":
+            asked = client.post(f"{_PATH}/{found['move_id']}/confirm")
+            found = _Watch(client).until(asked, _SETTLED)
+    _tell(found, as_json)
+    _check_end(found, {"confirmed"})
+
+
+@app.command("list")
+def list_moves(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Of this tenant alone.")] = None,
+    unsettled: Annotated[
+        bool, typer.Option("--unsettled", help="Only those of which something is left to do.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many; all when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List moves, the newest first."""
+    found: list[dict[str, Any]] = []
+    following: str | None = None
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        while limit is None or len(found) < limit:
+            wanted = _PAGE if limit is None else min(_PAGE, limit - len(found))
+            page = client.get(
+                _PATH,
+                tenant_id=tenant,
+                after=following,
+                limit=wanted,
+                unsettled="true" if unsettled else None,
+            )
+            found += page["moves"]
+            following = page["next"]
+            if following is None:
+                break
+    if as_json:
+        print_json({"moves": found, "next": following})
+        return
+    columns = ("move_id", "tenant_id", "state", "phase", "from", "to", "rows", "created_at")
+    print_table(columns, [_row(item) for item in found])
+    note(f"({len(found)} move{'' if len(found) == 1 else 's'})")
+
+
+@app.command()
+def show(move_id: MoveId, as_json: AsJson = False) -> None:
+    """Show a move: how far it has come, and the proof of it."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found = client.get(f"{_PATH}/{segment(move_id)}")
+    if as_json:
+        print_json(found)
+        return
+    _print(found)
+    _print_report(found["report"])
+
+
+@app.command("confirm")
+def confirm_move(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Let the tenant stay where it is now, and take away what is at its old place."""
+    _ask(move_id, "confirm", "confirmed", wait=wait, as_json=as_json)
+
+
+@app.command()
+def rollback(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Bring the tenant back to its old place, with all that it has written since."""
+    _ask(move_id, "rollback", "rolled_back", wait=wait, as_json=as_json)
+
+
+@app.command()
+def cancel(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+    """Give a move up that is not open yet; the tenant stays where it is."""
+    _ask(move_id, "cancel", "cancelled", wait=wait, as_json=as_json)
+
+
+@app.command()
+def pause(move_id: MoveId, as_json: AsJson = False) -> None:
+    """Let a move stand still; the tenant goes on working."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        _tell(client.post(f"{_PATH}/{segment(move_id)}/pause"), as_json)
+
+
+@app.command()
+def resume(move_id: MoveId, as_json: AsJson = False) -> None:
+    """Let a move that was paused go on."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        _tell(client.post(f"{_PATH}/{segment(move_id)}/resume"), as_json)
+
+
+def _ask(move_id: str, what: str, end: str, *, wait: bool, as_json: bool) -> None:
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found = client.post(f"{_PATH}/{segment(move_id)}/{what}")
+        if wait:
+            found = _Watch(client).until(found, _SETTLED)
+    _tell(found, as_json)
+    _check_end(found, {end})
+
+
+def _check_end(found: dict[str, Any], wanted: Collection[str]) -> None:
+    """Exit with an error when the move has come to another end than the one that was wanted."""
+    if found["settled"] and found["state"] not in wanted:
+        raise typer.Exit(STATUS_ERROR)
+
+
+# Watching
+
+
+class _Watch:
+    """Follows one move, telling on standard error how far it has come."""
+
+    def __init__(self, client: RuntimeClient) -> None:
+        self._client = client
+
+    def until(self, found: dict[str, Any], phases: Collection[str]) -> dict[str, Any]:
+        """The move once it is in one of `phases`. Ctrl-C leaves it going."""
+        move_id = found["move_id"]
+        try:
+            with _telling() as told:
+                told(found)
+                while found["phase"] not in phases:
+                    time.sleep(_POLL_S)
+                    found = self._asked(move_id)
+                    told(found)
+        except KeyboardInterrupt:
+            raise CommandError(
+                f"interrupted; move {move_id} goes on ({found['phase']})",
+                _hint(found),
+                STATUS_INTERRUPTED,
+            ) from None
+        return found
+
+    def _asked(self, move_id: str) -> dict[str, Any]:
+        """The move as it is now; a runtime that is away for a while is waited for."""
+        deadline = time.monotonic() + _AWAY_MAX_S
+        while True:
+            try:
+                found: dict[str, Any] = self._client.get(f"{_PATH}/{move_id}")
+                return found
+            except CommandError as error:
+                known = isinstance(error, AnswerError) and not error.retryable
+                if known or time.monotonic() > deadline:
+                    raise CommandError(
+                        f"{error}; move {move_id} goes on when the runtime does",
+                        f"tenancy move show {move_id}",
+                    ) from None
+            time.sleep(_POLL_S)
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on a terminal; elsewhere a line whenever another phase begins."""
+    if not sys.stderr.isatty():
+        phases: list[str] = []
+
+        def tell(found: dict[str, Any]) -> None:
+            if phases[-1:] != [found["phase"]]:
+                phases.append(found["phase"])
+                note(f"{found['move_id']}: {_words(found['phase'])}")
+
+        yield tell
+        return
+    with bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.TextColumn("{task.completed:,} of {task.fields[rows]:,} rows", markup=False),
+        bars.TextColumn("{task.fields[more]}", markup=False),
+        bars.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=None, rows=0, more="")
+
+        def report(found: dict[str, Any]) -> None:
+            how = found["progress"]
+            progress.update(
+                task,
+                description=f"{found['move_id']} {_words(found['phase'])}",
+                completed=how["rows_copied"],
+                total=how["rows_total"] or None,
+                rows=how["rows_total"],
+                more=_more(how),
+            )
+
+        yield report
+
+
+def _more(how: dict[str, Any]) -> str:
+    parts = [_bytes(how["bytes_copied"])]
+    if how["backlog_rows"]:
+        parts.append(f"{how['backlog_rows']:,} behind")
+    if how["remaining_s"]:
+        parts.append(f"about {_seconds(how['remaining_s'])} left")
+    return ", ".join(parts)
+
+
+# Printing
+
+
+def _tell_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+    else:
+        _print_plan(plan)
+    if not plan["possible"]:
+        raise typer.Exit(STATUS_ERROR)
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    print_fields(
+        [
+            ("tenant", plan["tenant_id"]),
+            ("from", _place(plan["source"])),
+            ("to", _place(plan["target"])),
+            ("rows", f"{plan['rows']:,} in {plan['tables']} tables, {_bytes(plan['bytes'])}"),
+            (
+                "to build",
+                f"{plan['indexes']} indexes, {plan['constraints']} constraints, "
+                f"{plan['sequences']} sequences",
+            ),
+            ("takes", f"about {_seconds(plan['duration_s'])}"),
+            ("pause", f"about {plan['pause_ms']:g} ms"),
+            ("possible", "yes" if plan["possible"] else "no"),
+        ]
+    )
+    for refusal in plan["refused"]:
+        say(f"- {visible(refusal['detail'])}")
+
+
+def _tell(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json({name: value for name, value in found.items() if name != "report"})
+        return
+    _print(found)
+    hint = _hint(found)
+    if hint is not None:
+        say(f"next: {hint}")
+
+
+def _print(found: dict[str, Any]) -> None:
+    how = found["progress"]
+    state = found["state"]
+    if found["phase"] not in (state, "settled"):
+        state = f"{state} ({_words(found['phase'])})"
+    copied = f"{how['rows_copied']:,} of {how['rows_total']:,}, {_bytes(how['bytes_copied'])}"
+    fields = [
+        ("move", found["move_id"]),
+        ("tenant", found["tenant_id"]),
+        ("state", state),
+        ("from", _place(found["source"])),
+        ("to", _place(found["target"])),
+        ("priority", found["priority"] or None),
+        ("copied", f"{copied}, in {how['tables_copied']} of {how['tables_total']} tables"),
+        ("behind", how["backlog_rows"] or None),
+        ("attempts", how["cutover_attempts"] or None),
+        ("failures", how["failures"] or None),
+        ("error", found["error"]),
+        ("begun", found["created_at"]),
+        ("open since", found["opened_at"]),
+        ("confirms", found["confirms_at"]),
+    ]
+    print_fields([(name, value) for name, value in fields if value is not None])
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    for name, title in (("cutover", "cutover"), ("rollback", "rollback")):
+        took = report.get(name)
+        if took is not None:
+            say(
+                f"{title}: held for {took['held_ms']:g} ms after {took['drain_ms']:g} ms of waiting"
+            )
+    for name, title in (("before", "before the cutover"), ("after", "after the cutover")):
+        tables = report.get(name)
+        if tables:
+            say("")
+            say(f"compared {title}:")
+            columns = ("table", "rows", "source", "target", "left_out", "equal")
+            print_table(columns, [[item[column] for column in columns] for item in tables])
+
+
+def _hint(found: dict[str, Any]) -> str | None:
+    """What to do next; None when there is nothing to do."""
+    move_id = found["move_id"]
+    match found["phase"]:
+        case "settled":
+            return None
+        case "open":
+            return f"tenancy move confirm {move_id}, or tenancy move rollback {move_id}"
+        case "paused":
+            return f"tenancy move resume {move_id}, or tenancy move cancel {move_id}"
+        case _:
+            return f"tenancy move show {move_id}"
+
+
+def _row(found: dict[str, Any]) -> list[Any]:
+    how = found["progress"]
+    return [
+        *(found[name] for name in ("move_id", "tenant_id", "state", "phase")),
+        _place(found["source"]),
+        _place(found["target"]),
+        how["rows_total"],
+        found["created_at"],
+    ]
+
+
+def _place(place: dict[str, Any]) -> str:
+    return f"{place['isolation_level']} on {place['server']}"
+
+
+def _words(phase: str) -> str:
+    return phase.replace("_", " ")
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1_000:
+            return f"{size:.3g} {unit}"
+        size /= 1_000
+    return f"{size:.3g} TB"
+
+
+def _seconds(duration_s: float) -> str:
+    if duration_s < 120:
+        return f"{duration_s:.3g} s"
+    minutes = round(duration_s / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.3g} h"

@@ -1,0 +1,238 @@
+"""What the HTTP interface takes and gives of moves: shapes as in `models`, and how they are made.
+
+A place is told as level and server; names of database objects stay inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, assert_never
+
+from pydantic import ConfigDict, Field
+
+from tenancy.data_isolation.core import IsolationLevel
+from tenancy.data_isolation.core.move import PRIORITY_RANGE, Move, MoveState, MoveWish
+from tenancy.data_isolation.core.types import Placement
+from tenancy.data_isolation.engine.driver_errors import without_runtime
+from tenancy.data_isolation.engine.move_plan import MovePlan, RefusalCode
+from tenancy.data_isolation.serve.models import Answer, Body, Word
+
+_PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
+
+
+class MovePhase(StrEnum):
+    """What happens to a move just now."""
+
+    #: It has not begun: others are carried out, or nobody has taken it up yet.
+    WAITING = "waiting"
+    PAUSED = "paused"
+    PREPARING = "preparing"
+    COPYING = "copying"
+    CATCHING_UP = "catching_up"
+    CUTTING_OVER = "cutting_over"
+    #: The tenant works at the target, and somebody has to decide: confirm, or roll back.
+    OPEN = "open"
+    CONFIRMING = "confirming"
+    ROLLING_BACK = "rolling_back"
+    CANCELLING = "cancelling"
+    #: Decided; what is left at the other side is being taken away.
+    CLEANING_UP = "cleaning_up"
+    #: Nothing is left to do.
+    SETTLED = "settled"
+
+
+class MoveBody(Body):
+    """Where a tenant shall go; what is left out stays as it is, and something has to be named."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"isolation_level": "schema"},
+                {"isolation_level": "database", "server": "main", "dry_run": True},
+            ]
+        }
+    )
+
+    isolation_level: Annotated[IsolationLevel, Field(strict=False)] | None = None
+    server: Word | None = None
+    region: Word | None = Field(
+        default=None, description="Some server of the region, when no `server` is named."
+    )
+    priority: int = Field(
+        default=0,
+        ge=_PRIORITY_MIN,
+        le=_PRIORITY_MAX,
+        description="Of the moves that wait for their turn, the highest goes first.",
+    )
+    dry_run: bool = Field(
+        default=False, description="Answer with the plan, and start nothing: 200 in place of 202."
+    )
+
+
+class PlaceAnswer(Answer):
+    """A side of a move."""
+
+    isolation_level: IsolationLevel
+    server: str
+
+
+class MoveRefusalAnswer(Answer):
+    """One thing that stands against a move."""
+
+    code: RefusalCode
+    subject: str = Field(description="What it is about: the tenant, a server, a table, a move.")
+    detail: str
+
+
+class MovePlanAnswer(Answer):
+    """What a move would do, and everything that stands against it. Nothing was started."""
+
+    tenant_id: str
+    source: PlaceAnswer
+    target: PlaceAnswer
+    possible: bool = Field(description="Whether nothing stands against it.")
+    refused: list[MoveRefusalAnswer]
+    tables: int
+    rows: int = Field(description="The tenant's own; 0 when counting them would take too long.")
+    bytes: int
+    indexes: int
+    constraints: int
+    sequences: int
+    duration_s: float = Field(description="How long it may take until it is open; an estimate.")
+    pause_ms: float = Field(description="How long the tenant may be held; an estimate.")
+
+
+class MoveProgressAnswer(Answer):
+    """How far a move has come."""
+
+    rows_total: int
+    rows_copied: int
+    bytes_copied: int = Field(description="As the rows travelled.")
+    backlog_rows: int = Field(description="Changed rows that are not copied yet, as last seen.")
+    passes: int
+    tables_total: int
+    tables_copied: int
+    cutover_attempts: int = Field(description="Attempts to hold the tenant that came to nothing.")
+    failures: int = Field(description="Failures in a row of anything else.")
+    remaining_s: float | None = Field(
+        description="Until the copy is complete, estimated; null when nothing is known."
+    )
+
+
+class MoveAnswer(Answer):
+    """A move."""
+
+    move_id: str
+    tenant_id: str
+    state: MoveState
+    phase: MovePhase
+    source: PlaceAnswer
+    target: PlaceAnswer
+    priority: int
+    paused: bool
+    wish: MoveWish | None = Field(description="What was asked for and is not granted yet.")
+    progress: MoveProgressAnswer
+    error: str | None = Field(description="What stood in its way last.")
+    created_at: datetime
+    changed_at: datetime
+    opened_at: datetime | None
+    confirms_at: datetime | None = Field(
+        description="When a move that is open is confirmed by itself (TENANCY_MOVE_RETENTION_S)."
+    )
+    settled: bool = Field(description="Whether nothing is left to do for it.")
+
+
+class MoveReportAnswer(MoveAnswer):
+    """A move, with the proof of it."""
+
+    report: dict[str, Any] = Field(
+        description=(
+            "`before` and `after`: per table the rows and the digests of both sides, before the "
+            "tenant changed its place and after it; `cutover` and `rollback`: how long that took."
+        )
+    )
+
+
+class MovesAnswer(Answer):
+    """One page of moves, the newest first. `next` is the `after` of the next page."""
+
+    moves: list[MoveAnswer]
+    next: str | None
+
+
+def plan_answer(plan: MovePlan) -> MovePlanAnswer:
+    """A plan as the interface has it."""
+    return MovePlanAnswer.model_validate(plan.document())
+
+
+def move_answer(move: Move, retention_s: float) -> MoveAnswer:
+    """A move as the interface has it."""
+    return MoveAnswer(**_fields(move, retention_s))
+
+
+def move_report(move: Move, retention_s: float) -> MoveReportAnswer:
+    """A move with its report."""
+    return MoveReportAnswer(**_fields(move, retention_s), report=dict(move.report))
+
+
+def _fields(move: Move, retention_s: float) -> dict[str, Any]:
+    is_open = move.state is MoveState.OPEN and move.opened_at is not None
+    return {
+        "move_id": move.move_id,
+        "tenant_id": move.tenant_id,
+        "state": move.state,
+        "phase": phase_of(move),
+        "source": _place(move.source),
+        "target": _place(move.target),
+        "priority": move.priority,
+        "paused": move.paused,
+        "wish": move.wish,
+        "progress": MoveProgressAnswer(**asdict(move.progress)),
+        "error": None if move.error is None else without_runtime(move.error),
+        "created_at": move.created_at,
+        "changed_at": move.changed_at,
+        "opened_at": move.opened_at,
+        "confirms_at": move.opened_at + timedelta(seconds=retention_s)
+        if is_open and move.opened_at is not None
+        else None,
+        "settled": move.is_settled,
+    }
+
+
+def phase_of(move: Move) -> MovePhase:
+    """What happens to a move just now."""
+    if move.state.is_final:
+        return MovePhase.SETTLED if move.cleaned else MovePhase.CLEANING_UP
+    if move.reversing:
+        return MovePhase.ROLLING_BACK
+    match move.wish:
+        case MoveWish.CANCEL:
+            return MovePhase.CANCELLING
+        case MoveWish.CONFIRM:
+            return MovePhase.CONFIRMING
+        case MoveWish.ROLLBACK:
+            return MovePhase.ROLLING_BACK
+        case None:
+            pass
+        case _:
+            assert_never(move.wish)
+    if move.paused and move.state is not MoveState.OPEN:
+        return MovePhase.PAUSED
+    return _PHASES[move.state]
+
+
+_PHASES = {
+    MoveState.PLANNED: MovePhase.WAITING,
+    MoveState.PREPARING: MovePhase.PREPARING,
+    MoveState.COPYING: MovePhase.COPYING,
+    MoveState.CATCHING_UP: MovePhase.CATCHING_UP,
+    MoveState.VERIFIED: MovePhase.CUTTING_OVER,
+    MoveState.CUTTING_OVER: MovePhase.CUTTING_OVER,
+    MoveState.OPEN: MovePhase.OPEN,
+}
+
+
+def _place(placement: Placement) -> PlaceAnswer:
+    return PlaceAnswer(isolation_level=placement.level, server=placement.server)
