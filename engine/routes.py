@@ -4,7 +4,8 @@ Rules this module keeps:
 
 * What is remembered may be out of date and never does harm: PostgreSQL refuses a session that is
   bound under an old epoch, before anything runs, and then the catalog is asked again.
-* Only an active tenant takes operations.
+* Only an active tenant takes operations, and at level DATABASE only once its database is at the
+  version of this release (`tenant_databases`).
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
 """
 
@@ -31,6 +32,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 
 _T = TypeVar("_T")
 
@@ -63,10 +65,18 @@ def active_placement(tenant: Tenant) -> Placement:
 class Routes:
     """The ways to tenants. Belongs to one event loop."""
 
-    def __init__(self, *, settings: Settings, catalog: Catalog, keys: BindingKeys) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        keys: BindingKeys,
+        databases: TenantDatabases,
+    ) -> None:
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
+        self._databases = databases
         self._tiers = settings.tier_limits
         self._allowances = Allowances(settings.tenant_cache_entries)
         #: In the order in which they were learned.
@@ -125,7 +135,7 @@ class Routes:
         """Ask the catalog, once for all that want to know at the same time."""
         task = self._asking.get(tenant_id)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._catalog.tenant(tenant_id))
+            task = asyncio.get_running_loop().create_task(self._look(tenant_id))
             self._asking[tenant_id] = task
             task.add_done_callback(lambda done: self._answered(tenant_id, done))
         try:
@@ -134,6 +144,12 @@ class Routes:
             if task.cancelled():
                 raise ServerUnavailableError("the runtime is closing") from None
             raise
+
+    async def _look(self, tenant_id: TenantId) -> Tenant:
+        tenant = await self._catalog.tenant(tenant_id)
+        if tenant.status is TenantStatus.ACTIVE:
+            await self._databases.ensure(tenant)
+        return tenant
 
     def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
         del self._asking[tenant_id]

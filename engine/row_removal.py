@@ -19,6 +19,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
 from tenancy.data_isolation.engine.fence import remove_fence
+from tenancy.data_isolation.engine.runner import check_runner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -122,6 +123,7 @@ class _Removal:
     async def _run(self, text: str) -> None:
         for statement in (text, _SETTLE):
             await self._connection.fetchval(_NAMESPACE_SQL.statement("run"), statement)
+        await check_runner(self._connection)
 
     async def _count(self, table: str, limit: int | None) -> int:
         rows = f"select 1 from {self._named(table)} limit $1"  # noqa: S608

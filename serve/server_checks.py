@@ -82,7 +82,14 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     (
         "functions",
         frozenset(
-            {"functions", "definer_functions", "hidden_rights", "own_triggers", "own_tables"}
+            {
+                "functions",
+                "installation",
+                "definer_functions",
+                "hidden_rights",
+                "own_triggers",
+                "own_tables",
+            }
         ),
         "the runtime's are as this release made them, and none runs with other rights",
     ),
@@ -116,7 +123,7 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     ),
     (
         "leftovers",
-        frozenset({"half_way", "placements", "orphans", "fences"}),
+        frozenset({"half_way", "placements", "orphans", "fences", "reachable"}),
         "every tenant of the catalog is there, and nothing else is",
     ),
     ("drift", frozenset({"drift"}), ""),
