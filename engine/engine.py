@@ -100,9 +100,9 @@ class Engine:
             keys=keys,
             namespaces=self.fleet,
         )
-        self._databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
+        self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
         self._routes = Routes(
-            settings=settings, catalog=catalog, keys=keys, databases=self._databases
+            settings=settings, catalog=catalog, keys=keys, databases=self.databases
         )
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
@@ -127,7 +127,7 @@ class Engine:
             servers = await _servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
-            await engine._databases.ensure_all()
+            await engine.databases.ensure_all()
             await engine.fleet.prepare()
             await engine.shapes.refresh()
             engine._closing = stack.pop_all()

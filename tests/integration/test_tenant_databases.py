@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ from typing import Any
 import asyncpg
 import pytest
 from support.earlier_release import as_earlier, earlier_steps, make_runner, own_objects
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant
 from support.install import Install, make_install
 
 from tenancy.data_isolation.core.errors import (
     SetupError,
-    TenancyError,
     UnavailableError,
     UnsafeRoleError,
 )
@@ -67,20 +67,45 @@ async def noted(install: Install) -> dict[int, int]:
     return {row["tenant_no"]: row["version"] for row in rows}
 
 
-@pytest.fixture
-async def tenants(install: Install) -> AsyncIterator[list[Tenant]]:
-    """Three tenants with databases of their own."""
-    async with opened(install) as engine:
-        made = [
+async def _drop(install: Install, tenants: Sequence[Tenant]) -> None:
+    async with install.connected(database="postgres") as admin:
+        names = [*map(database_of, tenants), install.database, template_database(install.settings)]
+        for name in names:
+            await admin.execute(f'drop database if exists "{name}" with (force)')
+        for tenant in tenants:
+            assert tenant.placement is not None
+            await admin.execute(f'drop role if exists "{tenant.placement.role}"')
+
+
+async def _made(install: Install) -> list[Tenant]:
+    async with await Engine.open(install.config) as engine:
+        await engine.apply_migration("0001_users", TABLES)
+        return [
             await make_tenant(engine, name, IsolationLevel.DATABASE)
             for name in ("acme", "birch", "cedar")
         ]
-    yield made
-    async with install.connected(database="postgres") as admin:
-        for tenant in made:
-            assert tenant.placement is not None
-            await admin.execute(f'drop database "{tenant.placement.database}" with (force)')
-            await admin.execute(f'drop role "{tenant.placement.role}"')
+
+
+@pytest.fixture(scope="module")
+def stage(
+    installed_model: Install, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Install, list[Tenant]]]:
+    """An installation with three tenants with databases of their own. Tests leave it current."""
+    home = tmp_path_factory.mktemp("own_databases")
+    made = make_install(installed_model.server, f"own_{secrets.token_hex(5)}", home)
+    found = asyncio.run(_made(made))
+    yield made, found
+    asyncio.run(_drop(made, found))
+
+
+@pytest.fixture
+def install(stage: tuple[Install, list[Tenant]]) -> Install:
+    return stage[0]
+
+
+@pytest.fixture
+def tenants(stage: tuple[Install, list[Tenant]]) -> list[Tenant]:
+    return stage[1]
 
 
 @asynccontextmanager
@@ -101,7 +126,7 @@ async def test_what_an_earlier_release_has_set_up_becomes_what_this_one_sets_up(
     installed_model: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """By its own steps, not by undoing ours."""
-    install = make_install(installed_model.server, "earlier_one", tmp_path)
+    install = make_install(installed_model.server, f"earlier_{secrets.token_hex(5)}", tmp_path)
     databases = (str(install.database), str(template_database(install.settings)))
     boot = bootstrap.Bootstrap(
         settings=install.settings, master_key=install.master_key, servers=(install.server_config,)
@@ -110,7 +135,7 @@ async def test_what_an_earlier_release_has_set_up_becomes_what_this_one_sets_up(
         with monkeypatch.context() as patch:
             patch.setattr(installation, "STEPS", earlier_steps())
             # What it leaves is unsafe by the rules of this release.
-            with pytest.raises(UnsafeRoleError, match="tenancy.tenant belongs to tenancy_owner"):
+            with pytest.raises(UnsafeRoleError, match=r"tenancy\.tenant belongs to tenancy_owner"):
                 await boot.run()
         for database in databases:
             async with install.connected(database=database) as admin:
@@ -166,31 +191,31 @@ async def test_a_start_that_is_killed_at_any_statement_is_finished_by_the_next(
         wanted = await own_objects(admin)
     execute = asyncpg.Connection.execute
     seen = set()
-    for cut_at in range(1, 60, 4):
-        await take_back(install, tenants)
-        left = cut_at
+    async with await Engine.attach(install.config) as engine:
+        for cut_at in range(1, 60, 4):
+            await take_back(install, [tenant])
+            left = cut_at
 
-        async def cut(self: asyncpg.Connection, *arguments: Any, **options: Any) -> str:
-            nonlocal left
-            if self._params.database == database_of(tenant):
-                left -= 1
-                if left == 0:
-                    self.terminate()
-            return await execute(self, *arguments, **options)
+            async def cut(self: asyncpg.Connection, *arguments: Any, **options: Any) -> str:
+                nonlocal left
+                if self._params.database == database_of(tenant):
+                    left -= 1
+                    if left == 0:
+                        self.terminate()
+                return await execute(self, *arguments, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncpg.Connection, "execute", cut)
-            async with await Engine.open(install.config):
-                pass
-        seen.add(await version_in(install, tenant))
-        assert (await noted(install)).get(tenant.tenant_no) == (_NEWEST if left > 0 else None)
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncpg.Connection, "execute", cut)
+                report = await engine.databases.ensure_all()
+            seen.add(await version_in(install, tenant))
+            assert bool(report.failed) == (left <= 0)
+            assert (await noted(install)).get(tenant.tenant_no) == (_NEWEST if left > 0 else None)
 
-        async with await Engine.open(install.config):
-            pass
-        async with install.connected(database=database_of(tenant)) as admin:
-            assert await own_objects(admin) == wanted
-        if left > 0:
-            break
+            assert (await engine.databases.ensure_all()).failed == ()
+            async with install.connected(database=database_of(tenant)) as admin:
+                assert await own_objects(admin) == wanted
+            if left > 0:
+                break
     # Before the first step, after it, and after the last one.
     assert {2, 3, _NEWEST} <= seen
 
@@ -257,7 +282,12 @@ async def test_one_whose_tables_were_replaced_is_not_touched_and_not_served(
         with pytest.raises(UnavailableError):
             await ask(engine, tenant.tenant_id, "select count(*) from users")
         await ask(engine, tenants[1].tenant_id, "select count(*) from users")
-    assert await version_in(install, tenant) == 2
+        assert await version_in(install, tenant) == 2
+
+        async with install.connected(database=database_of(tenant)) as admin:
+            await admin.execute("drop rule spy on tenancy.fence")
+        await ask(engine, tenant.tenant_id, "select count(*) from users")
+    assert await version_in(install, tenant) == _NEWEST
 
 
 async def test_the_doctor_tells_what_is_behind_and_nothing_that_the_start_will_mend(
@@ -275,6 +305,8 @@ async def test_the_doctor_tells_what_is_behind_and_nothing_that_the_start_will_m
     assert there[0].subject == "schema tenancy"
     assert there[0].problem == f"is at version 2, this release needs {_NEWEST}"
     assert "tenancy up" in there[0].advice
+    async with await Engine.open(install.config):
+        pass
 
 
 async def test_too_many_that_fail_are_left_to_who_uses_them(
@@ -286,14 +318,14 @@ async def test_too_many_that_fail_are_left_to_who_uses_them(
             await admin.execute(f'alter database "{database_of(tenant)}" allow_connections false')
     settings = {"migration_failures_max": 1, "migration_concurrency": 1}
     async with await Engine.open(config_of(install, **settings)) as engine:
-        report = await engine._databases.ensure_all()
+        report = await engine.databases.ensure_all()
         assert (len(report.brought), len(report.failed)) == (0, 1)
         async with install.connected(database="postgres") as admin:
             for tenant in tenants:
                 name = database_of(tenant)
                 await admin.execute(f'alter database "{name}" allow_connections true')
-        assert len((await engine._databases.ensure_all()).brought) == 3
-        assert (await engine._databases.ensure_all()).brought == ()
+        assert len((await engine.databases.ensure_all()).brought) == 3
+        assert (await engine.databases.ensure_all()).brought == ()
 
 
 async def test_a_migration_brings_a_database_there_before_it_changes_it(
@@ -309,49 +341,86 @@ async def test_a_migration_brings_a_database_there_before_it_changes_it(
             assert found.rows == [["late"]]
 
 
-async def test_statements_that_are_at_work_meanwhile_do_not_fail(
+@asynccontextmanager
+async def bound(install: Install, tenant: Tenant) -> AsyncIterator[asyncpg.Connection]:
+    """A session of the tenant's, as the runtime's are."""
+    placement = tenant.placement
+    assert placement is not None
+    async with install.connected(placement.role, placement.database) as session:
+        text = install.binding(
+            tenant.tenant_no,
+            placement.epoch,
+            session.get_server_pid(),
+            database=placement.database,
+        )
+        await session.execute("select set_config('tenancy.binding', $1, false)", text)
+        yield session
+
+
+async def waits(admin: asyncpg.Connection, pids: Sequence[int], count: int) -> None:
+    """Wait until `count` sessions wait for a table's lock, all of `pids` among them."""
+    query = (
+        "select array_agg(distinct pid) from pg_locks where not granted and locktype = 'relation' "
+        "and database = (select oid from pg_database where datname = current_database())"
+    )
+    for _ in range(500):
+        found = await admin.fetchval(query) or []
+        if len(found) >= count and set(pids) <= set(found):
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("nobody waits")
+
+
+async def meanwhile(
+    install: Install, tenant: Tenant, change: Callable[[], Awaitable[None]]
+) -> list[Any]:
+    """What becomes of statements that wait for tables that `change` gives to another role."""
+    counted = "select count(*) from app.users"
+    async with (
+        install.connected(database=database_of(tenant)) as blocker,
+        install.connected(database=database_of(tenant)) as watcher,
+        bound(install, tenant) as one,
+        bound(install, tenant) as two,
+    ):
+        transaction = blocker.transaction()
+        await transaction.start()
+        await blocker.execute("lock table tenancy.binding_key in access share mode")
+        changing = asyncio.create_task(change())
+        await waits(watcher, (), 1)
+        at_work = [asyncio.create_task(session.fetchval(counted)) for session in (one, two)]
+        await waits(watcher, [one.get_server_pid(), two.get_server_pid()], 3)
+        await transaction.rollback()
+        outcomes = await asyncio.gather(*at_work, return_exceptions=True)
+        await changing
+    return outcomes
+
+
+async def test_statements_that_wait_while_the_tables_change_hands_do_not_fail(
     install: Install, tenants: list[Tenant]
 ):
-    await take_back(install, tenants)
     tenant = tenants[0]
-    assert tenant.placement is not None
-    done = 0
-    over = asyncio.Event()
+    await take_back(install, [tenant])
 
-    async def work(connection: asyncpg.Connection) -> None:
-        nonlocal done
-        while not over.is_set():
-            assert await connection.fetchval("select count(*) from app.users") == 3
-            done += 1
+    async def start() -> None:
+        async with await Engine.open(install.config):
+            pass
 
-    async with (
-        install.connected(tenant.placement.role, database_of(tenant)) as one,
-        install.connected(tenant.placement.role, database_of(tenant)) as two,
-    ):
-        for session in (one, two):
-            text = install.binding(
-                tenant.tenant_no,
-                tenant.placement.epoch,
-                session.get_server_pid(),
-                database=database_of(tenant),
-            )
-            await session.execute("select set_config('tenancy.binding', $1, false)", text)
-        async with asyncio.TaskGroup() as group:
-            for session in (one, two):
-                group.create_task(work(session))
-            for _ in range(3):
-                before = done
-                async with await Engine.open(install.config):
-                    pass
-                assert await version_in(install, tenant) == _NEWEST
-                assert done > before
-                async with install.connected(database=database_of(tenant)) as admin:
-                    over_there = "delete from catalog.database"
-                    async with install.connected() as control:
-                        await control.execute(over_there)
-                    assert await admin.fetchval("select tenancy.bound_tenant()") is None
-            over.set()
-    assert done > 0
+    assert await meanwhile(install, tenant, start) == [3, 3]
+    assert await version_in(install, tenant) == _NEWEST
+
+    # The control: in one transaction they would have asked for the keys as somebody else.
+    await take_back(install, [tenant])
+
+    async def at_once() -> None:
+        async with install.connected(database=database_of(tenant)) as admin, admin.transaction():
+            for step in installation.STEPS["tenancy"]:
+                if step.version > 2:
+                    await admin.execute(step.file.statement(step.statement))
+
+    outcomes = await meanwhile(install, tenant, at_once)
+    assert {type(outcome) for outcome in outcomes} == {asyncpg.InsufficientPrivilegeError}
+    async with await Engine.open(install.config):
+        pass
 
 
 async def test_what_a_later_release_has_installed_is_used(install: Install, tenants: list[Tenant]):
@@ -363,16 +432,15 @@ async def test_what_a_later_release_has_installed_is_used(install: Install, tena
         await admin.execute("update tenancy.installation set version = version + 1")
     async with await Engine.open(install.config) as engine:
         await ask(engine, tenant.tenant_id, "select count(*) from users")
+    async with install.connected(database=database_of(tenant)) as admin:
+        await admin.execute("update tenancy.installation set version = version - 1")
+    async with install.connected() as admin:
+        await admin.execute("update catalog.database set version = version - 1")
 
 
 async def test_a_tenant_that_is_deleted_is_not_remembered(install: Install):
-    async with opened(install) as engine:
-        tenant = await make_tenant(engine, "acme", IsolationLevel.DATABASE)
-        assert await noted(install) == {tenant.tenant_no: _NEWEST}
-        await engine.delete_tenant("acme")
-    assert await noted(install) == {}
-
-
-def test_errors_of_this_kind_can_be_tried_again():
-    error: TenancyError = UnavailableError("x")
-    assert error.retryable
+    async with await Engine.attach(install.config) as engine:
+        tenant = await make_tenant(engine, "dogwood", IsolationLevel.DATABASE)
+        assert (await noted(install))[tenant.tenant_no] == _NEWEST
+        await engine.delete_tenant("dogwood")
+    assert tenant.tenant_no not in await noted(install)
