@@ -24,7 +24,7 @@ from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.installation import STEPS, version_findings
+from tenancy.data_isolation.engine.installation import STEPS, installed_version, version_findings
 from tenancy.data_isolation.engine.installed_functions import (
     CHECK as FUNCTIONS,
 )
@@ -193,7 +193,13 @@ class Inspection:
             not_compared=sum(not inside.compared for inside in insides.values()),
             fingerprint=Fingerprint(
                 traits=traits,
-                versions=record.versions,
+                versions=dict(record.versions)
+                | {
+                    key: value
+                    for inside in insides.values()
+                    for key, value in inside.versions.items()
+                },
+                unseen=frozenset(name for name, inside in insides.items() if inside.fences is None),
                 tenants=record.names,
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
@@ -285,11 +291,16 @@ class Inspection:
                 )
                 findings += unlike or []
             rows = await _rows(connection, _PRINT_SQL, "database_traits")
+            versions = {
+                f"{database}/{component}": await installed_version(connection, component)
+                for component in (BINDING_SCHEMA, *([CATALOG_SCHEMA] if catalog else []))
+            }
             fences = await _rows(connection, _LEFT_SQL, "fences")
         return _Inside(
             findings=findings,
             fences=fences,
             traits=_traits(rows, database),
+            versions=versions,
             compared=not schemas or unlike is not None,
         )
 
@@ -386,6 +397,8 @@ class _Inside:
     #: None when nobody has looked.
     fences: Sequence[Row] | None = ()
     traits: Mapping[str, Trait] = field(default_factory=dict)
+    #: `database/schema` → the version of the runtime's own schema.
+    versions: Mapping[str, int] = field(default_factory=dict)
     #: Whether its tables were held against a reference.
     compared: bool = True
     #: Whether the tables of the runtime's own are plain ones, so that they were read.

@@ -27,6 +27,7 @@ from tenancy.data_isolation.engine.drift import (
     Fingerprint,
     Record,
     compared,
+    completed,
     drift_findings,
 )
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
@@ -277,7 +278,8 @@ class _Examination:
             return [], f"the first look: {len(now.traits)} objects noted to compare with"
         kept, changes = compared(record, now)
         if self._options.accept:
-            file.write(fresh)
+            everything = completed(now, record.accepted)
+            file.write(Record(accepted=everything, looked_at=now.taken_at))
             return [], _accepted(changes, now)
         file.write(kept)
         return (

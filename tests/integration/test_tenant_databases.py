@@ -238,6 +238,10 @@ async def test_one_that_cannot_be_entered_stops_only_its_own_tenant(
             assert [item.database for item in told] == [database_of(closed)]
             assert told[0].severity is Severity.BROKEN
             assert "cannot be entered" in told[0].problem
+            seen = looks[0].fingerprint
+            assert seen is not None
+            assert seen.unseen == {database_of(closed)}
+            assert seen.versions[f"{database_of(others[0])}/tenancy"] == _NEWEST
 
             await admin.execute(switch + "true")
             # Nobody has to start anything again.
@@ -264,7 +268,7 @@ async def test_one_that_is_behind_serves_nothing_until_it_is_not(
         await ask(engine, other.tenant_id, "select count(*) from users")
         await transaction.rollback()
 
-        found = await ask(engine, tenant.tenant_id, "select count(*) from plans")
+        found = await ask(engine, tenant.tenant_id, "select count(*) from plans where id = 1")
         assert found.rows == [[0]]
     assert await version_in(install, tenant) == _NEWEST
 
@@ -337,7 +341,7 @@ async def test_a_migration_brings_a_database_there_before_it_changes_it(
         assert report.complete, report.failures
         for tenant in tenants:
             assert await version_in(install, tenant) == _NEWEST
-            found = await ask(engine, tenant.tenant_id, "select name from plans")
+            found = await ask(engine, tenant.tenant_id, "select name from plans where id = 9")
             assert found.rows == [["late"]]
 
 
