@@ -20,7 +20,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,7 +61,7 @@ class Fingerprint:
 
     #: `kind name`, with the database in front, → what it is like.
     traits: Mapping[str, Trait]
-    #: `database/schema` → the version of the users' schema there.
+    #: `database/schema` → the version of the users' schema there, or of the runtime's own.
     versions: Mapping[str, int]
     #: Names of the roles, schemas and databases of tenants that the catalog knows.
     tenants: frozenset[str]
@@ -69,6 +69,8 @@ class Fingerprint:
     taken_at: str
     #: Login → the limits that it has by the settings, as `_LIMITS` reads them. Not kept.
     limits: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: Databases that let nobody in, so that nothing is known of what is in them. Not kept.
+    unseen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,8 @@ def compared(record: Record, now: Fingerprint) -> tuple[Record, list[Change]]:
         before, after = old.traits.get(key), now.traits.get(key)
         if before is not None and after is not None and before.value == after.value:
             continue
+        if after is None and before is not None and before.database in now.unseen:
+            continue
         if _is_own_doing(key, before, after, old, now):
             if after is None:
                 del accepted[key]
@@ -125,11 +129,20 @@ def compared(record: Record, now: Fingerprint) -> tuple[Record, list[Change]]:
                 last_seen=record.last_seen.get(key, record.looked_at),
             )
         )
-    kept = Fingerprint(
-        traits=accepted, versions=now.versions, tenants=now.tenants, taken_at=old.taken_at
-    )
+    kept = replace(completed(now, old), traits=accepted, taken_at=old.taken_at)
     seen = {change.key: change.last_seen for change in changes}
     return Record(accepted=kept, looked_at=now.taken_at, last_seen=seen), changes
+
+
+def completed(now: Fingerprint, old: Fingerprint) -> Fingerprint:
+    """`now`, with what `old` says of the databases that nobody has seen since."""
+    traits = {key: trait for key, trait in old.traits.items() if trait.database in now.unseen}
+    versions = {
+        place: version
+        for place, version in old.versions.items()
+        if place.partition("/")[0] in now.unseen
+    }
+    return replace(now, traits=traits | dict(now.traits), versions=versions | dict(now.versions))
 
 
 def drift_findings(server: str, changes: list[Change]) -> Iterator[Finding]:

@@ -55,6 +55,7 @@ from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 
@@ -116,7 +117,14 @@ class Engine:
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
-        self._routes = Routes(settings=settings, catalog=catalog, keys=keys, left=self._has_left)
+        self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
+        self._routes = Routes(
+            settings=settings,
+            catalog=catalog,
+            keys=keys,
+            databases=self.databases,
+            left=self._has_left,
+        )
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
         )
@@ -141,6 +149,7 @@ class Engine:
             servers = await _servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
+            await engine.databases.ensure_all()
             await engine.fleet.prepare()
             await engine.shapes.refresh()
             engine._closing = stack.pop_all()

@@ -25,6 +25,10 @@ from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.installation import STEPS, installed_version, version_findings
+from tenancy.data_isolation.engine.installed_functions import (
+    CHECK as FUNCTIONS,
+)
 from tenancy.data_isolation.engine.installed_functions import (
     InstalledFunction,
     function_findings,
@@ -33,6 +37,8 @@ from tenancy.data_isolation.engine.installed_functions import (
 )
 from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
+    BINDING_SCHEMA,
+    CATALOG_SCHEMA,
     HYBRID_ROLE,
     OWNER_ROLE,
     REFERENCE_SCHEMA,
@@ -67,8 +73,9 @@ from tenancy.data_isolation.engine.sql_files import SqlFile
 _ROLES_SQL = SqlFile("roles.sql")
 _LEFT_SQL = SqlFile("leftovers.sql")
 _PRINT_SQL = SqlFile("fingerprint.sql")
-#: Made with the first namespace of a database, not with the database.
-_LATER = (("namespace.sql", "runner"),)
+#: What says whose an object is. Where an earlier release has set things up it is another's, and the
+#: steps of this one change that.
+_OWNERSHIP: Final = frozenset({FUNCTIONS, "relation_owners", "schema_owners"})
 #: Databases of single tenants that are looked at at the same time.
 _DATABASES_AT_ONCE = 4
 
@@ -93,15 +100,16 @@ class Inspection:
         *,
         settings: Settings,
         admin: AdminConnections,
-        binding_steps: Sequence[tuple[str, str]],
-        catalog_steps: Sequence[tuple[str, str]],
     ) -> None:
-        """The steps, as (SQL file, statement), are what made the functions that must be there."""
         self._settings = settings
         self._admin = admin
-        self._binding = tuple(release_functions(tuple(binding_steps)).values())
-        self._catalog = tuple(release_functions(tuple(catalog_steps)).values())
-        self._later = tuple(release_functions(_LATER).values())
+        binding_steps, catalog_steps = (
+            tuple((step.file.filename, step.statement) for step in STEPS[component])
+            for component in (BINDING_SCHEMA, CATALOG_SCHEMA)
+        )
+        # What made the functions that must be there.
+        self._binding = tuple(release_functions(binding_steps).values())
+        self._catalog = tuple(release_functions(catalog_steps).values())
         self._triggers = release_triggers((*binding_steps, *catalog_steps))
 
     async def audit(self) -> list[Finding]:
@@ -181,7 +189,11 @@ class Inspection:
                 logins=await _rows(connection, _LEFT_SQL, "logins", databases),
                 schemas=[row["name"] for row in await _rows(connection, _LEFT_SQL, "schemas")],
                 overlays=await _rows(connection, _LEFT_SQL, "overlays"),
-                fences={name: inside.fences for name, inside in insides.items()},
+                fences={
+                    name: inside.fences
+                    for name, inside in insides.items()
+                    if inside.fences is not None
+                },
             )
             traits = await _server_traits(connection, databases, logins)
         findings += inside_findings
@@ -197,7 +209,13 @@ class Inspection:
             not_compared=sum(not inside.compared for inside in insides.values()),
             fingerprint=Fingerprint(
                 traits=traits,
-                versions=record.versions,
+                versions=dict(record.versions)
+                | {
+                    key: value
+                    for inside in insides.values()
+                    for key, value in inside.versions.items()
+                },
+                unseen=frozenset(name for name, inside in insides.items() if inside.fences is None),
                 tenants=record.names,
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 limits=self._limits(record.placements),
@@ -220,16 +238,21 @@ class Inspection:
             nonlocal done
             catalog = control and name == shared_database(self._settings)
             async with turns:
-                inside = await self._inside(
-                    server,
-                    name,
-                    catalog=catalog,
-                    whole=_Whole(
-                        schemas=record.current.get(name, ()),
-                        reference=reference,
-                        tenants=record.tenants,
-                    ),
-                )
+                try:
+                    inside = await self._inside(
+                        server,
+                        name,
+                        catalog=catalog,
+                        whole=_Whole(
+                            schemas=record.current.get(name, ()),
+                            reference=reference,
+                            tenants=record.tenants,
+                        ),
+                    )
+                except ServerUnavailableError as error:
+                    if name in self._fixed():
+                        raise
+                    inside = _closed(server, name, error)
             done += 1
             progress(f"{server}: {done} of {len(databases)} databases")
             return inside
@@ -262,11 +285,22 @@ class Inspection:
                     server=server,
                     database=database,
                     expected=self._functions(catalog),
-                    later=self._later,
                 ),
                 *await audit_database(connection, server=server),
                 *await audit_shape(connection, triggers=self._triggers, server=server),
             ]
+            if not replaced:
+                behind = await version_findings(
+                    connection,
+                    server=server,
+                    database=database,
+                    components=(BINDING_SCHEMA, *([CATALOG_SCHEMA] if catalog else [])),
+                    # The start that finds one of these brings it there; single tenants' wait.
+                    severity=Severity.UNSAFE if database in self._fixed() else Severity.BROKEN,
+                )
+                if behind:
+                    findings = [item for item in findings if item.check not in _OWNERSHIP]
+                findings = [*behind, *findings]
             if replaced:
                 return _Inside(findings=findings, readable=False)
             if start is not None:
@@ -280,12 +314,17 @@ class Inspection:
             unlike, losses = await _compared(connection, server, whole.schemas, whole.reference)
             findings += unlike
             rows = await _rows(connection, _PRINT_SQL, "database_traits")
+            versions = {
+                f"{database}/{component}": await installed_version(connection, component)
+                for component in (BINDING_SCHEMA, *([CATALOG_SCHEMA] if catalog else []))
+            }
             fences = await _rows(connection, _LEFT_SQL, "fences")
         return _Inside(
             findings=findings,
             losses=losses,
             fences=fences,
             traits=_traits(rows, database),
+            versions=versions,
             compared=not whole.schemas or whole.reference is not None,
         )
 
@@ -330,7 +369,7 @@ class Inspection:
 
     async def _databases(self, server: ServerName) -> list[DatabaseName]:
         """The databases of ours on a server: the shared one, the template, and tenants' own."""
-        fixed = [shared_database(self._settings), template_database(self._settings)]
+        fixed = self._fixed()
         async with self._admin.session(server) as connection:
             rows = await connection.fetch(
                 _ROLES_SQL.statement("databases_of_ours"), fixed, OWNER_ROLE
@@ -371,6 +410,9 @@ class Inspection:
         of_types = {kind.value: limit_texts(tiers.of(kind)) for kind in TenantType}
         found = {row["role"]: of_types[row["tenant_type"]] for row in placements}
         return found | {ROWS_ROLE: limit_texts(tiers.widest)}
+
+    def _fixed(self) -> list[DatabaseName]:
+        return [shared_database(self._settings), template_database(self._settings)]
 
     def _fixed_names(self) -> frozenset[str]:
         return frozenset({shared_database(self._settings), APP_SCHEMA, ROWS_ROLE})
@@ -451,8 +493,11 @@ class _Inside:
     #: What schemas have lost; they become findings with what the shared database knows.
     losses: Sequence[Loss] = ()
     reference: Reference | None = None
-    fences: Sequence[Row] = ()
+    #: None when nobody has looked.
+    fences: Sequence[Row] | None = ()
     traits: Mapping[str, Trait] = field(default_factory=dict)
+    #: `database/schema` → the version of the runtime's own schema.
+    versions: Mapping[str, int] = field(default_factory=dict)
     #: Whether its tables were held against a reference.
     compared: bool = True
     #: Whether the tables of the runtime's own are plain ones, so that they were read.
@@ -468,6 +513,21 @@ async def _compared(
     if reference is None or not schemas:
         return [], []
     return await compare_with_reference(connection, schemas, reference=reference, server=server)
+
+
+def _closed(server: ServerName, database: DatabaseName, error: ServerUnavailableError) -> _Inside:
+    """A database of a single tenant that lets nobody in."""
+    finding = Finding(
+        check="reachable",
+        severity=Severity.BROKEN,
+        server=server,
+        database=database,
+        subject=f"database {database}",
+        problem=f"cannot be entered: {error.detail}",
+        advice="let the admin in again, then look again: what is in it was not looked at",
+        by_hand=True,
+    )
+    return _Inside(findings=[finding], fences=None, compared=False)
 
 
 async def _rows(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
-from tenancy.data_isolation.engine.findings import Finding, Severity, by_owner
+from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("leftovers.sql")
@@ -272,11 +272,11 @@ def _fence_finding(
 
 
 def _text(name: str, *numbers: int | bool) -> str:
-    """A mend of a table of the runtime's own, with its numbers in their places."""
+    """A mend of a table of the keeper's, with its numbers in their places."""
     text: str = _SQL.statement(name)
     for place, number in enumerate(numbers, start=1):
         text = text.replace(f"${place}", str(number).lower())
-    return by_owner((text.rstrip(";"),))[0]
+    return text.rstrip(";")
 
 
 def _named(name: str, **identifiers: str) -> str:

@@ -63,10 +63,9 @@ async def carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -
     """Run the statements of a finding as the admin; why they were not run, or None."""
     alone = any(statement.startswith(_ALONE) for statement in statements)
     async with nullcontext() if alone else connection.transaction():
-        if any(statement.startswith(OWNERS_CALL) for statement in statements):
-            await _equip(connection)
-            if not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
-                return "function tenancy.run(text) does not work as the owner; mend it first"
+        as_owner = any(statement.startswith(OWNERS_CALL) for statement in statements)
+        if as_owner and not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
+            return "function tenancy.run(text) does not work as the owner; mend it first"
         for statement in statements:
             if statement == RELOAD:
                 await _reload(connection)
@@ -87,12 +86,3 @@ async def _reload(connection: asyncpg.Connection) -> None:
         if await connection.fetchval(query) != before:
             return
         await asyncio.sleep(_RELOAD_PAUSE_S)
-
-
-async def _equip(connection: asyncpg.Connection) -> None:
-    """Make what runs SQL as the owner; the first namespace of a database would have done so."""
-    if await connection.fetchval(_SQL.statement("has_runner")):
-        return
-    await connection.execute("set local role tenancy_owner")
-    await connection.execute(_SQL.statement("runner"))
-    await connection.execute("set local role none")

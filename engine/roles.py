@@ -32,6 +32,7 @@ _ONE = ServerName("main")
 
 _OF_A_SERVER = ("attributes", "memberships", "ownership", "role_settings")
 _OF_A_DATABASE = (
+    "schema_owners",
     "schema_rights",
     "shared_own_schemas",
     "relation_owners",

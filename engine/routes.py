@@ -8,7 +8,8 @@ Rules this module keeps:
   well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then the
   catalog is asked which tenants have moved, once for all of them. While it does not answer, what is
   remembered is still good for everything else.
-* Only an active tenant takes operations.
+* Only an active tenant takes operations, and at level DATABASE only once its database is at the
+  version of this release (`tenant_databases`).
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
 """
 
@@ -38,6 +39,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Routes:
         settings: Settings,
         catalog: Catalog,
         keys: BindingKeys,
+        databases: TenantDatabases,
         left: Callable[[Placement], None],
     ) -> None:
         """`left` is told of places that a tenant was known to be at and is at no more."""
@@ -99,6 +102,7 @@ class Routes:
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
+        self._databases = databases
         self._tiers = settings.tier_limits
         self._allowances = Allowances(settings.tenant_cache_entries)
         #: In the order in which they were learned.
@@ -226,10 +230,16 @@ class Routes:
         """Ask the catalog, once for all that want to know at the same time."""
         task = self._asking.get(tenant_id)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._catalog.tenant(tenant_id))
+            task = asyncio.get_running_loop().create_task(self._found(tenant_id))
             self._asking[tenant_id] = task
             task.add_done_callback(lambda done: self._answered(tenant_id, done))
         return await _shielded(task)
+
+    async def _found(self, tenant_id: TenantId) -> Tenant:
+        tenant = await self._catalog.tenant(tenant_id)
+        if tenant.status is TenantStatus.ACTIVE:
+            await self._databases.ensure(tenant)
+        return tenant
 
     def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
         del self._asking[tenant_id]

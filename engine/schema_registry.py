@@ -20,6 +20,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.schema_script import RegisteredMigration, Script
+from tenancy.data_isolation.engine.scoping import as_keeper
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("fleet.sql")
@@ -62,17 +63,18 @@ class SchemaRegistry:
     def adding(
         self, control: asyncpg.Connection, migration: Migration
     ) -> Callable[[Script], Awaitable[None]]:
-        """What registers `migration` with its script, within a transaction of `control`."""
+        """What registers `migration` with its script, in a transaction that works as the owner."""
 
         async def add(script: Script) -> None:
-            await control.execute(
-                _SQL.statement("register"),
-                migration.number,
-                migration.name,
-                migration.sql,
-                migration.checksum,
-                script.to_json(),
-            )
+            async with as_keeper(control):
+                await control.execute(
+                    _SQL.statement("register"),
+                    migration.number,
+                    migration.name,
+                    migration.sql,
+                    migration.checksum,
+                    script.to_json(),
+                )
 
         return add
 

@@ -27,6 +27,7 @@ from tenancy.data_isolation.engine.drift import (
     Fingerprint,
     Record,
     compared,
+    completed,
     drift_findings,
 )
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
@@ -82,7 +83,14 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     (
         "functions",
         frozenset(
-            {"functions", "definer_functions", "hidden_rights", "own_triggers", "own_tables"}
+            {
+                "functions",
+                "installation",
+                "definer_functions",
+                "hidden_rights",
+                "own_triggers",
+                "own_tables",
+            }
         ),
         "the runtime's are as this release made them, and none runs with other rights",
     ),
@@ -116,7 +124,7 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     ),
     (
         "leftovers",
-        frozenset({"half_way", "placements", "orphans", "fences"}),
+        frozenset({"half_way", "placements", "orphans", "fences", "reachable"}),
         "every tenant of the catalog is there, and nothing else is",
     ),
     ("drift", frozenset({"drift"}), ""),
@@ -274,7 +282,8 @@ class _Examination:
             return [], f"the first look: {len(now.traits)} objects noted to compare with"
         kept, changes = compared(record, now)
         if self._options.accept:
-            file.write(fresh)
+            everything = completed(now, record.accepted)
+            file.write(Record(accepted=everything, looked_at=now.taken_at))
             return [], _accepted(changes, now)
         file.write(kept)
         return (

@@ -259,7 +259,7 @@ _REPLACED = [
     _as_view("catalog.placement"),
     _as_view("tenancy_reference.tenancy_schema_version"),
     (
-        "alter table tenancy.installation add constraint odd check (app.evil(version))",
+        "alter table tenancy.installation add constraint odd check (app.evil(version)) not valid",
         "alter table tenancy.installation drop constraint odd",
         "table tenancy.installation has a constraint that calls app.evil(integer)",
     ),
@@ -286,8 +286,8 @@ async def test_tables_of_our_own_that_were_replaced_are_not_touched(
     stage: Stage, replaced: str, back: str, words: str
 ):
     await stage.run([_EVIL.replace("{space}", "app")])
-    # As a migration works.
-    await stage.run(["set role tenancy_owner", *replaced.split(";;")])
+    # What is the keeper's no migration replaces any more; one of an earlier release could.
+    await stage.run(replaced.split(";;"))
     async with stage.install.connected() as admin:
         try:
             look = await stage.look()
@@ -299,7 +299,7 @@ async def test_tables_of_our_own_that_were_replaced_are_not_touched(
                 assert words in str(raised.value)
             assert await admin.fetchval(_TAKEN) == 0
         finally:
-            await stage.run(["set role tenancy_owner", *back.split(";;")])
+            await stage.run(back.split(";;"))
             await stage.run(["drop role if exists taken", "drop function app.evil(integer)"])
     assert await stage.findings() == []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.earlier_release import as_earlier
 from support.engines import ask, opened
 from support.install import Install
 
@@ -307,6 +308,7 @@ async def test_an_installation_of_an_earlier_release_can_have_hybrids_after_its_
     async with opened(install, tables=False) as engine:
         await engine.apply_migration("0001_clinic", CLINIC)
     async with install.connected() as root:
+        await as_earlier(root, catalog=True)
         await root.execute(
             "drop table tenancy.overlay;"
             "alter table catalog.placement drop column sensitive_schema;"

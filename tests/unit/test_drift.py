@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tenancy.data_isolation.engine.drift import (
     Record,
     Trait,
     compared,
+    completed,
     drift_findings,
 )
 
@@ -206,6 +208,35 @@ def test_the_first_limit_of_a_login_is_no_drift_and_other_settings_are():
             limits={"tenancy_rows": _DUE},
         )
         assert [change.key for change in compared(_RECORD, now)[1]] == told
+
+
+def test_what_nobody_could_see_is_not_gone():
+    now = {key: item for key, item in _BEFORE.items() if item.database != "db"}
+    unseen = replace(print_of(now, tenants=(_T1,)), versions={}, unseen=frozenset({"db"}))
+
+    record, changes = compared(_RECORD, unseen)
+
+    assert changes == []
+    assert completed(unseen, _RECORD.accepted).traits == _BEFORE
+    # Once it is seen again, what has changed in between is told.
+    later = dict(_BEFORE) | {"db: policy p on app.x": trait("theirs", "db", "app")}
+    _, changes = compared(record, print_of(later, tenants=(_T1,)))
+    assert [change.key for change in changes] == ["db: policy p on app.x"]
+
+
+def test_the_next_version_of_the_runtimes_own_schema_is_no_drift():
+    own = {"db: table tenancy.fence": trait("tenancy_owner", "db", "tenancy")}
+    new = {"db: table tenancy.fence": trait("tenancy_keeper", "db", "tenancy")}
+    before = replace(print_of(own), versions={"db/app": 1, "db/tenancy": 2})
+    record = Record(accepted=before, looked_at="dawn")
+
+    after = replace(print_of(new), versions={"db/app": 1, "db/tenancy": 4})
+    kept, changes = compared(record, after)
+    assert changes == []
+    assert kept.accepted.traits == new
+
+    _, changes = compared(record, replace(after, versions=before.versions))
+    assert len(changes) == 1
 
 
 def test_a_record_is_kept_and_comes_back(tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tenancy.data_isolation.engine.findings import Finding, by_owner
+from tenancy.data_isolation.engine.findings import Finding
 from tenancy.data_isolation.engine.leftovers import (
     ServerContents,
     create_command,
@@ -72,16 +72,14 @@ def test_what_belongs_to_the_catalog_is_mended_on_the_first_server():
     (lost,) = found(row(), logins=[])
     assert (lost.server, lost.database, lost.by_hand) == ("main", "tenancy", True)
     assert lost.statements == (
-        "select tenancy.run('update catalog.tenant set status = ''creating'' "
-        "where tenant_no = 5 and status in (''active'', ''suspended'')'::pg_catalog.text)",
+        "update catalog.tenant set status = 'creating' "
+        "where tenant_no = 5 and status in ('active', 'suspended')",
     )
     (half,) = found(row(status="deleting"))
     assert (half.server, half.advice) == ("main", "tenancy tenant erase acme --yes")
     (ahead,) = found(row(), fences={"tenancy": [{"tenant_no": 5, "epoch": 9, "open": True}]})
     assert ahead.server == "main"
-    assert ahead.statements == by_owner(
-        ("update catalog.placement set epoch = 9 where tenant_no = 5",)
-    )
+    assert ahead.statements == ("update catalog.placement set epoch = 9 where tenant_no = 5",)
 
 
 def test_a_login_that_does_not_get_in_is_let_in():
@@ -101,11 +99,11 @@ def test_what_belongs_to_the_fence_is_mended_where_the_fence_is():
     (behind,) = found(row(), fences={"tenancy": [{"tenant_no": 5, "epoch": 2, "open": True}]})
     assert (behind.server, behind.statements) == (
         "far",
-        by_owner(("update tenancy.fence set epoch = 3 where tenant_no = 5",)),
+        ("update tenancy.fence set epoch = 3 where tenant_no = 5",),
     )
     (missing,) = found(row(), fences={"tenancy": []})
-    assert missing.statements == by_owner(
-        ("insert into tenancy.fence (tenant_no, epoch, open) values (5, 3, true)",)
+    assert missing.statements == (
+        "insert into tenancy.fence (tenant_no, epoch, open) values (5, 3, true)",
     )
 
 
