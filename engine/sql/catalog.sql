@@ -170,11 +170,12 @@ set local role tenancy_keeper;
 -- At which version the schema `tenancy` is in the databases of single tenants, so that a start asks
 -- here and enters only those that are behind. It never says more than what is there.
 create table catalog.database (
-    tenant_no   bigint primary key references catalog.tenant on delete cascade,
+    tenant_no   bigint not null references catalog.tenant on delete cascade,
     server      text collate "C" not null,
     database    text collate "C" not null,
     version     int not null check (version >= 0),
-    changed_at  timestamptz not null default now()
+    changed_at  timestamptz not null default now(),
+    primary key (tenant_no, server, database)
 );
 create index on catalog.placement (tenant_no) where level = 'database';
 grant select, insert, update, delete on catalog.database to tenancy_control;

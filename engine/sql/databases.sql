@@ -19,6 +19,6 @@ select version from catalog.database where (tenant_no, server, database) = ($1, 
 -- A tenant that has been deleted meanwhile has no row to refer to.
 insert into catalog.database as d (tenant_no, server, database, version)
 select tenant_no, $2, $3, $4 from catalog.tenant where tenant_no = $1
-on conflict (tenant_no) do update
-set server = excluded.server, database = excluded.database, version = excluded.version, changed_at = now()
-where (d.server, d.database, d.version) is distinct from (excluded.server, excluded.database, excluded.version);
+on conflict (tenant_no, server, database) do update
+set version = excluded.version, changed_at = now()
+where d.version <> excluded.version;

@@ -38,7 +38,7 @@ POINTS: dict[str, tuple[str, str, int]] = {
     "first chunk is durable": ("after execute COMMIT", "copy in", 1),
     "second chunk": ("before copy in", "", 2),
     "notes are carried": ("before execute delete from", "copy in", 1),
-    "compared": ("before fetchval update catalog.move", "hash_record", 1),
+    "compared": ("before fetchval update catalog.move", "coalesce(sum(h", 1),
     "asks for the tenant": (f"before {HELD}", "", 1),
     "holds the tenant": (f"after {HELD}", "", 1),
     "last rows are put in": ("before execute COMMIT", HELD, 1),
