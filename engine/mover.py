@@ -317,7 +317,13 @@ class Mover:
     # The end
 
     async def _clean(self, move: Move) -> None:
-        """Take away the side at which the tenant does not work, and what the move has made."""
+        """Take away the side at which the tenant does not work, and what the move has made.
+
+        Not before every process has heard where the tenant is: a table that is empty by then would
+        answer one that has not, with nothing.
+        """
+        if move.state in (MoveState.CONFIRMED, MoveState.ROLLED_BACK):
+            await self._sleep(2 * self._settings.placement_refresh_ms / 1_000)
         tenant = await self._tenant(move)
         left, kept = (
             (move.source, move.target)
