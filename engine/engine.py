@@ -394,6 +394,8 @@ class Engine:
                 except TenancyError as error:
                     if not _is_worth_another_look(error):
                         raise
+                    if isinstance(error, PlacementChangedError):
+                        self._routes.mistrust(route)
 
             async def work(route: Route) -> QueryResult:
                 return await self._understood(route, operation)

@@ -23,6 +23,7 @@ from typing import Final
 
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
+    PlacementChangedError,
     ServerUnavailableError,
     StatementTimeoutError,
     TenancyError,
@@ -330,6 +331,9 @@ class Flights:
                 ticket.refuse(_unknown())
             else:
                 self._again(ticket, error)
+        elif isinstance(error, PlacementChangedError):
+            # All of a section work under the same binding, so none of them would fare better.
+            ticket.refuse(error)
         elif not seat.is_to_blame:
             return self._counts(ticket, error)
         elif seat.out_of_time:

@@ -96,6 +96,8 @@ class Routes:
         `arriving` of the way to a place at which a known one will be soon."""
         self._left = left
         self._arriving = arriving
+        #: Tenants that were refused where they are known to be, until the catalog has answered.
+        self._doubted: set[str] = set()
         #: Places that `arriving` was told of.
         self._announced: set[SessionKey] = set()
         self._loop = asyncio.get_running_loop()
@@ -123,12 +125,16 @@ class Routes:
             if left_s < 0:
                 return None
             self._look_soon()
+        if self._doubted and tenant_id in self._doubted:
+            return None
         return self._known.get(tenant_id)
 
     async def route(self, tenant_id: TenantId) -> Route:
         """The way to a tenant, as it is remembered or as the catalog has it."""
         if tenant_id in self._known and self._loop.time() > self._believed_until:
             await _shielded(self._look_soon())
+        if tenant_id in self._doubted:
+            return self._to(await self._ask(tenant_id))
         return self._known.get(tenant_id) or self._to(await self._ask(tenant_id))
 
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
@@ -167,9 +173,16 @@ class Routes:
         route = self._known.get(tenant_id)
         return await self._ask(tenant_id) if route is None else route.tenant
 
+    def mistrust(self, route: Route) -> None:
+        """Ask the catalog before this way is used again; another one may be known meanwhile."""
+        tenant_id = route.tenant.tenant_id
+        if self._known.get(tenant_id) is route:
+            self._doubted.add(tenant_id)
+
     def forget(self, tenant_id: TenantId) -> None:
         """Ask the catalog next time."""
         self._known.pop(tenant_id, None)
+        self._doubted.discard(tenant_id)
 
     def _login_refused(self, route: Route, sqlstate: str | None) -> LoginRefusedError:
         """What the tenant is told; the log has the names, which are for operators."""
@@ -261,6 +274,7 @@ class Routes:
 
     def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
         del self._asking[tenant_id]
+        self._doubted.discard(tenant_id)
         if task.cancelled() or task.exception() is not None:
             self._known.pop(tenant_id, None)
             return
