@@ -22,7 +22,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-neighbours bench-transport transport bench-doctor oracles oracles-15 bench-binding \
-	bench-guard
+	bench-guard bench-moves soak
 
 install: $(STAMP)
 
@@ -176,3 +176,11 @@ down: $(STAMP)
 
 clean:
 	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) .typing build dist *.egg-info
+
+# The pause of a tenant that is moved, the dip of its neighbours, and the rate of copying.
+bench-moves: $(STAMP)
+	$(BIN)/python loadtests/moves.py
+
+# Hundreds of moves of a tenant in use, while movers and sessions die: some minutes.
+soak: $(STAMP)
+	$(call PYTEST,tests/soak -s)

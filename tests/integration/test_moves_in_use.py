@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from support.history.nemesis import SessionKiller, alongside
-from support.history.pace import pause
 from support.history.statements import TABLES
 from support.history.trial import run_trial
 from support.history.workload import Plan
-from support.mortal_mover import Fate, mover
-from support.two_servers import SECOND, TwoServers
+from support.moving import dying_movers, moves_of
+from support.two_servers import TwoServers
 
 from tenancy.data_isolation.core.identifiers import ServerName
-from tenancy.data_isolation.core.move import Move, MoveState, MoveTarget
+from tenancy.data_isolation.core.move import Move
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.engine import Engine
 
-WAIT_S = 60.0
 QUICK: dict[str, Any] = {
     "move_poll_s": 0.05,
     "move_follow_s": 0.05,
@@ -42,32 +38,6 @@ async def pair(two_servers: TwoServers) -> AsyncIterator[Engine]:
             level = IsolationLevel.ROW
             await made.create_tenant(context, level=level, server=ServerName("main"))
         yield made
-
-
-def moves_of(
-    engine: Engine, name: str, count: int, seed: int, done: list[Move]
-) -> Callable[[asyncio.Event], Awaitable[None]]:
-    """A nemesis that moves a tenant to other places at random, and undoes some of it."""
-    chance = random.Random(seed)
-    places = [(level, server) for level in IsolationLevel for server in ("main", SECOND)]
-
-    async def run(_: asyncio.Event) -> None:
-        while len(done) < count:
-            here = (await engine.tenant(name)).placement
-            level, server = chance.choice(
-                [place for place in places if place != (here.level, here.server)]
-            )
-            target = MoveTarget(level=level, server=ServerName(server))
-            move = await engine.moves.start(name, target)
-            move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=WAIT_S)
-            assert move.state is MoveState.OPEN, move
-            await pause(asyncio.Event(), chance.random() * 0.2)
-            end = engine.moves.roll_back if chance.random() < 0.3 else engine.moves.confirm
-            await end(move.move_id)
-            done.append(await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S))
-            assert done[-1].is_settled
-
-    return run
 
 
 @pytest.mark.timeout(300)
@@ -96,24 +66,13 @@ async def test_nothing_is_lost_while_movers_and_sessions_die(pair, install):
     async def login() -> str:
         return (await pair.tenant("acme")).placement.role
 
-    async def dying_movers(ended: asyncio.Event) -> None:
-        chance = random.Random(2)
-        steps = ["before execute COMMIT", "after execute COMMIT", "before fetchval"]
-        while not ended.is_set():
-            fate = Fate(chance.choice(steps), nth=chance.randrange(1, 30))
-            async with mover(pair, fate):
-                waiting = [asyncio.ensure_future(event.wait()) for event in (fate.happened, ended)]
-                await asyncio.wait(waiting, timeout=2, return_when=asyncio.FIRST_COMPLETED)
-                for task in waiting:
-                    task.cancel()
-
     async with install.connected() as admin:
         killer = SessionKiller(admin, login, every_s=0.3)
         trial = await run_trial(
             pair,
             ["acme"],
             seconds=3,
-            nemesis=alongside(moves_of(pair, "acme", 8, 3, done), killer, dying_movers),
+            nemesis=alongside(moves_of(pair, "acme", 8, 3, done), killer, dying_movers(pair, 2)),
             nemesis_s=240,
             plan=RICH,
         )
