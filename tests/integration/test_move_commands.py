@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import sys
-from typing import Any
+from contextlib import AsyncExitStack
 
 import pytest
 from support.running_api import RunningApi, Said
 
 from tenancy.data_isolation.core import IsolationLevel, TenancyError, TenantContext
-from tenancy.data_isolation.core.errors import ServerUnavailableError
-from tenancy.data_isolation.serve.cli_move import _bytes, _seconds
+from tenancy.data_isolation.core.errors import ServerUnavailableError, UnavailableError
+from tenancy.data_isolation.serve.api import create_api
+from tenancy.data_isolation.serve.composition import open_services
 
 
 @pytest.fixture
@@ -66,8 +68,16 @@ async def test_a_tenant_is_moved_and_the_move_confirmed(acme: RunningApi):
 
 async def test_with_confirm_it_is_one_command_and_rollback_brings_it_back(acme: RunningApi):
     acme.api.engine.moves.work()
+    failures = [ServerUnavailableError(), ServerUnavailableError()]
+
+    async def fail(path: str) -> TenancyError | None:
+        return failures.pop() if path.startswith("/v1/moves/") and failures else None
+
+    # A runtime that is away for a moment is waited for.
+    acme.hook = fail
     moved = await acme.run("tenant", "move", "acme", "--to", "database", "--confirm", "--json")
     assert (moved.json()["state"], moved.json()["settled"]) == ("confirmed", True)
+    assert failures == []
 
     opened = await acme.run("tenant", "move", "acme", "--to", "row", "--priority", "7", "--json")
     assert (opened.json()["state"], opened.json()["priority"]) == ("open", 7)
@@ -136,20 +146,6 @@ async def test_what_cannot_be_is_told_with_its_exit_status(acme: RunningApi):
     assert await acme.api.engine.moves.moves() == []
 
 
-async def test_a_runtime_that_is_away_for_a_moment_is_waited_for(acme: RunningApi):
-    acme.api.engine.moves.work()
-    failures = [ServerUnavailableError(), ServerUnavailableError()]
-
-    async def fail(path: str) -> TenancyError | None:
-        return failures.pop() if path.startswith("/v1/moves/") and failures else None
-
-    acme.hook = fail
-    moved = await acme.run("tenant", "move", "acme", "--to", "schema", "--json")
-
-    assert moved.json()["state"] == "open"
-    assert failures == []
-
-
 async def test_who_stops_waiting_leaves_the_move_going(acme: RunningApi):
     waiting = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tenancy.data_isolation.serve.cli"),
@@ -172,15 +168,21 @@ async def test_who_stops_waiting_leaves_the_move_going(acme: RunningApi):
     assert (await acme.api.engine.moves.move(move_id)).wish is None
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (999, "999 B"), (12_300, "12.3 kB"), (4.5e12, "4.5 TB")]
-)
-def test_sizes_are_short(value: Any, text: str):
-    assert _bytes(value) == text
+async def test_a_mover_that_is_away_is_told_and_makes_no_process_unready(running: RunningApi):
+    assert (await running.run("status", "--json")).json()["state"] == "running"
 
+    async def away() -> None:
+        raise UnavailableError("moves stand still")
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.25, "0.25 s"), (119, "119 s"), (600, "10 min"), (9_000, "2.5 h")]
-)
-def test_durations_are_short(value: float, text: str):
-    assert _seconds(value) == text
+    async with AsyncExitStack() as stack:
+        engine = running.api.engine
+        services = await open_services(engine, engine, stack, advisory_probes={"moves": away})
+        running.api = dataclasses.replace(running.api, app=create_api(services))
+
+        ready = await (await running.api.client(None)).get("/readyz")
+        told = await running.run("status", status=4)
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+    assert ready.json()["checks"]["moves"] == "moves stand still"
+    assert fields(told)["state"] == "degraded"
+    assert fields(told)["detail"] == "moves: moves stand still"
