@@ -15,8 +15,9 @@ POSTGRES_TLS ?= $(POSTGRES_15)
 ROOMS  := core engine strategies actors training serve ledger
 
 # A run of pytest closes the directory of temporary files to other users when it begins, servers of
-# another run that is under way included: each run has one of its own.
-PYTEST = t=$$(mktemp -d) && { PYTEST_DEBUG_TEMPROOT=$$t $(BIN)/pytest $(1); s=$$?; rm -rf $$t; exit $$s; }
+# another run that is under way included: each run has one of its own, in memory where there is room.
+PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT && \
+	PYTEST_DEBUG_TEMPROOT=$$t $(BIN)/pytest $(1)
 
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
@@ -57,7 +58,7 @@ test: check unit
 	$(MAKE) ray acceptance wheel
 
 unit: $(STAMP)
-	$(BIN)/pytest tests/unit
+	$(call PYTEST,tests/unit)
 
 # The boundary between tenants under attack, and a fuzzer of hostile SQL.
 attacks: $(STAMP)
@@ -100,10 +101,10 @@ oracles-15: $(STAMP) $(ORACLES)/.installed
 	else echo "no PostgreSQL 15 in $(POSTGRES_15): its checks are left out"; fi
 
 ray: $(STAMP)
-	$(BIN)/pytest tests/ray
+	$(call PYTEST,tests/ray)
 
 acceptance: $(STAMP) $(SCHEMATHESIS)/.installed
-	$(BIN)/pytest tests/acceptance
+	$(call PYTEST,tests/acceptance)
 
 # In an environment of its own: what it needs is none of ours.
 $(SCHEMATHESIS)/.installed: tests/schemathesis-requirements.txt
@@ -147,9 +148,9 @@ bench-transport: $(STAMP)
 	$(BIN)/python loadtests/transport.py --postgres-bin $(POSTGRES_TLS)
 
 transport: $(STAMP)
-	$(BIN)/pytest tests/transport tests/integration/test_server_tls.py \
+	$(call PYTEST,tests/transport tests/integration/test_server_tls.py \
 		tests/acceptance/test_redis_tls.py tests/acceptance/test_https.py \
-		--postgres-bin $(POSTGRES_TLS)
+		--postgres-bin $(POSTGRES_TLS))
 
 # What a look at a thousand schemas and the audit of a start take: some minutes, to make the schemas.
 bench-doctor: $(STAMP)

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from tenancy.data_isolation.core.errors import (
     EmbeddedServerError,
+    LoginRefusedError,
     OutcomeUnknownError,
     PlacementChangedError,
     UnavailableError,
@@ -122,8 +123,9 @@ class CircuitBreaker:
 def is_infrastructure_failure(error: BaseException) -> bool:
     """Whether an error says that something below does not work, rather than what was asked of it.
 
-    A changed placement is ordinary, and a full queue says that there is much to do.
+    A changed placement is ordinary, and a full queue says that there is much to do. A login that is
+    refused is one tenant's, and the others must not be kept waiting for it.
     """
-    if isinstance(error, PlacementChangedError):
+    if isinstance(error, PlacementChangedError | LoginRefusedError):
         return False
     return isinstance(error, UnavailableError | OutcomeUnknownError | EmbeddedServerError)

@@ -37,6 +37,7 @@
     │   ├── ServerUnavailableError
     │   │   └── TransportError        TLS as it was asked for cannot be had
     │   ├── PlacementChangedError    the placement moved on; resolve it again
+    │   ├── LoginRefusedError        PostgreSQL lets the tenant's login in no more
     │   └── DiskFullError                                                                    507
     ├── OutcomeUnknownError          the write may or may not have happened                  500
     └── SetupError                   the runtime cannot start as things are                  500
@@ -304,6 +305,12 @@ class PlacementChangedError(UnavailableError):
     """The tenant's placement changed meanwhile; nothing was done. Try again."""
 
     slug = "placement-changed"
+
+
+class LoginRefusedError(UnavailableError):
+    """PostgreSQL refuses the login that works for the tenant; an operator has to mend that."""
+
+    slug, retryable = "login-refused", False
 
 
 class DiskFullError(UnavailableError):

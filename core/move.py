@@ -96,7 +96,7 @@ _NEXT: Final[Mapping[MoveState, frozenset[MoveState]]] = {
     MoveState.ROLLED_BACK: frozenset(),
 }
 #: In which states somebody may ask for what.
-_ASKABLE: Final[Mapping[MoveWish, frozenset[MoveState]]] = {
+ASKABLE: Final[Mapping[MoveWish, frozenset[MoveState]]] = {
     MoveWish.CANCEL: frozenset(
         {
             MoveState.PLANNED,
@@ -191,7 +191,7 @@ class Move:
 
     def check_wish(self, wish: MoveWish) -> None:
         """Raise `ConflictError` unless the wish can be granted as things stand."""
-        if self.state in _ASKABLE[wish]:
+        if self.state in ASKABLE[wish]:
             return
         raise ConflictError(f"move {self.move_id} is {self.state}; {_INSTEAD[wish]}")
 

@@ -1,15 +1,14 @@
 """Everything that can be set: one frozen object, read once from `TENANCY_*` variables.
 
 A field `statement_timeout_ms` is set by `TENANCY_STATEMENT_TIMEOUT_MS`. Limits carry their unit
-last. An error names the variable, and an unknown `TENANCY_*` variable is an error too, because a
-misspelt limit is no limit.
+last; how far they go is in `bounds`. An error names the variable, and an unknown `TENANCY_*`
+variable is an error too, because a misspelt limit is no limit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from tenancy.data_isolation.core.bounds import bounds, not_a_number
 from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable
 
 _PREFIX = "TENANCY_"
-_CREDENTIAL_CACHE_MS_MAX = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -305,18 +304,7 @@ class Settings:
                 object.__setattr__(self, item.name, _absolute(value))
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            may_be_zero = item.name.endswith(("_port", "_hsts_s")) or item.name in _ZERO_ALLOWED
-            smallest = 0 if may_be_zero else 1e-3
-            if not smallest <= value < math.inf:
-                raise SettingError(f"{_variable(item.name)} is {value}; it must be positive")
-        for name in ("postgres_port", "redis_port", "http_port"):
-            if getattr(self, name) > 65_535:
-                raise SettingError(f"{_variable(name)} is not a port number (0 to 65535)")
-        if self.credential_cache_ms > _CREDENTIAL_CACHE_MS_MAX:
-            raise SettingError(
-                f"TENANCY_CREDENTIAL_CACHE_MS is {self.credential_cache_ms}; "
-                f"{_CREDENTIAL_CACHE_MS_MAX} is the most, so that revocations hold within a second"
-            )
+            bounds(item.name).check(_variable(item.name), value)
         _check_key(self.master_key)
         for release in self.allowed_vulnerable_releases():
             if not re.fullmatch(r"[0-9]{2}\.[0-9]{1,2}", release):
@@ -423,10 +411,6 @@ class EngineConfig:
         return self.settings or Settings.from_env()
 
 
-#: Settings for which 0 has a meaning of its own.
-_ZERO_ALLOWED = frozenset({"server_long_statements_max"})
-
-
 def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:
     near = difflib.get_close_matches(variable, [*names, *LIMIT_VARIABLES], n=1)
     meant = f"; did you mean {near[0]}? The" if near else "; the"
@@ -456,7 +440,7 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
         if kind is Path or kind == Path | None:
             return Path(text)
     except ValueError:
-        raise SettingError(f"{variable} is {text!r}; a number is needed") from None
+        raise not_a_number(variable, text) from None
     return text
 
 

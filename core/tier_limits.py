@@ -8,11 +8,11 @@ Every limit `<name>` of a type is a variable of its own, `TENANCY_<TYPE>_<NAME>`
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tenancy.data_isolation.core.bounds import CONNECTIONS_MAX, bounds, not_a_number
 from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.core.types import TenantType
 
@@ -20,13 +20,11 @@ _MEBIBYTE: Final = 1024 * 1024
 #: More than any ceiling: what the runtime allows holds.
 _AS_THE_CEILING: Final = 1_000_000_000
 _PREFIX: Final = "TENANCY_"
-#: The least and the most that PostgreSQL takes for work_mem, in bytes (manual, 20.4.1).
-_MEMORY_BYTES: Final = (64 * 1024, 2_147_483_647 * 1024)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TierLimits:
-    """The limits of one tenant. All are positive."""
+    """The limits of one tenant. All are positive; how far they go is in `bounds`."""
 
     #: Time of one statement.
     statement_timeout_ms: int = _AS_THE_CEILING
@@ -43,7 +41,7 @@ class TierLimits:
     transaction_timeout_ms: int = 60_000
     idle_transaction_timeout_ms: int = 10_000
     #: Sessions on PostgreSQL.
-    connections_max: int = _AS_THE_CEILING
+    connections_max: int = CONNECTIONS_MAX
     #: Statements that take long (`TENANCY_LONG_STATEMENT_MS`), at the same time.
     long_statements_max: int = 2
     #: Operations per second, how many may come at once after a pause, and how many are under way.
@@ -168,7 +166,7 @@ def _parse(variable: str, name: str, text: str) -> float:
     try:
         value = float(text) if name == "operations_per_s" else int(text)
     except ValueError:
-        raise SettingError(f"{variable} is {text!r}; a number is needed") from None
+        raise not_a_number(variable, text) from None
     _check(name, value, variable)
     return value
 
@@ -180,11 +178,7 @@ def _check(name: str, value: Any, variable: str | None = None) -> None:
         raise SettingError(f"{told} is {value!r}; a number is needed")
     if name != "operations_per_s" and not isinstance(value, int):
         raise SettingError(f"{told} is {value!r}; a whole number is needed")
-    if not 1e-3 <= value < math.inf:
-        raise SettingError(f"{told} is {value}; it must be positive")
-    least, most = _MEMORY_BYTES
-    if name == "statement_memory_bytes" and not least <= value <= most:
-        raise SettingError(f"{told} is {value}; PostgreSQL takes from {least} to {most} bytes")
+    bounds(name).check(told, value)
 
 
 _VARIABLES: Final[dict[str, tuple[str, str]]] = {

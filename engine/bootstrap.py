@@ -2,11 +2,11 @@
 
 Rules this module keeps:
 
-* Running it again changes nothing; running it after it was killed finishes the work. What belongs
-  to one database is one transaction; CREATE DATABASE cannot be, so each of its steps is checked.
+* Running it again changes nothing; running it after it was killed finishes the work. What leads to
+  one version of a database is one transaction (`installation`); CREATE DATABASE cannot be, so each
+  of its steps is checked.
 * One process at a time: an advisory lock per server, and one per database.
-* What is installed has a version, and newer versions follow as further steps of `_STEPS`. A step
-  that was released is never changed.
+* The databases of single tenants are not its matter (`tenant_databases`).
 * A release of PostgreSQL on which a tenant could cross its boundary is not touched
   (`UnsafeServerError`). At the end everything is audited, and what is unsafe stops the start
   (`UnsafeRoleError`); the rest is logged.
@@ -15,7 +15,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -28,22 +28,30 @@ from tenancy.data_isolation.core.errors import (
     UnsafeRoleError,
     UnsafeServerError,
 )
-from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import add_keys
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
 from tenancy.data_isolation.engine.findings import Finding
 from tenancy.data_isolation.engine.inspection import Inspection, server_findings, unsafe
+from tenancy.data_isolation.engine.installation import (
+    CHECK as INSTALLATION,
+)
+from tenancy.data_isolation.engine.installation import (
+    install_binding,
+    install_catalog,
+)
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
     HYBRID_ROLE,
+    KEEPER_ROLE,
     OWNER_ROLE,
     ROWS_ROLE,
     shared_database,
     template_database,
 )
-from tenancy.data_isolation.engine.login_roles import ensure_fixed_roles, may_act_as_owner
+from tenancy.data_isolation.engine.login_roles import ensure_fixed_roles, may_act_as
 from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.patch_level import CHECK as PATCH_LEVEL
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
@@ -54,24 +62,6 @@ _log = logging.getLogger(__name__)
 _ROLES_SQL = SqlFile("roles.sql")
 _BINDING_SQL = SqlFile("binding.sql")
 _CATALOG_SQL = SqlFile("catalog.sql")
-_OVERLAY_SQL = SqlFile("overlay.sql")
-
-#: What leads from one version of a component to the next: (version, file, statement).
-_STEPS: Mapping[str, Sequence[tuple[int, SqlFile, str]]] = {
-    "tenancy": (
-        (1, _BINDING_SQL, "binding_1"),
-        (1, _BINDING_SQL, "data_schemas_1"),
-        (2, _OVERLAY_SQL, "overlay_2"),
-    ),
-    "catalog": (
-        (1, _CATALOG_SQL, "catalog_1"),
-        (2, _CATALOG_SQL, "catalog_2"),
-        (3, _CATALOG_SQL, "catalog_3"),
-        (4, _CATALOG_SQL, "catalog_4"),
-    ),
-}
-#: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.
-_HARDENING = ("owner_rights", "close_languages", "close_functions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +139,8 @@ class Bootstrap:
             await ensure_fixed_roles(
                 connection, master_key=self._master_key, server=server, control=control
             )
-            await self._become_owner(connection, server, facts)
+            for role in (OWNER_ROLE, KEEPER_ROLE):
+                await self._become(connection, server, facts, role)
             for database in (
                 shared_database(self._settings),
                 template_database(self._settings),
@@ -191,7 +182,9 @@ class Bootstrap:
                 raise UnsafeRoleError(_told(replaced))
             self._changes += [
                 f"{server}: {database}: {change}"
-                for change in await _install_schemas(connection, rows=shared)
+                for change in await install_binding(
+                    connection, settings=self._settings, rows=shared
+                )
             ]
             self._notes += [
                 f"{server}: {database}: PUBLIC still has {row['what']}; "
@@ -203,7 +196,7 @@ class Bootstrap:
             if control:
                 self._changes += [
                     f"{server}: {database}: {change}"
-                    for change in await _install_catalog(connection)
+                    for change in await install_catalog(connection, settings=self._settings)
                 ]
                 config = self._admin.server(server)
                 await connection.execute(
@@ -234,21 +227,25 @@ class Bootstrap:
                 f"another process has been setting up server {server!r} for {limit_ms} ms"
             ) from None
 
-    async def _become_owner(
-        self, connection: asyncpg.Connection, server: ServerName, facts: ServerFacts
+    async def _become(
+        self,
+        connection: asyncpg.Connection,
+        server: ServerName,
+        facts: ServerFacts,
+        role: RoleName,
     ) -> None:
-        """Let an admin that is no superuser do what the owner may."""
-        if await may_act_as_owner(connection, facts.version_num):
+        """Let an admin that is no superuser do what the role may."""
+        if await may_act_as(connection, role, facts.version_num):
             return
         name = "join_owner" if facts.version_num >= 160_000 else "join_owner_15"
         try:
-            await connection.execute(_ROLES_SQL.statement(name, owner=OWNER_ROLE))
+            await connection.execute(_ROLES_SQL.statement(name, owner=role))
         except asyncpg.InsufficientPrivilegeError as error:
             raise SetupError(
-                f"the admin role of server {server!r} may not work as {OWNER_ROLE}: {error}; let "
-                f"whoever made that role run: grant {OWNER_ROLE} to {facts.admin}"
+                f"the admin role of server {server!r} may not work as {role}: {error}; let "
+                f"whoever made that role run: grant {role} to {facts.admin}"
             ) from None
-        self._changes.append(f"{server}: {facts.admin} is a member of {OWNER_ROLE}")
+        self._changes.append(f"{server}: {facts.admin} is a member of {role}")
 
 
 async def check_installation(settings: Settings, admin: AdminConnections) -> None:
@@ -261,96 +258,17 @@ async def check_installation(settings: Settings, admin: AdminConnections) -> Non
         _log.error("%s", finding)
     if any(finding.check == PATCH_LEVEL for finding in findings):
         raise UnsafeServerError(_told(findings))
+    behind = [finding for finding in findings if finding.check == INSTALLATION]
+    if behind:
+        # Nobody has done anything: an earlier release has set it up.
+        raise SetupError("\n".join(map(str, behind)))
     if findings:
         raise UnsafeRoleError(_told(findings))
 
 
 def inspection_of(settings: Settings, admin: AdminConnections) -> Inspection:
     """What looks at an installation that this module has made."""
-    steps = {
-        component: [(file.filename, name) for _, file, name in of_component]
-        for component, of_component in _STEPS.items()
-    }
-    return Inspection(
-        settings=settings,
-        admin=admin,
-        binding_steps=steps["tenancy"],
-        catalog_steps=steps["catalog"],
-    )
-
-
-async def install_database(
-    connection: asyncpg.Connection,
-    *,
-    settings: Settings,
-    master_key: MasterKey,
-    server: str,
-    database: DatabaseName,
-    key_ids: Sequence[int] = (1,),
-) -> None:
-    """The schemas `tenancy`, `app` and `tenancy_reference` in one database, hardened. Idempotent.
-
-    `connection` is the admin's, to that database. The template gets no keys: a clone accepts no
-    binding until its own are installed.
-    """
-    await _install_schemas(connection, rows=database == shared_database(settings))
-    if database != template_database(settings):
-        keys = [binding_key(master_key, server, database, key_id) for key_id in key_ids]
-        await add_keys(connection, keys)
-
-
-async def _install_schemas(connection: asyncpg.Connection, *, rows: bool) -> list[str]:
-    """All steps of the binding in one transaction; what was done. `rows`: level ROW works here."""
-    async with connection.transaction():
-        await connection.execute(_BINDING_SQL.statement("install_lock"))
-        await connection.execute("set local role tenancy_owner")
-        await connection.execute(_BINDING_SQL.statement("installation"))
-        changes = await _upgrade(connection, "tenancy")
-        if rows:
-            await connection.execute(_BINDING_SQL.statement("use_app"))
-        # The schema `public` belongs to whoever owns the database.
-        await connection.execute(_BINDING_SQL.statement("close_public_schema"))
-        await connection.execute("set local role none")
-        for name in _HARDENING:
-            await _try(connection, name)
-    return changes
-
-
-async def _install_catalog(connection: asyncpg.Connection) -> list[str]:
-    async with connection.transaction():
-        await connection.execute(_BINDING_SQL.statement("install_lock"))
-        await connection.execute("set local role tenancy_owner")
-        changes = await _upgrade(connection, "catalog")
-        await connection.execute("set local role none")
-    return changes
-
-
-async def _upgrade(connection: asyncpg.Connection, component: str) -> list[str]:
-    """Take the steps that are missing; what was done."""
-    steps = _STEPS[component]
-    installed = await connection.fetchval(_BINDING_SQL.statement("installed_version"), component)
-    newest = steps[-1][0]
-    if (installed or 0) > newest:
-        raise SetupError(
-            f"schema {component} is at version {installed}, this release knows {newest}; "
-            "use the release that set it up, or a later one"
-        )
-    missing = [step for step in steps if step[0] > (installed or 0)]
-    for _, file, name in missing:
-        await connection.execute(file.statement(name))
-    if not missing:
-        return []
-    await connection.execute(_BINDING_SQL.statement("record_version"), component, newest)
-    return [f"schema {component}, version {newest}"]
-
-
-async def _try(connection: asyncpg.Connection, name: str) -> None:
-    """A step of hardening; one that the admin may not take is left, and found out afterwards."""
-    try:
-        async with connection.transaction():
-            await connection.execute(_BINDING_SQL.statement(name))
-    except asyncpg.InsufficientPrivilegeError:
-        return
+    return Inspection(settings=settings, admin=admin)
 
 
 def _told(findings: Sequence[Finding]) -> str:

@@ -6,8 +6,9 @@ functions, triggers, settings, access rules. It is kept in a file per server und
 write there but does not hold that key cannot make a change look old. (Who puts an older sealed file
 back makes changes look newer than they are, and who removes it makes the next look the first one.)
 
-What the runtime itself does is no drift: tenants that came and went by the catalog, and schemas
-that moved to another version. Everything else stays a finding until it is accepted.
+What the runtime itself does is no drift: tenants that came and went by the catalog, schemas that
+moved to another version, and limits of logins that are now what the settings say. Everything else
+stays a finding until it is accepted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,10 @@ _FORMAT: Final = 1
 _OF_A_TENANT: Final = re.compile(
     rf"(?:role|database|membership|settings of) (?P<name>\S+)(?: in ({HYBRID_ROLE}|all databases))?"
 )
+#: Limits that the runtime gives a login, in the text of what belongs to it.
+_LIMITS: Final = re.compile(r"connections -?\d+|temp_file_limit=\w+")
+#: What is left over of a list when a part of it is taken out.
+_PUNCTUATION: Final = re.compile(r"[{}\s,]+")
 _SHOWN_CHARACTERS: Final = 160
 
 
@@ -56,12 +61,16 @@ class Fingerprint:
 
     #: `kind name`, with the database in front, → what it is like.
     traits: Mapping[str, Trait]
-    #: `database/schema` → the version of the users' schema there.
+    #: `database/schema` → the version of the users' schema there, or of the runtime's own.
     versions: Mapping[str, int]
     #: Names of the roles, schemas and databases of tenants that the catalog knows.
     tenants: frozenset[str]
     #: When it was taken (ISO 8601, UTC).
     taken_at: str
+    #: Login → the limits that it has by the settings, as `_LIMITS` reads them. Not kept.
+    limits: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: Databases that let nobody in, so that nothing is known of what is in them. Not kept.
+    unseen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +113,8 @@ def compared(record: Record, now: Fingerprint) -> tuple[Record, list[Change]]:
         before, after = old.traits.get(key), now.traits.get(key)
         if before is not None and after is not None and before.value == after.value:
             continue
+        if after is None and before is not None and before.database in now.unseen:
+            continue
         if _is_own_doing(key, before, after, old, now):
             if after is None:
                 del accepted[key]
@@ -118,11 +129,20 @@ def compared(record: Record, now: Fingerprint) -> tuple[Record, list[Change]]:
                 last_seen=record.last_seen.get(key, record.looked_at),
             )
         )
-    kept = Fingerprint(
-        traits=accepted, versions=now.versions, tenants=now.tenants, taken_at=old.taken_at
-    )
+    kept = replace(completed(now, old), traits=accepted, taken_at=old.taken_at)
     seen = {change.key: change.last_seen for change in changes}
     return Record(accepted=kept, looked_at=now.taken_at, last_seen=seen), changes
+
+
+def completed(now: Fingerprint, old: Fingerprint) -> Fingerprint:
+    """`now`, with what `old` says of the databases that nobody has seen since."""
+    traits = {key: trait for key, trait in old.traits.items() if trait.database in now.unseen}
+    versions = {
+        place: version
+        for place, version in old.versions.items()
+        if place.partition("/")[0] in now.unseen
+    }
+    return replace(now, traits=traits | dict(now.traits), versions=versions | dict(now.versions))
 
 
 def drift_findings(server: str, changes: list[Change]) -> Iterator[Finding]:
@@ -196,12 +216,33 @@ def _is_own_doing(
     of_server = None if some.database else _OF_A_TENANT.fullmatch(key)
     if of_server is not None:
         tenants.add(of_server["name"])
+        if after is not None and _is_limited(before, after, now.limits.get(of_server["name"])):
+            return True
     if before is None and tenants & (now.tenants - old.tenants):
         return True
     if after is None and tenants & (old.tenants - now.tenants):
         return True
     place = f"{some.database}/{some.space}"
     return place in now.versions and now.versions[place] != old.versions.get(place)
+
+
+def _is_limited(before: Trait | None, after: Trait, due: frozenset[str] | None) -> bool:
+    """Whether nothing but limits changed, and those are now as the settings have them.
+
+    A limit that is gone is a change like any other.
+    """
+    had = before.value if before is not None else ""
+    limits, had_limits = _LIMITS.findall(after.value), _LIMITS.findall(had)
+    return (
+        due is not None
+        and due.issuperset(limits)
+        and len(limits) >= max(len(had_limits), 1)
+        and _without_limits(had) == _without_limits(after.value)
+    )
+
+
+def _without_limits(text: str) -> str:
+    return _PUNCTUATION.sub(" ", _LIMITS.sub(" ", text)).strip()
 
 
 def _document(record: Record) -> dict[str, Any]:

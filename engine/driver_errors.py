@@ -44,6 +44,14 @@ CANCELLED: Final = "57014"
 #: No slot is left on the server, or for the role.
 TOO_MANY_CONNECTIONS: Final = "53300"
 
+#: Why PostgreSQL lets a login in no more, for operators (manual, appendix A).
+REFUSED_LOGINS: Final[Mapping[str, str]] = {
+    "28000": "it may not log in, or no line of pg_hba.conf lets it in",
+    "28P01": "its password is not the runtime's, or the role is gone",
+    "3D000": "the database is gone",
+    "42501": "it may not connect to the database",
+}
+
 _DETAIL_CHARS_MAX = 1_000
 #: Where PostgreSQL looks at CONNECTION LIMIT (init/miscinit.c); a server that is full says so from
 #: elsewhere, with the same SQLSTATE.
@@ -127,8 +135,9 @@ def statement_error(report: ServerReport) -> TenancyError:
 def connection_error(error: BaseException, what: str) -> TenancyError:
     """The error of an attempt to connect to `what`; nothing was done."""
     match error:
-        case asyncpg.InvalidAuthorizationSpecificationError() | asyncpg.InvalidCatalogNameError():
-            # The role or the database is gone: the tenant moved, or was deleted.
+        case asyncpg.PostgresError() if error.sqlstate in REFUSED_LOGINS:
+            # The role or the database is gone: the tenant moved, was deleted, or something is wrong
+            # there. Who asks the catalog knows which.
             return PlacementChangedError(sqlstate=error.sqlstate)
         case asyncpg.PostgresError():
             full = getattr(error, "server_source_function", None) == _LOGIN_ROUTINE

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
@@ -39,7 +39,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
+from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -55,6 +55,7 @@ from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 
@@ -111,12 +112,19 @@ class Engine:
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(settings=settings, servers=servers),
+            admin=AdminConnections(settings=settings, servers=servers, keep_warm=True),
             keys=keys,
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
-        self._routes = Routes(settings=settings, catalog=catalog, keys=keys, left=self._has_left)
+        self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
+        self._routes = Routes(
+            settings=settings,
+            catalog=catalog,
+            keys=keys,
+            databases=self.databases,
+            left=self._has_left,
+        )
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
         )
@@ -141,6 +149,7 @@ class Engine:
             servers = await _servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
+            await engine.databases.ensure_all()
             await engine.fleet.prepare()
             await engine.shapes.refresh()
             engine._closing = stack.pop_all()
@@ -401,7 +410,12 @@ class Engine:
             schema = self.shapes.at(route.key)
             if atomic:
                 return list(await self._batches.together(route, operations, schema))
-            return await self._batches.apart(route, operations, schema)
+            outcomes = await self._batches.apart(route, operations, schema)
+            refused = [item for item in outcomes if _is_refused_login(item)]
+            if refused and not any(isinstance(item, QueryResult) for item in outcomes):
+                # No session was there: nothing was done, and the tenant may be elsewhere.
+                raise refused[0]
+            return outcomes
 
         name = parse_tenant_id(tenant_id)
         # First, so that what is refused for its length costs the tenant nothing.
@@ -451,6 +465,10 @@ class Engine:
 def _is_worth_another_look(error: TenancyError) -> bool:
     """Whether nothing was done, and what this process knows may be out of date."""
     return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
+
+
+def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
+    return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
 
 
 async def _servers(

@@ -9,6 +9,8 @@ from typing import Final
 
 #: How a mend starts that works as the owner.
 OWNERS_CALL: Final = "select tenancy.run("
+#: The part of a mend that has the server read its configuration again.
+RELOAD: Final = "select pg_catalog.pg_reload_conf()"
 
 
 class Severity(StrEnum):

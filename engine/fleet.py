@@ -54,6 +54,7 @@ from tenancy.data_isolation.engine.schema_script import RegisteredMigration
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 from tenancy.data_isolation.engine.seeding import seed
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabase, TenantDatabases
 from tenancy.data_isolation.engine.tenant_rows import PlacedTenant
 
 _SQL = SqlFile("fleet.sql")
@@ -80,6 +81,7 @@ class Fleet:
         self._admin = admin
         self._keys = keys
         self._registry = SchemaRegistry(settings=settings, admin=admin)
+        self._databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
         #: What the reference of a database looks like at a version.
         self._references: dict[tuple[ServerName, DatabaseName], tuple[int, SchemaSnapshot]] = {}
 
@@ -112,6 +114,8 @@ class Fleet:
             async with self._registry.session() as control, self._registry.registering(control):
                 known = await self._registry.migrations(control)
                 fresh = _unregistered(wanted, known)
+                if fresh:
+                    await self._registry.check_no_moves(control)
                 # All are read before one is tried. What is registered was allowed in its time.
                 for migration in fresh:
                     parse_migration(migration)
@@ -147,6 +151,7 @@ class Fleet:
                     catalog=self._catalog,
                     admin=self._admin,
                     registered=registered,
+                    ready=self._ready,
                     schema_of=self._schema,
                     tenants_of=self._tenants,
                     total=len(behind),
@@ -186,6 +191,7 @@ class Fleet:
         rights. Raises `SchemaError` when the tables are not those of the reference.
         """
         with translated(changing=True):
+            await self._ready(connection, namespace)
             async with (
                 self._controlling(connection, namespace) as control,
                 self._registry.making(control),
@@ -261,6 +267,15 @@ class Fleet:
 
     # Parts
 
+    async def _ready(self, connection: asyncpg.Connection, namespace: Namespace) -> None:
+        """Bring a single tenant's database to this release before anything is done in it."""
+        if namespace.tenant_no is None or namespace.database == shared_database(self._settings):
+            return
+        place = TenantDatabase(
+            tenant_no=namespace.tenant_no, server=namespace.server, database=namespace.database
+        )
+        await self._databases.ensure_connected(connection, place)
+
     def _schema(self, connection: asyncpg.Connection, namespace: Namespace) -> NamespaceSchema:
         return NamespaceSchema(connection, namespace, settings=self._settings, keys=self._keys)
 
@@ -291,7 +306,6 @@ class Fleet:
                 if namespace.database != database:
                     continue
                 schema = self._schema(connection, namespace)
-                await schema.equip()
                 if await schema.version() is None:
                     # A reference's rows come from the statements.
                     rows = namespace.kind is NamespaceKind.REFERENCE

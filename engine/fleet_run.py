@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -108,6 +108,7 @@ class FleetRun:
         catalog: Catalog,
         admin: AdminConnections,
         registered: Sequence[RegisteredMigration],
+        ready: Callable[[asyncpg.Connection, Namespace], Awaitable[None]],
         schema_of: _SchemaOf,
         tenants_of: Callable[[Namespace], Tenants],
         total: int,
@@ -117,6 +118,7 @@ class FleetRun:
         self._catalog = catalog
         self._admin = admin
         self._registered = registered
+        self._ready = ready
         self._schema_of = schema_of
         self._tenants_of = tenants_of
         self._total = total
@@ -223,6 +225,7 @@ class FleetRun:
         return None, False
 
     async def _bring_up(self, work: _Work, connection: asyncpg.Connection) -> None:
+        await self._ready(connection, work.namespace)
         schema = self._schema_of(connection, work.namespace)
         version = await schema.version()
         if version is None:

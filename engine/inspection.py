@@ -21,9 +21,14 @@ from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import ServerUnavailableError, SetupError
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.installation import STEPS, installed_version, version_findings
+from tenancy.data_isolation.engine.installed_functions import (
+    CHECK as FUNCTIONS,
+)
 from tenancy.data_isolation.engine.installed_functions import (
     InstalledFunction,
     function_findings,
@@ -32,8 +37,11 @@ from tenancy.data_isolation.engine.installed_functions import (
 )
 from tenancy.data_isolation.engine.layout import (
     APP_SCHEMA,
+    BINDING_SCHEMA,
+    CATALOG_SCHEMA,
     HYBRID_ROLE,
     OWNER_ROLE,
+    REFERENCE_SCHEMA,
     ROWS_ROLE,
     shared_database,
     template_database,
@@ -44,24 +52,30 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.login_limits import limit_texts
 from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
 from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
-from tenancy.data_isolation.engine.shape_audit import (
-    audit_defaults,
-    audit_shape,
+from tenancy.data_isolation.engine.shape_audit import audit_defaults, audit_shape
+from tenancy.data_isolation.engine.shape_comparison import (
+    Loss,
+    Reference,
     compare_overlays,
     compare_with_reference,
+    read_reference,
+    schema_version,
+    with_remedies,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _ROLES_SQL = SqlFile("roles.sql")
 _LEFT_SQL = SqlFile("leftovers.sql")
 _PRINT_SQL = SqlFile("fingerprint.sql")
-#: Made with the first namespace of a database, not with the database.
-_LATER = (("namespace.sql", "runner"),)
+#: What says whose an object is. Where an earlier release has set things up it is another's, and the
+#: steps of this one change that.
+_OWNERSHIP: Final = frozenset({FUNCTIONS, "relation_owners", "schema_owners"})
 #: Databases of single tenants that are looked at at the same time.
 _DATABASES_AT_ONCE = 4
 
@@ -74,7 +88,7 @@ class ServerLook:
     findings: tuple[Finding, ...]
     #: None when tables of the runtime's own could not be read: then there is nothing to compare.
     fingerprint: Fingerprint | None
-    #: Databases whose tables could not be held against a reference, because theirs is behind.
+    #: Databases whose tables were not held against the server's reference, because it is behind.
     not_compared: int
 
 
@@ -86,15 +100,16 @@ class Inspection:
         *,
         settings: Settings,
         admin: AdminConnections,
-        binding_steps: Sequence[tuple[str, str]],
-        catalog_steps: Sequence[tuple[str, str]],
     ) -> None:
-        """The steps, as (SQL file, statement), are what made the functions that must be there."""
         self._settings = settings
         self._admin = admin
-        self._binding = tuple(release_functions(tuple(binding_steps)).values())
-        self._catalog = tuple(release_functions(tuple(catalog_steps)).values())
-        self._later = tuple(release_functions(_LATER).values())
+        binding_steps, catalog_steps = (
+            tuple((step.file.filename, step.statement) for step in STEPS[component])
+            for component in (BINDING_SCHEMA, CATALOG_SCHEMA)
+        )
+        # What made the functions that must be there.
+        self._binding = tuple(release_functions(binding_steps).values())
+        self._catalog = tuple(release_functions(catalog_steps).values())
         self._triggers = release_triggers((*binding_steps, *catalog_steps))
 
     async def audit(self) -> list[Finding]:
@@ -108,9 +123,14 @@ class Inspection:
             server = ServerName(config.name)
             with _our_errors(server):
                 findings += await self.audit_server(config)
+                reference: Reference | None = None
                 for name in (shared, template_database(self._settings)):
                     catalog = index == 0 and name == shared
-                    findings += (await self._inside(server, name, catalog=catalog)).findings
+                    start = _Start(is_shared=name == shared, reference=reference)
+                    inside = await self._inside(server, name, catalog=catalog, start=start)
+                    findings += inside.findings
+                    reference = inside.reference
+                    findings += await self._with_remedies(server, inside.losses)
         return findings
 
     async def look(
@@ -144,8 +164,12 @@ class Inspection:
         findings = await self.audit_server(config)
         databases = await self._databases(server)
         record = await self._recorded(server, control)
-        insides = await self._enter(server, databases, control, record or _NOTHING, progress)
+        known = record or _NOTHING
+        reference = await self._reference(server, known.newest)
+        insides = await self._enter(server, databases, control, known, reference, progress)
         inside_findings = [item for inside in insides.values() for item in inside.findings]
+        losses = [loss for inside in insides.values() for loss in inside.losses]
+        inside_findings += await self._with_remedies(server, losses)
         if record is None or not all(inside.readable for inside in insides.values()):
             # What is in the tables is part of all that follows.
             findings += inside_findings
@@ -165,7 +189,11 @@ class Inspection:
                 logins=await _rows(connection, _LEFT_SQL, "logins", databases),
                 schemas=[row["name"] for row in await _rows(connection, _LEFT_SQL, "schemas")],
                 overlays=await _rows(connection, _LEFT_SQL, "overlays"),
-                fences={name: inside.fences for name, inside in insides.items()},
+                fences={
+                    name: inside.fences
+                    for name, inside in insides.items()
+                    if inside.fences is not None
+                },
             )
             traits = await _server_traits(connection, databases, logins)
         findings += inside_findings
@@ -181,9 +209,16 @@ class Inspection:
             not_compared=sum(not inside.compared for inside in insides.values()),
             fingerprint=Fingerprint(
                 traits=traits,
-                versions=record.versions,
+                versions=dict(record.versions)
+                | {
+                    key: value
+                    for inside in insides.values()
+                    for key, value in inside.versions.items()
+                },
+                unseen=frozenset(name for name, inside in insides.items() if inside.fences is None),
                 tenants=record.names,
                 taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                limits=self._limits(record.placements),
             ),
         )
 
@@ -193,6 +228,7 @@ class Inspection:
         databases: Sequence[DatabaseName],
         control: bool,
         record: _Recorded,
+        reference: Reference | None,
         progress: Callable[[str], None],
     ) -> dict[DatabaseName, _Inside]:
         turns = asyncio.Semaphore(_DATABASES_AT_ONCE)
@@ -202,13 +238,21 @@ class Inspection:
             nonlocal done
             catalog = control and name == shared_database(self._settings)
             async with turns:
-                inside = await self._inside(
-                    server,
-                    name,
-                    catalog=catalog,
-                    schemas=record.current.get(name, ()),
-                    version=record.newest,
-                )
+                try:
+                    inside = await self._inside(
+                        server,
+                        name,
+                        catalog=catalog,
+                        whole=_Whole(
+                            schemas=record.current.get(name, ()),
+                            reference=reference,
+                            tenants=record.tenants,
+                        ),
+                    )
+                except ServerUnavailableError as error:
+                    if name in self._fixed():
+                        raise
+                    inside = _closed(server, name, error)
             done += 1
             progress(f"{server}: {done} of {len(databases)} databases")
             return inside
@@ -227,10 +271,10 @@ class Inspection:
         database: DatabaseName,
         *,
         catalog: bool,
-        schemas: Sequence[str] | None = None,
-        version: int = 0,
+        start: _Start | None = None,
+        whole: _Whole | None = None,
     ) -> _Inside:
-        """One database. `schemas`, given for a whole look, are at the newest version, `version`."""
+        """One database, as every start looks at it or as a whole look does."""
         async with self._admin.session(server, database) as connection:
             replaced = await own_table_findings(connection, server=server)
             findings = [
@@ -241,33 +285,91 @@ class Inspection:
                     server=server,
                     database=database,
                     expected=self._functions(catalog),
-                    later=self._later,
                 ),
                 *await audit_database(connection, server=server),
                 *await audit_shape(connection, triggers=self._triggers, server=server),
             ]
-            if schemas is None or replaced:
-                return _Inside(findings=findings, readable=not replaced)
-            findings += await audit_defaults(connection, server=server)
-            findings += await compare_overlays(connection, server=server, database=database)
-            unlike = None
-            if schemas:
-                unlike = await compare_with_reference(
-                    connection, schemas, version=version, server=server
+            if not replaced:
+                behind = await version_findings(
+                    connection,
+                    server=server,
+                    database=database,
+                    components=(BINDING_SCHEMA, *([CATALOG_SCHEMA] if catalog else [])),
+                    # The start that finds one of these brings it there; single tenants' wait.
+                    severity=Severity.UNSAFE if database in self._fixed() else Severity.BROKEN,
                 )
-                findings += unlike or []
+                if behind:
+                    findings = [item for item in findings if item.check not in _OWNERSHIP]
+                findings = [*behind, *findings]
+            if replaced:
+                return _Inside(findings=findings, readable=False)
+            if start is not None:
+                return await self._compared_at_start(connection, server, findings, start)
+            if whole is None:
+                return _Inside(findings=findings)
+            findings += await audit_defaults(connection, server=server)
+            findings += await compare_overlays(
+                connection, server=server, database=database, tenants=whole.tenants
+            )
+            unlike, losses = await _compared(connection, server, whole.schemas, whole.reference)
+            findings += unlike
             rows = await _rows(connection, _PRINT_SQL, "database_traits")
+            versions = {
+                f"{database}/{component}": await installed_version(connection, component)
+                for component in (BINDING_SCHEMA, *([CATALOG_SCHEMA] if catalog else []))
+            }
             fences = await _rows(connection, _LEFT_SQL, "fences")
         return _Inside(
             findings=findings,
+            losses=losses,
             fences=fences,
             traits=_traits(rows, database),
-            compared=not schemas or unlike is not None,
+            versions=versions,
+            compared=not whole.schemas or whole.reference is not None,
         )
+
+    async def _compared_at_start(
+        self,
+        connection: asyncpg.Connection,
+        server: ServerName,
+        findings: Sequence[Finding],
+        start: _Start,
+    ) -> _Inside:
+        """With the comparison of what all tenants share and of what new ones are made from.
+
+        However many tenants there are, it takes the same time. A schema at another version is about
+        to be brought to the reference's.
+        """
+        reference, schemas = start.reference, [APP_SCHEMA, REFERENCE_SCHEMA]
+        if start.is_shared:
+            reference, schemas = await read_reference(connection), [APP_SCHEMA]
+        if reference is None:
+            return _Inside(findings=findings)
+        same = [
+            schema
+            for schema in schemas
+            if await schema_version(connection, schema) == reference.version
+        ]
+        unlike, losses = await _compared(connection, server, same, reference)
+        return _Inside(findings=[*findings, *unlike], losses=losses, reference=reference)
+
+    async def _reference(self, server: ServerName, newest: int) -> Reference | None:
+        """The server's reference; None when it is at another version, or is not to be read."""
+        async with self._admin.session(server, shared_database(self._settings)) as connection:
+            if await own_table_findings(connection, server=server):
+                return None
+            found = await read_reference(connection)
+        return found if found is not None and found.version == newest else None
+
+    async def _with_remedies(self, server: ServerName, losses: Sequence[Loss]) -> list[Finding]:
+        if not losses:
+            return []
+        async with self._admin.session(server, shared_database(self._settings)) as connection:
+            return await with_remedies(connection, losses)
 
     async def _databases(self, server: ServerName) -> list[DatabaseName]:
         """The databases of ours on a server: the shared one, the template, and tenants' own."""
-        fixed = [shared_database(self._settings), template_database(self._settings)]
+        fixed = self._fixed()
         async with self._admin.session(server) as connection:
             rows = await connection.fetch(
                 _ROLES_SQL.statement("databases_of_ours"), fixed, OWNER_ROLE
@@ -301,6 +403,16 @@ class Inspection:
                 if name is not None and name not in self._fixed_names()
             ),
         )
+
+    def _limits(self, placements: Sequence[Row]) -> dict[str, frozenset[str]]:
+        """What limits logins have by the settings; the shared one has the widest."""
+        tiers = self._settings.tier_limits
+        of_types = {kind.value: limit_texts(tiers.of(kind)) for kind in TenantType}
+        found = {row["role"]: of_types[row["tenant_type"]] for row in placements}
+        return found | {ROWS_ROLE: limit_texts(tiers.widest)}
+
+    def _fixed(self) -> list[DatabaseName]:
+        return [shared_database(self._settings), template_database(self._settings)]
 
     def _fixed_names(self) -> frozenset[str]:
         return frozenset({shared_database(self._settings), APP_SCHEMA, ROWS_ROLE})
@@ -341,6 +453,13 @@ class _Recorded:
     versions: Mapping[str, int]
     names: frozenset[str]
 
+    @property
+    def tenants(self) -> Mapping[int, str]:
+        """The names of hybrid tenants, by their number."""
+        return {
+            row["tenant_no"]: row["tenant_id"] for row in self.placements if row["sensitive_schema"]
+        }
+
 
 _NOTHING: Final = _Recorded(
     placements=(), unplaced=(), current={}, newest=0, versions={}, names=frozenset()
@@ -348,16 +467,67 @@ _NOTHING: Final = _Recorded(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """How a start looks at a database."""
+
+    is_shared: bool
+    #: The server's; it is in the shared database, and read there.
+    reference: Reference | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Whole:
+    """How a whole look looks at a database."""
+
+    #: Schemas that are at the reference's version.
+    schemas: Sequence[str]
+    reference: Reference | None
+    tenants: Mapping[int, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Inside:
     """One database."""
 
     findings: Sequence[Finding]
-    fences: Sequence[Row] = ()
+    #: What schemas have lost; they become findings with what the shared database knows.
+    losses: Sequence[Loss] = ()
+    reference: Reference | None = None
+    #: None when nobody has looked.
+    fences: Sequence[Row] | None = ()
     traits: Mapping[str, Trait] = field(default_factory=dict)
+    #: `database/schema` → the version of the runtime's own schema.
+    versions: Mapping[str, int] = field(default_factory=dict)
     #: Whether its tables were held against a reference.
     compared: bool = True
     #: Whether the tables of the runtime's own are plain ones, so that they were read.
     readable: bool = True
+
+
+async def _compared(
+    connection: asyncpg.Connection,
+    server: ServerName,
+    schemas: Sequence[str],
+    reference: Reference | None,
+) -> tuple[list[Finding], list[Loss]]:
+    if reference is None or not schemas:
+        return [], []
+    return await compare_with_reference(connection, schemas, reference=reference, server=server)
+
+
+def _closed(server: ServerName, database: DatabaseName, error: ServerUnavailableError) -> _Inside:
+    """A database of a single tenant that lets nobody in."""
+    finding = Finding(
+        check="reachable",
+        severity=Severity.BROKEN,
+        server=server,
+        database=database,
+        subject=f"database {database}",
+        problem=f"cannot be entered: {error.detail}",
+        advice="let the admin in again, then look again: what is in it was not looked at",
+        by_hand=True,
+    )
+    return _Inside(findings=[finding], fences=None, compared=False)
 
 
 async def _rows(

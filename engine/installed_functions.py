@@ -17,7 +17,7 @@ from typing import Final
 import asyncpg
 
 from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.layout import OWNER_ROLE
+from tenancy.data_isolation.engine.layout import KEEPER_ROLE, OWNER_ROLE
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 CHECK: Final = "functions"
@@ -31,6 +31,8 @@ _DEPARSED: Final[Mapping[str, str]] = {
         "'.'::text, 2), ''::text))::bigint AS \"nullif\"; END"
     ),
 }
+#: Functions that are not the keeper's. This one is SECURITY DEFINER to work as the owner.
+_OWNERS: Final[Mapping[str, str]] = {"tenancy.run": OWNER_ROLE}
 _CREATE: Final = re.compile(
     r"create (?:or replace )?function (?P<name>(?:tenancy|catalog)\.\w+)\((?P<arguments>.*?)\)\s+"
     r"returns\s(?P<options>.*?)"
@@ -69,6 +71,25 @@ class InstalledFunction:
         """SQL that puts it back as it was."""
         return re.sub(r"^create (or replace )?", "create or replace ", self.text)
 
+    @property
+    def owner(self) -> str:
+        """Whose it is."""
+        return _OWNERS.get(self.name, KEEPER_ROLE)
+
+    @property
+    def made_again(self) -> tuple[str, ...]:
+        """SQL that makes it when it is missing, its owner's."""
+        made = (f"set role {self.owner}", self.mend, "reset role")
+        if self.owner == KEEPER_ROLE:
+            return made
+        # No right on the schema is the owner's for longer than it takes.
+        schema = self.name.partition(".")[0]
+        return (
+            f"grant usage, create on schema {schema} to {self.owner}",
+            *made,
+            f"revoke all on schema {schema} from {self.owner}",
+        )
+
 
 @cache
 def release_functions(components: tuple[tuple[str, str], ...]) -> Mapping[str, InstalledFunction]:
@@ -100,12 +121,10 @@ async def function_findings(
     server: str,
     database: str,
     expected: Iterable[InstalledFunction],
-    later: Iterable[InstalledFunction] = (),
 ) -> list[Finding]:
     """What is not as this release installs it in the database that `connection` is in.
 
-    `later` are functions that are made by and by, so that they may be missing. The connection's
-    search path must hold nothing but `pg_catalog`.
+    The connection's search path must hold nothing but `pg_catalog`.
     """
     by_name: dict[str, list[asyncpg.Record]] = {}
     for row in await connection.fetch(_SQL.statement("functions")):
@@ -114,9 +133,6 @@ async def function_findings(
     differences: list[_Difference] = []
     for function in expected:
         differences += _differences(function, by_name.pop(function.name, []), major)
-    for function in later:
-        if function.name in by_name:
-            differences += _differences(function, by_name.pop(function.name), major)
     for rows in by_name.values():
         differences += [_stranger(row) for row in rows]
     return [
@@ -151,8 +167,7 @@ def _differences(
     function: InstalledFunction, rows: Sequence[asyncpg.Record], major: int
 ) -> Iterator[_Difference]:
     if not rows:
-        again = (f"set role {OWNER_ROLE}", function.mend, "reset role")
-        yield _Difference(function.name, "is missing", again)
+        yield _Difference(function.name, "is missing", function.made_again)
         return
     # Of several functions of the name the first one made is ours.
     row, *others = sorted(rows, key=lambda item: int(item["oid"]))
@@ -166,8 +181,8 @@ def _differences(
             (function.mend,),
             Severity.WARNING if unsure else Severity.UNSAFE,
         )
-    if row["owner"] != OWNER_ROLE:
-        change = f"alter function {row['signature']} owner to {OWNER_ROLE}"
+    if row["owner"] != function.owner:
+        change = f"alter function {row['signature']} owner to {function.owner}"
         yield _Difference(function.name, f"belongs to {row['owner']}", (change,))
     yield from (_stranger(other) for other in others)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName, SchemaName
 from tenancy.data_isolation.core.settings import Settings
 
-#: Owns databases, schemas, tables and functions; nobody logs in as it.
+#: Owns databases, and tenants' schemas, tables and functions; nobody logs in as it. Users'
+#: migrations work as this role.
 OWNER_ROLE = RoleName("tenancy_owner")
+#: Owns what the boundary rests on: the schemas `tenancy` and `catalog`. Nobody logs in as it, and
+#: no migration can become it.
+KEEPER_ROLE = RoleName("tenancy_keeper")
 #: The login that works for all tenants of level ROW.
 ROWS_ROLE = RoleName("tenancy_rows")
 #: Nobody logs in as it: the logins of hybrid tenants are its members, and so may use the shared

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
-from tenancy.data_isolation.engine.findings import Finding, Severity, by_owner
+from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("leftovers.sql")
@@ -102,22 +102,14 @@ def _half(server: str, catalog: str, row: Row) -> Finding:
 
 
 def _missing(contents: ServerContents, rows: Iterable[Row]) -> Iterator[Finding]:
-    logins = {row["name"]: row["may_log_in"] for row in contents.logins}
+    logins = {row["name"]: row for row in contents.logins}
     overlays = {row["tenant_no"]: row["schema"] for row in contents.overlays}
     for row in rows:
         own_login = row["level"] != IsolationLevel.ROW or row["sensitive_schema"]
         if own_login and row["role"] not in logins:
             yield _gone(contents, row, f"role {row['role']}")
-        elif own_login and not logins[row["role"]]:
-            yield Finding(
-                check="placements",
-                severity=Severity.BROKEN,
-                server=contents.server,
-                database=contents.shared,
-                subject=f"tenant {row['tenant_id']}",
-                problem=f"has the role {row['role']}, which may not log in",
-                statements=(_named("allow_login", role=row["role"]),),
-            )
+        elif own_login:
+            yield from _kept_out(contents, row, logins[row["role"]])
         if row["database"] not in contents.databases:
             yield _gone(contents, row, f"database {row['database']}", data=True)
         own = row["sensitive_schema"] or (
@@ -127,6 +119,30 @@ def _missing(contents: ServerContents, rows: Iterable[Row]) -> Iterator[Finding]
             yield _gone(contents, row, f"schema {own}", data=True)
         elif row["sensitive_schema"] and overlays.get(row["tenant_no"]) != own:
             yield _gone(contents, row, f"entry for schema {own} in tenancy.overlay")
+
+
+def _kept_out(contents: ServerContents, row: Row, login: Row) -> Iterator[Finding]:
+    """A tenant's own login that is there and does not get in."""
+    role, database = row["role"], row["database"]
+
+    def finding(problem: str, statement: str) -> Finding:
+        return Finding(
+            check="placements",
+            severity=Severity.BROKEN,
+            server=contents.server,
+            database=contents.shared,
+            subject=f"tenant {row['tenant_id']}",
+            problem=f"has the role {role}, which may not {problem}",
+            statements=(statement,),
+        )
+
+    if not login["may_log_in"]:
+        yield finding("log in", _named("allow_login", role=role))
+    # Those of hybrid tenants have the right by their group.
+    hybrid = row["sensitive_schema"] is not None
+    if not hybrid and database in contents.databases and database not in login["connects_to"]:
+        text = _named("allow_connect", database=database, role=role)
+        yield finding(f"connect to database {database}", text)
 
 
 def _gone(contents: ServerContents, row: Row, what: str, *, data: bool = False) -> Finding:
@@ -256,11 +272,11 @@ def _fence_finding(
 
 
 def _text(name: str, *numbers: int | bool) -> str:
-    """A mend of a table of the runtime's own, with its numbers in their places."""
+    """A mend of a table of the keeper's, with its numbers in their places."""
     text: str = _SQL.statement(name)
     for place, number in enumerate(numbers, start=1):
         text = text.replace(f"${place}", str(number).lower())
-    return by_owner((text.rstrip(";"),))[0]
+    return text.rstrip(";")
 
 
 def _named(name: str, **identifiers: str) -> str:

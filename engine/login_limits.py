@@ -12,6 +12,7 @@ from typing import Final
 
 import asyncpg
 
+from tenancy.data_isolation.core.bounds import INT4_MAX
 from tenancy.data_isolation.core.identifiers import RoleName
 from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -23,7 +24,7 @@ UNLIMITED: Final = -1
 #: What is asked needs no lock that a tenant could hold.
 _ASK_TIMEOUT_S: Final = 5.0
 #: PostgreSQL counts in kB up to this.
-_KB_MAX: Final = 2_147_483_647
+_KB_MAX: Final = INT4_MAX
 
 
 def login_connections_max(limits: TierLimits) -> int:
@@ -34,6 +35,16 @@ def login_connections_max(limits: TierLimits) -> int:
 def temp_file_limit(limits: TierLimits) -> str:
     """The value of `temp_file_limit`, as the server spells it in `pg_db_role_setting`."""
     return f"{min(max(1, limits.temp_file_bytes_max // 1024), _KB_MAX)}kB"
+
+
+def limit_texts(limits: TierLimits) -> frozenset[str]:
+    """The limits of a tenant's own login, as a fingerprint (`drift`) has them."""
+    return frozenset(
+        {
+            f"connections {login_connections_max(limits)}",
+            f"temp_file_limit={temp_file_limit(limits)}",
+        }
+    )
 
 
 async def connection_limit_text(connection: asyncpg.Connection, role: RoleName, most: int) -> str:

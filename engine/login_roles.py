@@ -24,6 +24,7 @@ from tenancy.data_isolation.core.identifiers import RoleName, ServerName
 from tenancy.data_isolation.engine.layout import (
     CONTROL_ROLE,
     HYBRID_ROLE,
+    KEEPER_ROLE,
     OWNER_ROLE,
     ROWS_ROLE,
 )
@@ -36,13 +37,15 @@ _SQL = SqlFile("roles.sql")
 async def ensure_fixed_roles(
     connection: asyncpg.Connection, *, master_key: MasterKey, server: ServerName, control: bool
 ) -> None:
-    """The owner, the logins of level ROW and, with `control`, of the catalog, the hybrid group.
+    """The owner, the keeper, the hybrid group, and the logins of level ROW and, with `control`, of
+    the catalog.
 
     The caller holds the roles lock. Raises `SetupError` when the roles belong to an installation
     with another master key.
     """
     await _ensure_owner(connection, master_key, server)
-    await _ensure_group(connection, HYBRID_ROLE)
+    for role in (KEEPER_ROLE, HYBRID_ROLE):
+        await _ensure_group(connection, role)
     logins = (ROWS_ROLE, CONTROL_ROLE) if control else (ROWS_ROLE,)
     for role in logins:
         await ensure_login_role(connection, master_key=master_key, server=server, role=role)
@@ -92,11 +95,11 @@ async def ensure_member(connection: asyncpg.Connection, role: RoleName, group: R
     await connection.execute(_SQL.statement(name, group=group, role=role))
 
 
-async def may_act_as_owner(connection: asyncpg.Connection, version_num: int) -> bool:
-    """Whether the admin has the owner's rights and may `SET ROLE` to it."""
+async def may_act_as(connection: asyncpg.Connection, role: RoleName, version_num: int) -> bool:
+    """Whether the admin has the role's rights and may `SET ROLE` to it."""
     # Before PostgreSQL 16 membership alone allows SET ROLE, and there is no privilege of that name.
     privilege = "SET" if version_num >= 160_000 else "MEMBER"
-    return bool(await connection.fetchval(_SQL.statement("may_act_as"), OWNER_ROLE, privilege))
+    return bool(await connection.fetchval(_SQL.statement("may_act_as"), role, privilege))
 
 
 def key_fingerprint(master_key: MasterKey, server: ServerName) -> str:

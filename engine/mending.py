@@ -11,6 +11,7 @@ by one that does not change the role would be the admin.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Final
@@ -20,15 +21,20 @@ import asyncpg
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.identifiers import DatabaseName, RoleName, ServerName
 from tenancy.data_isolation.engine.admin import AdminConnections
-from tenancy.data_isolation.engine.findings import OWNERS_CALL, Finding
+from tenancy.data_isolation.engine.findings import OWNERS_CALL, RELOAD, Finding
 from tenancy.data_isolation.engine.layout import OWNER_ROLE
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
 from tenancy.data_isolation.engine.password_audit import CHECK as PASSWORDS
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
+_MENDING_SQL = SqlFile("mending.sql")
 #: What PostgreSQL refuses inside a transaction.
 _ALONE: Final = ("alter system", "drop database", "drop subscription")
+
+#: How often, and with what pause, a session is asked whether it has read its configuration again.
+_RELOAD_LOOKS_MAX: Final = 250
+_RELOAD_PAUSE_S: Final = 0.02
 
 
 def can_mend(finding: Finding) -> bool:
@@ -57,19 +63,26 @@ async def carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -
     """Run the statements of a finding as the admin; why they were not run, or None."""
     alone = any(statement.startswith(_ALONE) for statement in statements)
     async with nullcontext() if alone else connection.transaction():
-        if any(statement.startswith(OWNERS_CALL) for statement in statements):
-            await _equip(connection)
-            if not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
-                return "function tenancy.run(text) does not work as the owner; mend it first"
+        as_owner = any(statement.startswith(OWNERS_CALL) for statement in statements)
+        if as_owner and not await connection.fetchval(_SQL.statement("is_safe_runner"), OWNER_ROLE):
+            return "function tenancy.run(text) does not work as the owner; mend it first"
         for statement in statements:
-            await connection.execute(statement)
+            if statement == RELOAD:
+                await _reload(connection)
+            else:
+                await connection.execute(statement)
     return None
 
 
-async def _equip(connection: asyncpg.Connection) -> None:
-    """Make what runs SQL as the owner; the first namespace of a database would have done so."""
-    if await connection.fetchval(_SQL.statement("has_runner")):
-        return
-    await connection.execute("set local role tenancy_owner")
-    await connection.execute(_SQL.statement("runner"))
-    await connection.execute("set local role none")
+async def _reload(connection: asyncpg.Connection) -> None:
+    """Have the server read its configuration, and wait until sessions have it; a few seconds.
+
+    `pg_reload_conf` only asks for it, and who looks at once would see the old settings.
+    """
+    query = _MENDING_SQL.statement("configuration_read_at")
+    before = await connection.fetchval(query)
+    await connection.execute(RELOAD)
+    for _ in range(_RELOAD_LOOKS_MAX):
+        if await connection.fetchval(query) != before:
+            return
+        await asyncio.sleep(_RELOAD_PAUSE_S)

@@ -34,9 +34,13 @@ _PARTS_MAX: Final = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cursor:
-    """How far the first copy of a table has come. `last_key` None = nothing is copied."""
+    """How far the first copy of a table has come. `last_key` None = nothing is copied.
+
+    `end_key` is the highest key that there was when it began.
+    """
 
     last_key: tuple[str, ...] | None = None
+    end_key: tuple[str, ...] | None = None
     complete: bool = False
 
 
@@ -103,12 +107,19 @@ class MoveCopier:
         cursor = (await self.cursors()).get(here.name, Cursor())
         carried = Carried()
         async with self.carrying() as changed:
-            schema = self.source.placement.schema
-            chunk = here.chunk(
-                self._move_id, schema, self._tenant_no, after=cursor.last_key, rows=rows
-            )
             await self.target.connection.execute(there.make_stage())
-            copied = await self._fill(chunk, there, carried)
+            end = cursor.end_key or await self._highest_key(here)
+            copied = 0
+            if end is not None:
+                chunk = here.chunk(
+                    self._move_id,
+                    self.source.placement.schema,
+                    self._tenant_no,
+                    after=cursor.last_key,
+                    until=end,
+                    rows=rows,
+                )
+                copied = await self._fill(chunk, there, carried)
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, carried)
                 carried.notes[here.name] = changed[here.name]
@@ -116,6 +127,7 @@ class MoveCopier:
             last = await self.target.connection.fetchval(there.last_key)
             done = Cursor(
                 last_key=cursor.last_key if last is None else tuple(last),
+                end_key=end,
                 complete=copied < rows,
             )
             await self._set_cursor(here.name, done)
@@ -159,7 +171,8 @@ class MoveCopier:
         rows = await self.target.connection.fetch(_SQL.statement("cursors", move=self._move_id))
         return {
             row["name"]: Cursor(
-                last_key=None if row["last_key"] is None else tuple(row["last_key"]),
+                last_key=_key(row["last_key"]),
+                end_key=_key(row["end_key"]),
                 complete=row["complete"],
             )
             for row in rows
@@ -174,6 +187,10 @@ class MoveCopier:
     def _changed_rows(self, table: MoveTable) -> str:
         return table.changed_rows(self._move_id, self.source.placement.schema, self._tenant_no)
 
+    async def _highest_key(self, table: MoveTable) -> tuple[str, ...] | None:
+        text = table.highest_key(self.source.placement.schema, self._tenant_no)
+        return _key(await self.source.connection.fetchval(text))
+
     async def _put_in(self, tables: Sequence[MoveTable]) -> None:
         """Let the target have what is in the stages."""
         schema = self.target.placement.schema
@@ -186,8 +203,9 @@ class MoveCopier:
 
     async def _set_cursor(self, name: str, cursor: Cursor) -> None:
         text = _SQL.statement("set_cursor", move=self._move_id)
-        last = None if cursor.last_key is None else list(cursor.last_key)
-        await self.target.connection.execute(text, name, last, cursor.complete)
+        await self.target.connection.execute(
+            text, name, cursor.last_key, cursor.end_key, cursor.complete
+        )
 
     async def _fill(self, query: str, table: MoveTable, carried: Carried) -> int:
         """Bring what a query finds at the source into the target's stage; how many rows."""
@@ -234,3 +252,7 @@ class MoveCopier:
             raise group_error.exceptions[0] from None
         status: str = writing.result()
         return status
+
+
+def _key(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if texts is None else tuple(texts)

@@ -250,22 +250,22 @@ class MoveSide:
 
     async def note_changes(self) -> None:
         """Note the keys of the rows that the tenant changes from now on. Can be run again."""
+        schema = self.placement.schema
         for table in self.tables:
-            async with self.connection.transaction():
-                await self.connection.execute("set local role tenancy_owner")
-                await self.connection.execute(table.make_notes(self._move_id))
-                await self.connection.execute(table.make_noting(self._move_id))
-            for name, text in table.make_triggers(
-                self._move_id, self.placement.schema, self._tenant_no
-            ):
-                await self._with_lock(table, name, text)
+            there = await self._triggers(table)
+            triggers = table.make_triggers(self._move_id, schema, self._tenant_no)
+            missing = [text for name, text in triggers if name not in there]
+            if missing:
+                notes = (table.make_notes(self._move_id), table.make_noting(self._move_id))
+                await self._with_lock(table, "; ".join((*notes, *missing)))
 
     async def forget_triggers(self) -> None:
         """Take the triggers away. Can be run again."""
         for table in self.tables:
-            for name in await self._triggers(table):
-                drop = f"drop trigger if exists {name} on {table.at(self.placement.schema)}"
-                await self._with_lock(table, None, drop)
+            at = table.at(self.placement.schema)
+            drops = [f"drop trigger {name} on {at}" for name in await self._triggers(table)]
+            if drops:
+                await self._with_lock(table, "; ".join(drops))
 
     async def forget_schema(self) -> None:
         """Take the move's schema away, when no trigger calls anything in it. Can be run again."""
@@ -299,21 +299,17 @@ class MoveSide:
         )
         return [row["name"] for row in rows]
 
-    async def _with_lock(self, table: MoveTable, trigger: str | None, text: str) -> None:
-        """Run a definition that needs the table for itself, again and again until it gets it.
+    async def _with_lock(self, table: MoveTable, text: str) -> None:
+        """Run definitions that need the table for themselves, again and again until they get it.
 
-        It waits a moment only each time, because everybody else's writes queue up behind it.
+        They wait a moment only each time, because everybody else's writes queue up behind them.
         """
-        if trigger is not None and trigger in await self._triggers(table):
-            return
         for attempt in range(_LOCK_ATTEMPTS):
             try:
                 async with self.connection.transaction():
-                    await self.connection.execute(
-                        _SQL.statement("lock_limit"), f"{self._settings.move_lock_timeout_ms}ms"
-                    )
-                    await self.connection.execute("set local role tenancy_owner")
-                    await self.connection.execute(text)
+                    limit = f"{self._settings.move_lock_timeout_ms}ms"
+                    await self.connection.execute(_SQL.statement("lock_limit"), limit)
+                    await self.connection.execute(f"set local role tenancy_owner; {text}")
             except asyncpg.LockNotAvailableError:
                 if attempt + 1 == _LOCK_ATTEMPTS:
                     raise OverloadedError(

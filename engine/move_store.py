@@ -32,6 +32,7 @@ from tenancy.data_isolation.core.identifiers import (
     TenantNo,
 )
 from tenancy.data_isolation.core.move import (
+    ASKABLE,
     Move,
     MoveId,
     MoveProgress,
@@ -105,7 +106,7 @@ class MoveStore:
             return move
         move.check_wish(wish)
         done = await self._catalog.pool.write(
-            _SQL.statement("set_wish"), move_id, wish, [move.state]
+            _SQL.statement("set_wish"), move_id, wish, sorted(ASKABLE[wish])
         )
         if done is None:
             now = await self.move(move_id)

@@ -132,7 +132,9 @@ class MoveTable:
         old, new = (", ".join(c.carried(alias) for c in self.key) for alias in ("old", "new"))
         before, after = (", ".join(c.of(alias) for c in self.key) for alias in ("old", "new"))
         note = f"insert into {self.notes(move)} ({names}) values"
-        differs = f"row({before}) operator(pg_catalog.*<>) row({after})"
+        # As records: two row constructors would be compared column by column.
+        record = "pg_catalog.record"
+        differs = f"row({before})::{record} operator(pg_catalog.*<>) row({after})::{record}"
         return (
             f"create or replace function {self._noting(move)}() returns trigger "
             "language plpgsql security definer as $tenancy$ begin "
@@ -202,23 +204,33 @@ class MoveTable:
         tenant_no: TenantNo,
         *,
         after: Sequence[str] | None,
+        until: Sequence[str],
         rows: int,
     ) -> str:
-        """The next rows of the first copy, in the order of their keys, but for those noted."""
+        """The next rows of the first copy, in the order of their keys, but for those noted.
+
+        `until` is the highest key that there was when changes were noted already: what comes beyond
+        it later is noted, and a copy that followed it might never end.
+        """
         values = ", ".join(column.carried("r") for column in self.columns)
         key = ", ".join(column.of("r") for column in self.key)
-        beyond = ""
+        beyond = f"and ({key}) <= ({self._key_of(until)}) "
         if after is not None:
-            last = ", ".join(
-                f"{_literal(text)}::{column.type}"
-                for column, text in zip(self.key, after, strict=True)
-            )
-            beyond = f"and ({key}) > ({last}) "
+            beyond += f"and ({key}) > ({self._key_of(after)}) "
         noted = f"select from {self.notes(move)} d where {self._is_row(tenant_no)}"
         return (
             f"select {CHUNK}::smallint, {values} from {self.at(schema)} r "
             f"where r.{TENANT_COLUMN} = {tenant_no:d} {beyond}and not exists ({noted}) "
             f"order by {key} limit {rows:d}"
+        )
+
+    def highest_key(self, schema: SchemaName, tenant_no: TenantNo) -> str:
+        """The highest key of the tenant, as texts; no row for none."""
+        texts = ", ".join(f"{column.of('r')}::pg_catalog.text" for column in self.key)
+        order = ", ".join(f"{column.of('r')} desc" for column in self.key)
+        return (
+            f"select array[{texts}] from {self.at(schema)} r "
+            f"where r.{TENANT_COLUMN} = {tenant_no:d} order by {order} limit 1"
         )
 
     @property
@@ -278,6 +290,11 @@ class MoveTable:
             f"where r.{TENANT_COLUMN} = {tenant_no:d} "
             f"and {'' if only else 'not '}exists ({keys})) hashes"
         )
+
+    def _key_of(self, texts: Sequence[str]) -> str:
+        """A key that is given by texts."""
+        parts = zip(self.key, texts, strict=True)
+        return ", ".join(f"{_literal(text)}::{column.type}" for column, text in parts)
 
     def _is_row(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the noted key d."""

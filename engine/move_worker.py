@@ -16,7 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -78,7 +78,7 @@ class MoveWorker:
         self._maker = maker
         self._clock = clock or SystemClock()
         self._control = (ServerName(admin.servers[0].name), shared_database(settings))
-        self._tasks: dict[MoveId, asyncio.Task[None]] = {}
+        self._tasks: dict[MoveId, asyncio.Task[bool]] = {}
         #: When a move that has failed is tried again, on the clock that measures intervals.
         self._later_s: dict[MoveId, float] = {}
         self._wake = asyncio.Event()
@@ -98,7 +98,9 @@ class MoveWorker:
 
     async def close(self) -> None:
         """Let go of everything; moves that are not finished are taken up by whoever comes next."""
-        tasks = [*self._tasks.values(), *([self._loop] if self._loop else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._tasks.values()]
+        if self._loop is not None:
+            tasks.append(self._loop)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -133,19 +135,20 @@ class MoveWorker:
             self._tasks[move.move_id] = task
             task.add_done_callback(self._ended(move.move_id))
 
-    def _ended(self, move_id: MoveId) -> Callable[[asyncio.Task[None]], None]:
-        def forget(_: asyncio.Task[None]) -> None:
+    def _ended(self, move_id: MoveId) -> Callable[[asyncio.Task[bool]], None]:
+        def forget(task: asyncio.Task[bool]) -> None:
             del self._tasks[move_id]
-            self.wake()
+            # There may be room for another one. Nothing has changed where somebody else is at it.
+            if not task.cancelled() and task.exception() is None and task.result():
+                self._wake.set()
 
         return forget
 
-    async def _carry_out(self, move: Move) -> None:
-        """One attempt at a move, if nobody else is at it."""
+    async def _carry_out(self, move: Move) -> bool:
+        """One attempt at a move, if nobody else is at it; whether there was one that succeeded."""
         try:
             async with self._owned(move) as desk:
-                if desk is not None:
-                    await self._attempt(move, desk)
+                return desk is not None and await self._attempt(move, desk)
         except asyncio.CancelledError:
             raise
         except SupersededError:
@@ -153,11 +156,12 @@ class MoveWorker:
         except Exception as error:
             self._try_later(move, 1)
             _log.warning("move %s: %s", move.move_id, told(error))
+        return False
 
-    async def _attempt(self, move: Move, desk: MoveDesk) -> None:
+    async def _attempt(self, move: Move, desk: MoveDesk) -> bool:
         slot = _Slot(desk)
         if _copies(move) and not await slot.take(self._settings.moves_at_once_max):
-            return
+            return False
         mover = Mover(
             desk,
             settings=self._settings,
@@ -175,6 +179,8 @@ class MoveWorker:
             raise
         except Exception as error:
             await self._failed(mover, desk, error)
+            return False
+        return True
 
     async def _failed(self, mover: Mover, desk: MoveDesk, error: Exception) -> None:
         """Try again later, or let the move fail."""
@@ -207,10 +213,14 @@ class MoveWorker:
     async def _owned(self, move: Move) -> AsyncIterator[MoveDesk | None]:
         """The desk of a move that nobody else works at; None when somebody does."""
         timeout_s = self._settings.move_owner_timeout_s
+        # Over a connection that is kept: making one only to find that somebody is at it costs more.
+        async with self._admin.session(*self._control) as scout:
+            if not await scout.fetchval(_SQL.statement("is_free"), move.move_id):
+                yield None
+                return
         connection = await self._admin.connect(*self._control, name="tenancy mover")
         try:
             if not await connection.fetchval(_SQL.statement("try_own"), move.move_id):
-                self._try_later(move, 1)
                 yield None
                 return
             await connection.fetchval(

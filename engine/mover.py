@@ -169,8 +169,6 @@ class Mover:
     async def _copy(self, move: Move, sides: MoveSides) -> Move:
         """The first copy, chunk after chunk."""
         copier = sides.copier()
-        while not self._pace.knows_usual:
-            self._pace.note_usual(await sides.source.probe())
         began_s, copied = self._clock.monotonic_s(), 0
         for pair in copier.pairs():
             cursors = await copier.cursors()
@@ -188,6 +186,7 @@ class Mover:
                 rate = copied / max(self._clock.monotonic_s() - began_s, 1e-6)
                 move = await self._carried(move, carried, rate=rate, done=_complete(cursors))
                 await self._sleep(self._pace.rest_s(worked_s, await sides.source.probe()))
+                self._pace.note_usual(await sides.source.probe())
         return await self._next(move, MoveState.CATCHING_UP)
 
     async def _catch_up(self, move: Move, sides: MoveSides) -> Move:

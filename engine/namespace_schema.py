@@ -5,6 +5,8 @@ Rules this module keeps:
 * One migration in one namespace is one transaction of the admin, working as the owner, with time
   limits (`Settings.migration_lock_timeout_ms`, `migration_statement_timeout_ms`). It ends with the
   namespace scoped and the migration noted in `tenancy_schema_version`, or with nothing changed.
+* Users' code works as the owner, inside `tenancy.run`, and a transaction in which it has altered
+  that function ends with nothing changed.
 * The namespace's lock is exclusive meanwhile; whoever needs the tables to stay as they are takes
   `lock_shared` (sql/namespace.sql).
 * What is applied is read from the namespace itself, never from the catalog.
@@ -38,6 +40,7 @@ from tenancy.data_isolation.engine.migration import (
 )
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.overlay import Overlays
+from tenancy.data_isolation.engine.runner import check_runner
 from tenancy.data_isolation.engine.schema_differences import check_like
 from tenancy.data_isolation.engine.schema_grants import grant_statements
 from tenancy.data_isolation.engine.schema_script import (
@@ -129,12 +132,6 @@ class NamespaceSchema:
             if like is not None:
                 check_like(self._namespace, snapshot, like)
         return True
-
-    async def equip(self) -> None:
-        """Give the database what runs migrations. Repeated, it changes nothing."""
-        async with self._changing(lock="lock_exclusive"):
-            if not await self._connection.fetchval(_SQL.statement("has_runner")):
-                await self._connection.execute(_SQL.statement("runner"))
 
     async def protect(self, *, like: SchemaSnapshot | None = None) -> None:
         """Give the namespace's role, and nobody else, its rights; force row security.
@@ -245,6 +242,7 @@ class NamespaceSchema:
             if create:
                 await connection.execute(_SQL.statement("create_schema", schema=schema))
             yield
+            await check_runner(connection)
 
     async def _run(self, text: str) -> None:
         """Run SQL of a migration."""

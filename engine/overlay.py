@@ -36,7 +36,12 @@ from tenancy.data_isolation.engine.overlay_steps import OverlayStep
 from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.schema_script import Step
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
-from tenancy.data_isolation.engine.scoping import read_snapshot, scope_snapshot, set_path
+from tenancy.data_isolation.engine.scoping import (
+    as_keeper,
+    read_snapshot,
+    scope_snapshot,
+    set_path,
+)
 from tenancy.data_isolation.engine.sensitive_tables import sensitive_tables, views_of
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.tenant_column import IDEMPOTENCY_TABLE
@@ -103,9 +108,11 @@ class Overlays:
 
     async def read(self) -> None:
         """Find out which overlays there are, and what is in them."""
+        async with as_keeper(self._connection):
+            rows = await self._connection.fetch(_SQL.statement("overlays"))
         self._all = [
             Overlay(tenant_no=TenantNo(row["tenant_no"]), schema=SchemaName(row["schema"]))
-            for row in await self._connection.fetch(_SQL.statement("overlays"))
+            for row in rows
         ]
         for overlay in self._all:
             await self._learn(overlay)
@@ -124,14 +131,18 @@ class Overlays:
         """Make an overlay with all that is sensitive now, for `role` alone. Can be run again."""
         overlay = Overlay(tenant_no=tenant_no, schema=schema)
         shared = await read_snapshot(self._connection, self._schema)
-        if await self._connection.fetchval(_SQL.statement("register"), tenant_no, schema):
+        async with as_keeper(self._connection):
+            added = await self._connection.fetchval(_SQL.statement("register"), tenant_no, schema)
+        # The schema of one that is registered may be lost: then it is made anew.
+        if added or not await self._connection.fetchval(_SQL.statement("has_schema"), schema):
             await self._build(overlay, shared)
         await self._learn(overlay)
         await self._protect(overlay, shared, roles=(role,))
 
     async def remove(self, tenant_no: TenantNo, schema: SchemaName) -> None:
         """Drop an overlay with all its rows. Can be run again."""
-        await self._connection.execute(_SQL.statement("forget"), tenant_no, schema)
+        async with as_keeper(self._connection):
+            await self._connection.execute(_SQL.statement("forget"), tenant_no, schema)
         await self._connection.execute(_SQL.statement("drop_schema", schema=schema))
 
     async def precede(self, step: Step) -> None:

@@ -1,8 +1,9 @@
 """The tables of the runtime's own: are they still plain tables?
 
-They belong to the owner, as whom the users' migrations work. Whoever puts a view, a rule or a
-trigger in the place of one would have his functions called by the admin, who reads and writes them.
-So this is asked of the system catalogs before the admin touches one.
+The admin reads and writes them: whoever puts a view, a rule or a trigger in the place of one would
+have his functions called by the admin. `tenancy_schema_version` belongs to the owner, as whom
+users' migrations work, and so did the others in what an earlier release has set up. So this is
+asked of the system catalogs before the admin touches one.
 """
 
 from __future__ import annotations

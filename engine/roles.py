@@ -32,6 +32,7 @@ _ONE = ServerName("main")
 
 _OF_A_SERVER = ("attributes", "memberships", "ownership", "role_settings")
 _OF_A_DATABASE = (
+    "schema_owners",
     "schema_rights",
     "shared_own_schemas",
     "relation_owners",
@@ -70,14 +71,6 @@ _OWNERS_MENDS = frozenset(
         "unlike_reference",
     }
 )
-
-
-async def audit_roles(connection: asyncpg.Connection, *, settings: Settings) -> list[Finding]:
-    """Everything about the server's roles, and about the database that `connection` is in."""
-    return [
-        *await audit_server(connection, settings=settings),
-        *await audit_database(connection),
-    ]
 
 
 async def audit_server(
@@ -155,21 +148,23 @@ async def findings_of(
     rows = await connection.fetch(file.statement(name), *values)
     inside = bool(rows) and not whole
     here = str(await connection.fetchval("select current_database()")) if inside else ""
-    return [
-        Finding(
-            check=name,
-            severity=Severity(row.get("severity", Severity.UNSAFE)),
-            server=server,
-            database=row.get("database", here),
-            subject=row["subject"],
-            problem=row["problem"],
-            statements=by_owner(mend) if name in _OWNERS_MENDS else mend,
-            advice=row.get("advice") or "",
-            by_hand=row.get("by_hand", False),
-        )
-        for row in rows
-        for mend in [_statements(row["mend"])]
-    ]
+    return [finding_of(row, check=name, server=server, database=here) for row in rows]
+
+
+def finding_of(row: asyncpg.Record, *, check: str, server: ServerName, database: str) -> Finding:
+    """What a row of a query of findings says."""
+    mend = _statements(row["mend"])
+    return Finding(
+        check=check,
+        severity=Severity(row.get("severity", Severity.UNSAFE)),
+        server=server,
+        database=row.get("database", database),
+        subject=row["subject"],
+        problem=row["problem"],
+        statements=by_owner(mend) if check in _OWNERS_MENDS else mend,
+        advice=row.get("advice") or "",
+        by_hand=row.get("by_hand", False),
+    )
 
 
 def _statements(mend: str | Sequence[str] | None) -> tuple[str, ...]:

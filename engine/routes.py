@@ -8,13 +8,15 @@ Rules this module keeps:
   well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then the
   catalog is asked which tenants have moved, once for all of them. While it does not answer, what is
   remembered is still good for everything else.
-* Only an active tenant takes operations.
+* Only an active tenant takes operations, and at level DATABASE only once its database is at the
+  version of this release (`tenant_databases`).
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 from tenancy.data_isolation.core.errors import (
+    LoginRefusedError,
     PlacementChangedError,
     ServerUnavailableError,
     TenancyError,
@@ -34,14 +37,23 @@ from tenancy.data_isolation.core.types import Placement, Tenant, TenantStatus
 from tenancy.data_isolation.engine.allowance import Allowance, Allowances
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
-from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING
+from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
 from tenancy.data_isolation.engine.session_key import SessionKey
+from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 #: Pauses between looks at the catalog while a tenant is on its way to another place: a move keeps
 #: it closed for some milliseconds.
 _PAUSES_S: Final = (0.0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+#: How often a login is tried of which the catalog says that it is the right one. Not just once: the
+#: catalog may have been asked by another operation, just before the tenant moved.
+_LOGIN_ATTEMPTS_MAX: Final = 2
+#: Between two lines of the log about the same login.
+_LOG_INTERVAL_S: Final = 60.0
+_LOGGED_MAX: Final = 1_000
 #: Tenants that one look tells of.
 _MOVED_MAX: Final = 1_000
 
@@ -76,6 +88,7 @@ class Routes:
         settings: Settings,
         catalog: Catalog,
         keys: BindingKeys,
+        databases: TenantDatabases,
         left: Callable[[Placement], None],
     ) -> None:
         """`left` is told of places that a tenant was known to be at and is at no more."""
@@ -89,11 +102,14 @@ class Routes:
         self._entries_max = settings.tenant_cache_entries
         self._catalog = catalog
         self._keys = keys
+        self._databases = databases
         self._tiers = settings.tier_limits
         self._allowances = Allowances(settings.tenant_cache_entries)
         #: In the order in which they were learned.
         self._known: OrderedDict[str, Route] = OrderedDict()
         self._asking: dict[TenantId, asyncio.Task[Tenant]] = {}
+        #: Logins that were refused, and when that was last logged (event loop's time).
+        self._logged: dict[SessionKey, float] = {}
 
     def known(self, tenant_id: str) -> Route | None:
         """The way to a tenant, if this process has asked before and that may still be believed."""
@@ -113,18 +129,24 @@ class Routes:
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
         """Do `work` where the tenant is, and again where it turns out to be elsewhere.
 
-        Raises what `work` raises, `TenantNotFoundError` and `TenantSuspendedError`.
+        Raises what `work` raises, `TenantNotFoundError`, `TenantSuspendedError` and, when
+        PostgreSQL refuses the login there, `LoginRefusedError`.
         """
         route = await self.route(tenant_id)
-        refreshed = False
+        refreshed, refusals = False, 0
         for pause_s in _PAUSES_S:
             try:
                 return await work(route)
-            except PlacementChangedError:
+            except PlacementChangedError as error:
                 before = route.placement
                 route = self._to(await self._ask(tenant_id))
-                if route.placement == before:
-                    await asyncio.sleep(pause_s)
+                if route.placement != before:
+                    refusals = 0
+                    continue
+                refusals += error.sqlstate in REFUSED_LOGINS
+                if refusals >= _LOGIN_ATTEMPTS_MAX:
+                    raise self._login_refused(route, error.sqlstate) from None
+                await asyncio.sleep(pause_s)
             except TenancyError as error:
                 if error.sqlstate != INVALID_BINDING or refreshed:
                     raise
@@ -143,6 +165,30 @@ class Routes:
     def forget(self, tenant_id: TenantId) -> None:
         """Ask the catalog next time."""
         self._known.pop(tenant_id, None)
+
+    def _login_refused(self, route: Route, sqlstate: str | None) -> LoginRefusedError:
+        """What the tenant is told; the log has the names, which are for operators."""
+        key, now = route.key, asyncio.get_running_loop().time()
+        if now - self._logged.get(key, -_LOG_INTERVAL_S) >= _LOG_INTERVAL_S:
+            if len(self._logged) >= _LOGGED_MAX:
+                self._logged.clear()
+            self._logged[key] = now
+            _log.error(
+                "tenant %s is not served: server %s refuses login %s in database %s: %s (SQLSTATE "
+                "%s); run `tenancy doctor`",
+                route.tenant.tenant_id,
+                key.server,
+                key.role,
+                key.database,
+                REFUSED_LOGINS.get(sqlstate or "", "see the server's log"),
+                sqlstate,
+            )
+        return LoginRefusedError(
+            f"tenant {route.tenant.tenant_id} cannot be served: PostgreSQL refuses the login that "
+            "works for it; nothing was done, and trying again does not help: an operator has to "
+            "run `tenancy doctor`",
+            sqlstate,
+        )
 
     async def close(self) -> None:
         """Ask for nothing more."""
@@ -184,10 +230,16 @@ class Routes:
         """Ask the catalog, once for all that want to know at the same time."""
         task = self._asking.get(tenant_id)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._catalog.tenant(tenant_id))
+            task = asyncio.get_running_loop().create_task(self._found(tenant_id))
             self._asking[tenant_id] = task
             task.add_done_callback(lambda done: self._answered(tenant_id, done))
         return await _shielded(task)
+
+    async def _found(self, tenant_id: TenantId) -> Tenant:
+        tenant = await self._catalog.tenant(tenant_id)
+        if tenant.status is TenantStatus.ACTIVE:
+            await self._databases.ensure(tenant)
+        return tenant
 
     def _answered(self, tenant_id: TenantId, task: asyncio.Task[Tenant]) -> None:
         del self._asking[tenant_id]

@@ -19,7 +19,8 @@ import asyncpg
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
 from tenancy.data_isolation.engine.fence import remove_fence
-from tenancy.data_isolation.engine.scoping import enter_schema
+from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.scoping import as_keeper, enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("provisioning.sql")
@@ -70,7 +71,9 @@ async def forget_empty(
         await connection.execute(_NAMESPACE_SQL.statement("lock_shared"), schema)
         if await removal.filled():
             return False
-        await remove_fence(connection, tenant_no)
+        # The look has made this transaction one that works as the owner.
+        async with as_keeper(connection):
+            await remove_fence(connection, tenant_no)
     return True
 
 
@@ -122,6 +125,7 @@ class _Removal:
     async def _run(self, text: str) -> None:
         for statement in (text, _SETTLE):
             await self._connection.fetchval(_NAMESPACE_SQL.statement("run"), statement)
+        await check_runner(self._connection)
 
     async def _count(self, table: str, limit: int | None) -> int:
         rows = f"select 1 from {self._named(table)} limit $1"  # noqa: S608

@@ -20,6 +20,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.schema_script import RegisteredMigration, Script
+from tenancy.data_isolation.engine.scoping import as_keeper
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("fleet.sql")
@@ -62,17 +63,18 @@ class SchemaRegistry:
     def adding(
         self, control: asyncpg.Connection, migration: Migration
     ) -> Callable[[Script], Awaitable[None]]:
-        """What registers `migration` with its script, within a transaction of `control`."""
+        """What registers `migration` with its script, in a transaction that works as the owner."""
 
         async def add(script: Script) -> None:
-            await control.execute(
-                _SQL.statement("register"),
-                migration.number,
-                migration.name,
-                migration.sql,
-                migration.checksum,
-                script.to_json(),
-            )
+            async with as_keeper(control):
+                await control.execute(
+                    _SQL.statement("register"),
+                    migration.number,
+                    migration.name,
+                    migration.sql,
+                    migration.checksum,
+                    script.to_json(),
+                )
 
         return add
 
@@ -82,9 +84,23 @@ class SchemaRegistry:
         if not await control.fetchval(_SQL.statement("try_lock_run")):
             raise ConflictError("another run of the migrations is under way; wait until it is over")
         try:
+            await self.check_no_moves(control)
             yield
         finally:
             await _release(control, _SQL.statement("unlock_run"))
+
+    async def check_no_moves(self, control: asyncpg.Connection) -> None:
+        """Raise `ConflictError` while a tenant's tables are at two places, which would both change.
+
+        An open move counts, since it could not be rolled back to tables of another version.
+        """
+        rows = await control.fetch(_SQL.statement("moves"))
+        if rows:
+            told = ", ".join(f"{row[0]} of tenant {row[1]} ({row[2]})" for row in rows[:5])
+            raise ConflictError(
+                f"tenants are being moved: {told}{' and more' if len(rows) > 5 else ''}; confirm, "
+                "roll back or cancel these moves first, then apply the migrations"
+            )
 
     @asynccontextmanager
     async def registering(self, control: asyncpg.Connection) -> AsyncIterator[None]:

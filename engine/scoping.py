@@ -7,7 +7,8 @@ transaction, so a refusal or an error leaves everything as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 import asyncpg
 
@@ -78,6 +79,19 @@ async def enter_schema(
     await connection.execute(_SQL.statement("enter_schema", schema=schema))
     if front is not None:
         await set_path(connection, front, schema)
+
+
+@asynccontextmanager
+async def as_keeper(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Reach the runtime's own tables from a transaction that works as the owner.
+
+    The owner has no right on them, because users' migrations work as it. Nothing of users' may run
+    in the block.
+    """
+    await connection.execute(_SQL.statement("work_as_keeper"))
+    yield
+    # After an error the transaction, and the role with it, is undone.
+    await connection.execute(_SQL.statement("work_as_owner"))
 
 
 async def set_path(connection: asyncpg.Connection, *schemas: SchemaName) -> None:

@@ -29,8 +29,9 @@ from tenancy.data_isolation.engine.fence import open_fence
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
 from tenancy.data_isolation.engine.migration import Migration, refusal
 from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.runner import check_runner
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
-from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot
+from tenancy.data_isolation.engine.scoping import as_keeper, enter_schema, read_snapshot
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.tenant_rows import SEED_MARK, TenantRows
 
@@ -65,7 +66,8 @@ async def seed(
         await enter_schema(connection, namespace.schema, front=overlay)
         versions = _SQL.statement("versions", schema=namespace.schema, reference=REFERENCE_SCHEMA)
         here, there = (await connection.fetch(versions))[0]
-        await open_fence(connection, tenant_no, epoch)
+        async with as_keeper(connection):
+            await open_fence(connection, tenant_no, epoch)
         await rows.bind(tenant_no)
         if await connection.fetchval(_SQL.statement("set_mark"), SEED_MARK, here) is None:
             return False
@@ -80,6 +82,7 @@ async def seed(
         await _copy(connection, namespace, filled)
         for schema in (namespace.schema, *([overlay] if overlay else [])):
             await _move_sequences(connection, schema)
+        await check_runner(connection)
         return True
 
 

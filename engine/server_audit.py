@@ -19,11 +19,10 @@ import asyncpg
 
 from tenancy.data_isolation.core.server_tls import ServerTls, SslMode
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
-from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.findings import RELOAD, Finding, Severity
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("audit_server.sql")
-_RELOAD: Final = "select pg_catalog.pg_reload_conf()"
 #: Where a setting comes from that ALTER SYSTEM cannot change.
 _ABOVE_FILES: Final = frozenset({"command line", "environment variable", "client", "session"})
 _VERIFIED: Final = frozenset({SslMode.VERIFY_CA, SslMode.VERIFY_FULL})
@@ -158,7 +157,7 @@ def access_findings(server: str, row: Mapping[str, Any]) -> Iterator[Finding]:
             database="",
             subject=subject,
             problem=problem,
-            advice=f"on the server's machine: {edit}; then: {_RELOAD}",
+            advice=f"on the server's machine: {edit}; then: {RELOAD}",
         )
 
     if row["error"] is not None:
@@ -225,7 +224,7 @@ def _of_setting(
         database="",
         subject=f"setting {name}",
         problem=f"is {row['setting'] or 'empty'}: it {problem}",
-        statements=() if above else (f"alter system set {name} = '{right}'", _RELOAD),
+        statements=() if above else (f"alter system set {name} = '{right}'", RELOAD),
         advice=advice,
     )
 
@@ -250,7 +249,7 @@ def _preload(config: ServerConfig, row: Mapping[str, Any]) -> Finding:
     advice = finding.advice
     if not file.endswith("postgresql.auto.conf"):
         advice = f"take it out of {file or 'the configuration file'}, line {row['sourceline']}"
-    statements = (f"alter system reset {row['name']}", _RELOAD)
+    statements = (f"alter system reset {row['name']}", RELOAD)
     return dataclasses.replace(finding, statements=statements, advice=advice)
 
 

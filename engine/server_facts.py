@@ -25,11 +25,6 @@ class ServerFacts:
     admin: str
     superuser: bool
 
-    @property
-    def major_version(self) -> int:
-        """15, 16, ..."""
-        return self.version_num // 10_000
-
 
 async def read_facts(connection: asyncpg.Connection, server: ServerName) -> ServerFacts:
     """The facts; `SetupError` when the server or its admin role cannot be used."""

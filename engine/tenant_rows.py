@@ -31,7 +31,7 @@ from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantStatus
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
-from tenancy.data_isolation.engine.scoping import run_all, set_path
+from tenancy.data_isolation.engine.scoping import as_keeper, run_all, set_path
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
@@ -113,20 +113,20 @@ class TenantRows:
 
         Raises `ConflictError` when it has no fence here.
         """
-        row = await self._connection.fetchrow(_SQL.statement("fences"), [tenant_no])
+        row = await self._fence(tenant_no)
         if row is None:
             raise ConflictError(f"tenant number {tenant_no} has no fence in {self._namespace}")
         if not row["open"]:
-            await self._connection.execute(_SQL.statement("set_fence"), tenant_no, True)
+            await self._set_fence(tenant_no, True)
         await self._bind_signed(tenant_no, Epoch(row["epoch"]))
         yield
         await self._unbind()
         if not row["open"]:
-            await self._connection.execute(_SQL.statement("set_fence"), tenant_no, False)
+            await self._set_fence(tenant_no, False)
 
     async def bind(self, tenant_no: TenantNo) -> None:
         """Work for a tenant whose fence is open, to the end of the transaction."""
-        row = await self._connection.fetchrow(_SQL.statement("fences"), [tenant_no])
+        row = await self._fence(tenant_no)
         if row is None or not row["open"]:
             raise ConflictError(
                 f"tenant number {tenant_no} has no open fence in {self._namespace}; open it first"
@@ -143,7 +143,7 @@ class TenantRows:
     ) -> None:
         closed = signed and not fence["open"]
         if closed:
-            await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, True)
+            await self._set_fence(tenant.tenant_no, True)
         if signed:
             await self._bind_signed(tenant.tenant_no, Epoch(fence["epoch"]))
         else:
@@ -152,7 +152,7 @@ class TenantRows:
         if not new or await self._connection.fetchval(_SQL.statement("has_mark"), SEED_MARK):
             await self._run(statements)
         if closed:
-            await self._connection.execute(_SQL.statement("set_fence"), tenant.tenant_no, False)
+            await self._set_fence(tenant.tenant_no, False)
 
     async def _turn_of(
         self, statements: Sequence[str], overlay: SchemaName | None = None
@@ -175,7 +175,8 @@ class TenantRows:
     async def _fences(self, tenants: Sequence[PlacedTenant]) -> dict[TenantNo, asyncpg.Record]:
         """The fences of `tenants`; a tenant that is being created may have none yet."""
         numbers = [tenant.tenant_no for tenant in tenants]
-        rows = await self._connection.fetch(_SQL.statement("fences"), numbers)
+        async with as_keeper(self._connection):
+            rows = await self._connection.fetch(_SQL.statement("fences"), numbers)
         found = {TenantNo(row["tenant_no"]): row for row in rows}
         for tenant in tenants:
             fence = found.get(tenant.tenant_no)
@@ -186,6 +187,14 @@ class TenantRows:
                     "being moved; run the migration again when the move is over"
                 )
         return found
+
+    async def _fence(self, tenant_no: TenantNo) -> asyncpg.Record | None:
+        async with as_keeper(self._connection):
+            return await self._connection.fetchrow(_SQL.statement("fences"), [tenant_no])
+
+    async def _set_fence(self, tenant_no: TenantNo, is_open: bool) -> None:
+        async with as_keeper(self._connection):
+            await self._connection.execute(_SQL.statement("set_fence"), tenant_no, is_open)
 
     async def _bind_signed(self, tenant_no: TenantNo, epoch: Epoch) -> None:
         binding = self._keys.sign(

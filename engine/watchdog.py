@@ -63,7 +63,7 @@ _OVERDUE_S: Final = 1.0
 _ACTING: Final = "acting"
 #: Columns of a look that are no part of what is judged.
 _NAMES: Final = frozenset({"application_name", "database", "login_lock"})
-_MEND: Final = "grant pg_monitor, pg_signal_backend to the admin role"
+_MEND: Final = "grant pg_monitor, pg_signal_backend to"
 
 
 @dataclass(slots=True)
@@ -169,7 +169,8 @@ class Watchdog:
             await connection.execute(SESSION_SETTINGS, timeout=_LOOK_TIMEOUT_S)
             sight = await connection.fetchrow(_SQL.statement("sight"), timeout=_LOOK_TIMEOUT_S)
             if sight is None or not (sight["sees"] and sight["signals"]):
-                self._tell(f"blind: {_MEND}")
+                admin = "the admin role" if sight is None else sight["admin"]
+                self._tell(f"blind: {_MEND} {admin}")
                 return
             become = _SQL.statement("become_watchdog")
             while not await connection.fetchval(become, timeout=_LOOK_TIMEOUT_S):

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
 import re
 import secrets
 import statistics
@@ -24,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
-import psutil
+from report import Figure, figure, print_report
 
 from tenancy.data_isolation.core import EngineConfig, IsolationLevel, TenantContext
 from tenancy.data_isolation.core.settings import Settings
@@ -76,16 +74,12 @@ def main() -> None:
             os.chmod(home, 0o755)  # The database server may run as another user.
             settings = Settings(home=Path(home), postgres_bin=binaries)
             figures += asyncio.run(_measure(settings, wanted))
-    for figure in figures:
-        goal = f"goal {figure['goal']} {'met' if figure['met'] else 'MISSED'}"
-        shown = f"{figure['value']:>8} {figure['unit']:6}"
-        print(f"{figure['name']:66} {shown} {'' if figure['goal'] is None else goal}".rstrip())
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+    print_report(figures)
 
 
-async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[dict[str, Any]]:
+async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[Figure]:
     binaries = PostgresBinaries.find(settings.postgres_bin, None)
-    figures: list[dict[str, Any]] = []
+    figures: list[Figure] = []
     async with await Engine.open(EngineConfig(settings=settings)) as engine:
         await engine.apply_migration("0001_notes", TABLES)
         tenants = [
@@ -164,28 +158,14 @@ def _run(command: list[str | Path], environment: dict[str, str]) -> dict[str, fl
     return found
 
 
-def _figures(name: str, runs: list[dict[str, float]]) -> list[dict[str, Any]]:
+def _figures(name: str, runs: list[dict[str, float]]) -> list[Figure]:
     median = statistics.median
     ratio = median(run["signed"] / run["plain"] for run in runs)
     return [
-        _figure(f"{name}: a plain setting", median(run["plain"] for run in runs), "us"),
-        _figure(f"{name}: the signed binding", median(run["signed"] for run in runs), "us"),
-        _figure(f"{name}: signed / plain", ratio, "times", GOAL_RATIO),
+        figure(f"{name}: a plain setting", median(run["plain"] for run in runs), "us"),
+        figure(f"{name}: the signed binding", median(run["signed"] for run in runs), "us"),
+        figure(f"{name}: signed / plain", ratio, "times", at_most=GOAL_RATIO),
     ]
-
-
-def _figure(name: str, value: float, unit: str, goal: float | None = None) -> dict[str, Any]:
-    met = None if goal is None else value <= goal
-    return {"name": name, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

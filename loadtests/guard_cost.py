@@ -8,14 +8,10 @@ comes out of a request. Run by `make bench-guard`. The last line is one JSON obj
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
-from typing import Any
 
-import psutil
+from report import Figure, figure, print_report
 
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.guard import Guard
@@ -56,16 +52,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--turns", type=int, default=400, help="times that each is measured")
     wanted = arguments.parse_args()
-    figures: list[dict[str, Any]] = []
+    figures: list[Figure] = []
     for name, query in STATEMENTS.items():
         known = _known(query, wanted.turns)
-        figures.append(_figure(f"guard, known: {name}", known, GOAL_NS))
-        figures.append(_figure(f"guard, new: {name}", _new(query, wanted.turns)))
-    for figure in figures:
-        goal = f"goal {figure['goal']} {'met' if figure['met'] else 'MISSED'}"
-        shown = f"{figure['value']:>10} {figure['unit']}"
-        print(f"{figure['name']:32} {shown}   {'' if figure['goal'] is None else goal}".rstrip())
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+        figures.append(figure(f"guard, known: {name}", known, "ns", at_most=GOAL_NS))
+        figures.append(figure(f"guard, new: {name}", _new(query, wanted.turns), "ns"))
+    print_report(figures)
 
 
 def _known(query: str, turns: int) -> float:
@@ -93,20 +85,6 @@ def _new(query: str, turns: int) -> float:
         guard.check(query)
         took.append(time.perf_counter_ns() - started)
     return statistics.median(took)
-
-
-def _figure(name: str, value: float, goal: float | None = None) -> dict[str, Any]:
-    met = None if goal is None else value <= goal
-    return {"name": name, "value": round(value), "unit": "ns", "goal": goal, "met": met}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

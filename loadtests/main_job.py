@@ -10,9 +10,7 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any
 
 import httpx
 import psutil
+from report import Figure, figure, percentile, print_report
 
 CREATED = {"row": 60, "schema": 30, "database": 15, "hybrid": 30}
 #: The specification names none for hybrid tenants; they get a schema, so they get its goal.
@@ -51,14 +50,10 @@ def main() -> None:
             _tenancy("down", environment)
     if wanted.demo:
         figures.append(_demo())
-    for figure in figures:
-        mark = "met" if figure["met"] else "MISSED"
-        shown = f"{figure['value']:>10} {figure['unit']:3} goal {figure['goal']} {mark}"
-        print(f"{figure['name']:44} {shown}")
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+    print_report(figures)
 
 
-async def _measure(url: str, key: str) -> list[dict[str, Any]]:
+async def _measure(url: str, key: str) -> list[Figure]:
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
         folder = files("tenancy.data_isolation.serve") / "data" / "demo"
@@ -69,7 +64,7 @@ async def _measure(url: str, key: str) -> list[dict[str, Any]]:
         return [*figures, await _activation(client)]
 
 
-async def _creation(client: httpx.AsyncClient, kind: str) -> dict[str, Any]:
+async def _creation(client: httpx.AsyncClient, kind: str) -> Figure:
     """Median time of POST /v1/tenants, one after the other; the first three are not counted.
 
     `kind` is an isolation level, or hybrid.
@@ -86,12 +81,15 @@ async def _creation(client: httpx.AsyncClient, kind: str) -> dict[str, Any]:
         answer = await client.post("/v1/tenants", json=body)
         took.append((time.perf_counter() - started) * 1000)
         answer.raise_for_status()
-    return _figure(
-        f"tenant creation p50, {kind}", statistics.median(took[3:]), "ms", CREATION_GOALS_MS[kind]
+    return figure(
+        f"tenant creation p50, {kind}",
+        percentile(took[3:], 50),
+        "ms",
+        at_most=CREATION_GOALS_MS[kind],
     )
 
 
-async def _activation(client: httpx.AsyncClient) -> dict[str, Any]:
+async def _activation(client: httpx.AsyncClient) -> Figure:
     """99th percentile of the first operation of tenants that no actor has active."""
     names = [f"fresh-{index}" for index in range(200)]
     for name in names:
@@ -106,11 +104,12 @@ async def _activation(client: httpx.AsyncClient) -> dict[str, Any]:
         )
         took.append((time.perf_counter() - started) * 1000)
         answer.raise_for_status()
-    p99 = statistics.quantiles(took, n=100)[98]
-    return _figure("first operation of a passive tenant p99, row", p99, "ms", ACTIVATION_GOAL_MS)
+    p99 = percentile(took, 99)
+    name = "first operation of a passive tenant p99, row"
+    return figure(name, p99, "ms", at_most=ACTIVATION_GOAL_MS)
 
 
-def _idle(home: Path) -> dict[str, Any]:
+def _idle(home: Path) -> Figure:
     """Memory of every process of the runtime, shared pages counted once (PSS)."""
     total = 0
     for process in psutil.process_iter():
@@ -120,7 +119,7 @@ def _idle(home: Path) -> dict[str, Any]:
         except psutil.Error:
             continue
     total += sum(_pss(pid) for pid in _servers(home))
-    return _figure("memory of the idle runtime", total / 1e6, "MB", IDLE_GOAL_MB)
+    return figure("memory of the idle runtime", total / 1e6, "MB", at_most=IDLE_GOAL_MB)
 
 
 def _servers(home: Path) -> set[int]:
@@ -143,7 +142,7 @@ def _pss(pid: int) -> int:
         return 0
 
 
-def _demo() -> dict[str, Any]:
+def _demo() -> Figure:
     with tempfile.TemporaryDirectory(prefix="tenancy-demo-") as home:
         os.chmod(home, 0o755)
         started = time.perf_counter()
@@ -152,9 +151,8 @@ def _demo() -> dict[str, Any]:
             env=os.environ | {"TENANCY_HOME": home},
             check=True,
         )
-        return _figure(
-            "make demo after installation", time.perf_counter() - started, "s", DEMO_GOAL_S
-        )
+        seconds = time.perf_counter() - started
+        return figure("make demo after installation", seconds, "s", at_most=DEMO_GOAL_S)
 
 
 def _tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
@@ -164,25 +162,6 @@ def _tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
     )  # fmt: skip
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-def _figure(name: str, value: float, unit: str, goal: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": round(value, 1),
-        "unit": unit,
-        "goal": goal,
-        "met": value <= goal,
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 def _free_port() -> int:

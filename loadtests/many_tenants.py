@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
-import platform
 import random
 import re
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -26,10 +23,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import asyncpg
-import psutil
+from report import Figure, figure, percentile, print_report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -61,7 +57,7 @@ SAMPLE_S = 0.01
 
 #: Tenants' sessions, and all connections of clients without the one that counts.
 COUNT_CONNECTIONS = """
-select count(*) filter (where application_name = 'tenancy'), count(*)
+select count(*) filter (where application_name like 'tenancy%.%'), count(*)
 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
 """
 COUNT_OPENED = "select sum(sessions)::bigint from pg_stat_database"
@@ -182,14 +178,10 @@ def main() -> None:
         os.chmod(home, 0o755)  # The database server may run as another user.
         settings = Settings(home=Path(home), server_connections_max=wanted.sessions)
         figures = asyncio.run(_measure(settings, wanted))
-    for figure in figures:
-        goal = f"goal {figure['goal']} {'met' if figure['met'] else 'MISSED'}"
-        shown = f"{figure['value']:>10} {figure['unit']:11}"
-        print(f"{figure['name']:52} {shown} {'' if figure['goal'] is None else goal}".rstrip())
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+    print_report(figures)
 
 
-async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[dict[str, Any]]:
+async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[Figure]:
     console = Console(stderr=True)
     async with await Engine.open(EngineConfig(settings=settings)) as engine:
         server = engine.servers[0]
@@ -217,7 +209,7 @@ async def _measure(settings: Settings, wanted: argparse.Namespace) -> list[dict[
     return figures + _summary(settings, limit, names, outcomes, peaks, refused)
 
 
-async def _create(engine: Engine, names: list[str], console: Console) -> list[dict[str, Any]]:
+async def _create(engine: Engine, names: list[str], console: Console) -> list[Figure]:
     """All tenants, a few at a time, each with a row that names it."""
     gate = asyncio.Semaphore(CREATIONS_AT_ONCE)
     took_ms: list[float] = []
@@ -242,11 +234,11 @@ async def _create(engine: Engine, names: list[str], console: Console) -> list[di
     seconds = time.perf_counter() - started
     at_once = f"{CREATIONS_AT_ONCE} at once"
     return [
-        _figure("tenants created", len(names), "tenants"),
-        _figure("time per created tenant, with its first row", seconds * 1_000 / len(names), "ms",
+        figure("tenants created", len(names), "tenants"),
+        figure("time per created tenant, with its first row", seconds * 1_000 / len(names), "ms",
                 at_most=CREATION_GOAL_MS),
-        _figure(f"creation of a tenant p50, {at_once}", statistics.median(took_ms), "ms"),
-        _figure(f"creation of a tenant p99, {at_once}", _quantile(took_ms, 99), "ms"),
+        figure(f"creation of a tenant p50, {at_once}", percentile(took_ms, 50), "ms"),
+        figure(f"creation of a tenant p99, {at_once}", percentile(took_ms, 99), "ms"),
     ]  # fmt: skip
 
 
@@ -284,7 +276,7 @@ def _summary(
     outcomes: list[Outcome],
     peaks: Peaks,
     refused: int,
-) -> list[dict[str, Any]]:
+) -> list[Figure]:
     served = set.intersection(
         *(outcome.served for outcome in outcomes if outcome.name in ("once", "verify"))
     )
@@ -293,19 +285,19 @@ def _summary(
     away = sum(outcome.turned_away.total() for outcome in outcomes)
     failed = sum(outcome.failed.total() for outcome in outcomes)
     figures = [
-        _figure("max_connections of the server", limit, "connections", at_most=SERVER_CONNECTIONS),
-        _figure("tenants served by it, all of them twice", len(served), "tenants",
+        figure("max_connections of the server", limit, "connections", at_most=SERVER_CONNECTIONS),
+        figure("tenants served by it, all of them twice", len(served), "tenants",
                 at_least=len(names)),
-        _figure("operations done", done, "operations"),
-        _figure("answers that were not the tenant's own", wrong, "answers", at_most=0),
-        _figure("operations that failed", failed, "operations", at_most=0),
-        _figure("operations turned away, to be sent again", away, "operations", at_most=0),
-        _figure("connections that PostgreSQL refused", refused, "connections", at_most=0),
-        _figure("most sessions of tenants at a time", peaks.sessions, "connections",
-                at_most=settings.server_connections_max),
-        _figure("most connections of all kinds at a time", peaks.connections, "connections",
+        figure("operations done", done, "operations"),
+        figure("answers that were not the tenant's own", wrong, "answers", at_most=0),
+        figure("operations that failed", failed, "operations", at_most=0),
+        figure("operations turned away, to be sent again", away, "operations", at_most=0),
+        figure("connections that PostgreSQL refused", refused, "connections", at_most=0),
+        figure("most sessions of tenants at a time", peaks.sessions, "connections",
+               at_least=1, at_most=settings.server_connections_max),
+        figure("most connections of all kinds at a time", peaks.connections, "connections",
                 at_most=limit),
-        _figure("samples of the number of connections", peaks.samples, "samples"),
+        figure("samples of the number of connections", peaks.samples, "samples"),
     ]  # fmt: skip
     for outcome in outcomes:
         if outcome.took_ms:
@@ -313,36 +305,16 @@ def _summary(
     return figures
 
 
-def _pace(outcome: Outcome, wait_ms: int) -> list[dict[str, Any]]:
+def _pace(outcome: Outcome, wait_ms: int) -> list[Figure]:
     """How fast one pattern went. Who waits longer than `wait_ms` for a session is turned away."""
     name, count = outcome.name, len(outcome.took_ms)
     return [
-        _figure(f"{name}: rate", count / outcome.seconds, "op/s"),
-        _figure(f"{name}: p50", statistics.median(outcome.took_ms), "ms"),
-        _figure(f"{name}: p99", _quantile(outcome.took_ms, 99), "ms", at_most=wait_ms),
-        _figure(f"{name}: connections opened", outcome.opened, "connections"),
-        _figure(f"{name}: operations per connection", count / max(1, outcome.opened), "operations"),
+        figure(f"{name}: rate", count / outcome.seconds, "op/s"),
+        figure(f"{name}: p50", percentile(outcome.took_ms, 50), "ms"),
+        figure(f"{name}: p99", percentile(outcome.took_ms, 99), "ms", at_most=wait_ms),
+        figure(f"{name}: connections opened", outcome.opened, "connections"),
+        figure(f"{name}: operations per connection", count / max(1, outcome.opened), "operations"),
     ]
-
-
-def _figure(
-    name: str,
-    value: float,
-    unit: str,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-) -> dict[str, Any]:
-    """A figure; without a goal it is there to be read."""
-    goal = at_least if at_most is None else at_most
-    met = None
-    if goal is not None:
-        met = value >= goal if at_most is None else value <= goal
-    return {"name": name, "value": round(value, 1), "unit": unit, "goal": goal, "met": met}
-
-
-def _quantile(values: list[float], hundredth: int) -> float:
-    return statistics.quantiles(values, n=100)[hundredth - 1] if len(values) > 1 else values[0]
 
 
 async def _server_limit(server: ServerConfig) -> int:
@@ -356,15 +328,6 @@ async def _server_limit(server: ServerConfig) -> int:
 def _refusals(log: Path) -> int:
     with log.open(errors="replace") as lines:
         return sum(REFUSED.search(line) is not None for line in lines)
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import psutil
+from report import Figure, figure, percentile, print_report
 
 from tenancy.data_isolation.actors.collector import relax_collector
 from tenancy.data_isolation.core import (
@@ -96,14 +95,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
         os.chmod(home, 0o755)  # The database server may run as another user.
         figures = asyncio.run(_measure(Path(home), wanted))
-    for figure in figures:
-        goal = "" if figure["goal"] is None else f"goal {figure['goal']} "
-        met = {True: "met", False: "MISSED", None: ""}[figure["met"]]
-        print(f"{figure['name']:58} {figure['value']:>9} {figure['unit']:3} {goal}{met}")
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+    print_report(figures)
 
 
-async def _measure(home: Path, wanted: argparse.Namespace) -> list[dict[str, Any]]:
+async def _measure(home: Path, wanted: argparse.Namespace) -> list[Figure]:
     relax_collector()  # As in the process of a tenant actor.
     settings = Settings(home=home)
     async with await Engine.open(EngineConfig(settings=settings)) as engine:
@@ -123,7 +118,7 @@ async def _measure(home: Path, wanted: argparse.Namespace) -> list[dict[str, Any
             await stage.admin.close()
 
 
-async def _attacked(stage: Stage, name: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+async def _attacked(stage: Stage, name: str, rounds: int, seconds: float) -> list[Figure]:
     calm, stormy = [], []
     stage.tally.clear()
     for _ in range(rounds):
@@ -315,52 +310,33 @@ async def _clear(stage: Stage) -> None:
 # Figures
 
 
-def _figures(name: str, calm: list[list[float]], stormy: list[list[float]]) -> list[dict[str, Any]]:
+def _figures(name: str, calm: list[list[float]], stormy: list[list[float]]) -> list[Figure]:
     found = []
-    for label, measure in (("p50", statistics.median), ("p99", _p99)):
-        before = statistics.median(measure(times) for times in calm)
-        during = statistics.median(measure(times) for times in stormy)
+    for label, hundredth in (("p50", 50), ("p99", 99)):
+        before = statistics.median(percentile(times, hundredth) for times in calm)
+        during = statistics.median(percentile(times, hundredth) for times in stormy)
         found += [
-            _figure(f"{name}, {label} without", before, "ms"),
-            _figure(f"{name}, {label} with", during, "ms"),
-            _figure(f"{name}, {label} ratio", during / before, "x", RATIO_GOAL),
+            figure(f"{name}, {label} without", before, "ms"),
+            figure(f"{name}, {label} with", during, "ms"),
+            figure(f"{name}, {label} ratio", during / before, "times", at_most=RATIO_GOAL),
         ]
     return found
 
 
-def _watchdog_figures(home: Path) -> list[dict[str, Any]]:
+def _watchdog_figures(home: Path) -> list[Figure]:
     reports = read_reports(report_path(home))
     return [
-        figure
+        item
         for report in reports
-        for figure in (
-            _figure("watchdog, one look", report["look_ms"], "ms"),
+        for item in (
+            figure("watchdog, one look", report["look_ms"], "ms"),
             *(
-                _figure(f"watchdog, {offence}", count, "")
+                figure(f"watchdog, {offence}", count, "times")
                 for offence, count in report["actions"].items()
                 if count
             ),
         )
     ]
-
-
-def _p99(times: list[float]) -> float:
-    return statistics.quantiles(times, n=100)[98]
-
-
-def _figure(name: str, value: float, unit: str, goal: float | None = None) -> dict[str, Any]:
-    met = None if goal is None else value <= goal
-    return {"name": name, "value": round(value, 2), "unit": unit, "goal": goal, "met": met}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "load_1m": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from report import Figure, figure, print_report
 
 _TENANCY = Path(sys.executable).with_name("tenancy")
 _OWN, _OTHER, _GHOST = "acme", "globex", "ghosty"
@@ -61,16 +61,10 @@ def main() -> None:
             figures = _measure(state, environment, samples)
         finally:
             _tenancy(environment, "down")
-    for figure in figures:
-        mark = "met" if figure["met"] else "MISSED"
-        print(f"{figure['name']:55} {figure['value']:>9} {figure['unit']:6} {mark}")
-    machine = {"cpus": os.cpu_count(), "system": platform.platform()}
-    print(json.dumps({"machine": machine, "figures": figures}))
+    print_report(figures)
 
 
-def _measure(
-    state: dict[str, Any], environment: dict[str, str], samples: int
-) -> list[dict[str, Any]]:
+def _measure(state: dict[str, Any], environment: dict[str, str], samples: int) -> list[Figure]:
     for tenant in (_OWN, _OTHER):
         _tenancy(environment, "tenant", "create", tenant)
     key = _tenancy(environment, "key", "create", "--tenant", _OWN)["key"]
@@ -84,9 +78,7 @@ def _measure(
             figures += _figures(name, taken[_OTHER], taken[_GHOST])
         taken = _interleaved(client, _ROUTES["GET tenant"], (_OWN, _GHOST), samples // 10)
         seen = compared(taken[_OWN], taken[_GHOST])
-        figures.append(
-            _figure("control: own name against none, z", seen.z, "", f"> {_Z_MAX}", seen.z > _Z_MAX)
-        )
+        figures.append(figure("control: own name against none, z", seen.z, "", at_least=_Z_MAX))
     return figures
 
 
@@ -108,15 +100,15 @@ def _interleaved(
     return taken
 
 
-def _figures(name: str, other: list[float], ghost: list[float]) -> list[dict[str, Any]]:
+def _figures(name: str, other: list[float], ghost: list[float]) -> list[Figure]:
     found = compared(other, ghost)
     difference = statistics.median(other) - statistics.median(ghost)
     middle = statistics.median(ghost)
     return [
-        _figure(f"{name}: median for one that does not exist", middle, "us", None, True),
-        _figure(f"{name}: another tenant takes longer by", difference, "us", None, True),
-        _figure(f"{name}: chance", found.chance, "", "0.48 to 0.52", 0.48 <= found.chance <= 0.52),
-        _figure(f"{name}: z", found.z, "", f"within {_Z_MAX}", abs(found.z) <= _Z_MAX),
+        figure(f"{name}: median for one that does not exist", middle, "us"),
+        figure(f"{name}: another tenant takes longer by", difference, "us"),
+        figure(f"{name}: chance", found.chance, "", at_least=0.48, at_most=0.52),
+        figure(f"{name}: z", found.z, "", at_least=-_Z_MAX, at_most=_Z_MAX),
     ]
 
 
@@ -135,10 +127,6 @@ def compared(left: list[float], right: list[float]) -> Comparison:
     u = ranks - n * (n + 1) / 2
     spread = math.sqrt(n * m / 12 * ((n + m + 1) - ties / ((n + m) * (n + m - 1))))
     return Comparison(chance=u / (n * m), z=(u - n * m / 2) / spread)
-
-
-def _figure(name: str, value: float, unit: str, goal: str | None, met: bool) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 3), "unit": unit, "goal": goal, "met": met}
 
 
 def _tenancy(environment: dict[str, str], *arguments: str) -> Any:

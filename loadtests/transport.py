@@ -10,19 +10,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-import psutil
 import uvloop
+from report import Figure, figure, print_report
 
 from tenancy.data_isolation.core import (
     EngineConfig,
@@ -31,6 +27,7 @@ from tenancy.data_isolation.core import (
     ServerConfig,
     Settings,
     TenantContext,
+    TenantType,
 )
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.server_connection import open_connection
@@ -62,14 +59,10 @@ def main() -> None:
         with postgres_running(wanted.postgres_bin.resolve(), tls=tls) as server:
             # The event loop of tenant actors and of the HTTP processes.
             figures = uvloop.run(_measure(server, authority, directory))
-    for figure in figures:
-        print(f"{figure['name']:44} {figure['value']:>10} {figure['unit']}")
-    print(json.dumps({"machine": _machine(), "figures": figures}))
+    print_report(figures)
 
 
-async def _measure(
-    server: PostgresServer, authority: Authority, directory: Path
-) -> list[dict[str, Any]]:
+async def _measure(server: PostgresServer, authority: Authority, directory: Path) -> list[Figure]:
     ours = authority.issue("runtime")
     plain = ServerConfig(dsn=server.admin_dsn, sslmode="disable")
     checked = ServerConfig(
@@ -83,11 +76,11 @@ async def _measure(
         sslkey=ours.key,
     )
     opening = await _opening({"plain": plain, "TLS": checked, "TLS, client certificate": shown})
-    figures = [_figure(f"opening a session, {way}", ms, "ms") for way, ms in opening.items()]
+    figures = [figure(f"opening a session, {way}", ms, "ms") for way, ms in opening.items()]
     rates = await _reading({"plain": plain, "TLS": checked}, directory)
-    figures += [_figure(f"point reads, {way}", rate, "/s") for way, rate in rates.items()]
+    figures += [figure(f"point reads, {way}", rate, "/s") for way, rate in rates.items()]
     ratio = rates["TLS"] / rates["plain"]
-    return [*figures, _figure("point reads, TLS against plain", ratio, "times")]
+    return [*figures, figure("point reads, TLS against plain", ratio, "times")]
 
 
 async def _opening(ways: dict[str, ServerConfig]) -> dict[str, float]:
@@ -109,7 +102,9 @@ async def _reading(ways: dict[str, ServerConfig], directory: Path) -> dict[str, 
     first = next(iter(ways.values()))
     async with await Engine.open(EngineConfig(servers=(first,), settings=settings)) as engine:
         await engine.apply_migration("0001_notes", TABLES)
-        await engine.create_tenant(TenantContext(tenant_id="acme"), level=IsolationLevel.ROW)
+        # Of a type that may send more operations than are measured.
+        context = TenantContext(tenant_id="acme", tenant_type=TenantType.ENTERPRISE)
+        await engine.create_tenant(context, level=IsolationLevel.ROW)
         await engine.execute("acme", Operation(query=FILL, params=[ROWS]))
     for number in range(ROUNDS + 1):
         for way, server in ways.items():
@@ -132,20 +127,6 @@ async def _round(engine: Engine, seconds: float) -> float:
 
     await asyncio.gather(*(worker() for _ in range(READS_AT_ONCE)))
     return next(numbers) / (time.perf_counter() - started)
-
-
-def _figure(name: str, value: float, unit: str) -> dict[str, Any]:
-    """A figure that is there to be read; nobody promised one."""
-    return {"name": name, "value": round(value, 2), "unit": unit, "goal": None, "met": None}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
 
 
 if __name__ == "__main__":

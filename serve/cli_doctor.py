@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _LISTED_MAX = 10
 _NAME_WIDTH = 14
 _REMEDY_LINES_MAX = 4
+_SQL_LINES_MAX = 60
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -105,13 +106,29 @@ class _Report:
         detail = visible(" ".join(check.detail.split()))
         say(f"{check.result:<4}  {check.name:<{_NAME_WIDTH}}  {detail}")
         if check.remedy is not None:
-            say(f"{'':<{_NAME_WIDTH + 6}}  -> {visible(_shortened(check.remedy))}")
+            margin = f"{'':<{_NAME_WIDTH + 6}}  "
+            first, *rest = _told(check, check.remedy).splitlines()
+            say(f"{margin}-> {visible(first)}")
+            for line in rest:
+                say(f"{margin}   {visible(line)}")
 
     def end(self) -> None:
         """What was left out."""
         left = sum(max(count - _LISTED_MAX, 0) for count in self._told.values())
         if left and not self._silent:
             say(f"and {left} more findings of these kinds; --json has all of them")
+
+
+def _told(check: Check, remedy: str) -> str:
+    """A remedy for people; SQL of many lines is told in full to who has to run it."""
+    finding = check.finding
+    if finding is None or not finding.by_hand or "\n" not in finding.mend:
+        return _shortened(remedy)
+    lines = finding.mend.splitlines()
+    where = f" in database {finding.database}" if finding.database else ""
+    if len(lines) > _SQL_LINES_MAX:
+        return f"{finding.advice}: {len(lines)} lines of SQL{where}, which --json has"
+    return "\n".join((f"{finding.advice}; as the admin{where}:", *lines))
 
 
 def _shortened(remedy: str) -> str:

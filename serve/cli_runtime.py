@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
@@ -25,6 +26,7 @@ from tenancy.data_isolation.serve.runtime_state import (
     RuntimeDirectory,
     RuntimeState,
 )
+from tenancy.data_isolation.serve.started_settings import differences, settings_path
 from tenancy.data_isolation.serve.terminal import (
     AsJson,
     CommandError,
@@ -33,6 +35,9 @@ from tenancy.data_isolation.serve.terminal import (
     print_json,
     say,
 )
+
+if TYPE_CHECKING:
+    from tenancy.data_isolation.serve.watchdog_report import WatchState
 
 #: Exit statuses of `tenancy status` (3 as in the Linux Standard Base: not running).
 STATUS_STOPPED = 3
@@ -56,6 +61,8 @@ def add_commands(app: typer.Typer) -> None:
 
 def up(timeout: Timeout = None, as_json: AsJson = False) -> None:
     """Start everything, or say that it runs; prints the URL and where the admin key is.
+
+    Exit status 1 when it runs with other settings than those that are given now.
 
     Starts the embedded PostgreSQL and Redis (unless TENANCY_POSTGRES_DSN and TENANCY_REDIS_URL name
     others), local Ray and the HTTP endpoint, in the background.
@@ -95,10 +102,12 @@ def status(as_json: AsJson = False) -> None:
     """Say what runs. Exit status 0: running, 3: stopped, 4: starting, stopping or degraded."""
     settings = Settings.from_env()
     state = _asked(RuntimeDirectory(settings.home).present())
+    watch = _watch(settings, state)
     if as_json:
-        print_json(_document(state))
+        watchdog = [dataclasses.asdict(item) for item in watch]
+        print_json(_document(state) | {"watchdog": watchdog})
     else:
-        _print(state)
+        _print(state, watch)
     match state.state:
         case Phase.RUNNING:
             return
@@ -129,8 +138,23 @@ def _joined(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None
     """What runs already, or what someone else starts just now; None when it has gone again."""
     state = _followed(directory, None, deadline)
     if state is not None:
+        _check_settings(directory, state)
         note("already running" if state.state is Phase.RUNNING else f"already up, {state.state}")
     return state
+
+
+def _check_settings(directory: RuntimeDirectory, state: RuntimeState) -> None:
+    """Raise `CommandError` when what runs was started with other settings than these."""
+    settings = Settings.from_env()
+    # As the daemon that is started here would have them.
+    settings = Settings.from_env(os.environ | _absolute(settings))
+    found = differences(settings, settings_path(directory.home), state.url)
+    if found:
+        raise CommandError(
+            f"the runtime runs already at {state.url}, with other settings: {'; '.join(found)}",
+            "`tenancy down` and then `tenancy up` takes these; to leave it as it is, set the "
+            "variables as they are there",
+        )
 
 
 def _begun(directory: RuntimeDirectory, deadline: float) -> RuntimeState | None:
@@ -328,7 +352,17 @@ def _document(state: RuntimeState) -> dict[str, Any]:
     return found | {"pid": None if daemon is None else daemon["pid"]}
 
 
-def _print(state: RuntimeState) -> None:
+def _watch(settings: Settings, state: RuntimeState) -> list[WatchState]:
+    """What the watchdogs do; nothing of a runtime that does not run."""
+    if state.state not in (Phase.RUNNING, Phase.DEGRADED):
+        return []
+    # Imported late: it loads what the metrics are made with.
+    from tenancy.data_isolation.serve.watchdog_report import report_path, watch_states
+
+    return watch_states(report_path(settings.home))
+
+
+def _print(state: RuntimeState, watch: Sequence[WatchState]) -> None:
     fields = [
         ("state", state.state.value),
         ("detail", state.detail or None),
@@ -342,6 +376,11 @@ def _print(state: RuntimeState) -> None:
         ("logs", state.log_directory),
         ("home", state.home),
     ]
+    for item in watch:
+        of_server = f"{item.server}: " if item.server else ""
+        fields.append(("watchdog", f"{of_server}{item.problem or item.state}"))
+        if item.remedy is not None:
+            fields.append(("what to do", item.remedy))
     print_fields([(name, value) for name, value in fields if value is not None])
 
 

@@ -49,6 +49,7 @@ from tenancy.data_isolation.serve.runtime_state import (
     RuntimeDirectory,
     RuntimeState,
 )
+from tenancy.data_isolation.serve.started_settings import settings_path, write_started
 from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._directory = RuntimeDirectory(settings.home)
+        #: As they were asked for; a port of 0 becomes another one.
+        self._asked_for = settings
         self._runner = asyncio.Runner()
         self._data = DataPlane(settings, self._directory)
         self._state = RuntimeState(
@@ -148,6 +151,7 @@ class Daemon:
             raise SetupError(
                 f"processes of an earlier run do not end: {', '.join(str(p.pid) for p in left)}"
             )
+        write_started(self._asked_for, settings_path(self._directory.home))
         self._check_port()
         # What would stop the last step is better told before the first.
         token_verifier(self._settings, SystemClock())

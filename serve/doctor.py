@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -26,6 +27,7 @@ from tenancy.data_isolation.serve.exposure import (
     check_sockets,
 )
 from tenancy.data_isolation.serve.runtime_state import Phase, RuntimeDirectory, RuntimeState
+from tenancy.data_isolation.serve.watchdog_report import report_path, watch_states
 
 _PYTHON = (3, 11)
 _RAY = "2.60.0"
@@ -51,6 +53,8 @@ def check_machine(settings: Settings) -> Iterator[Check]:
     yield _runtime(state)
     if state.state is Phase.STOPPED:
         yield _port(settings)
+    if state.state in (Phase.RUNNING, Phase.DEGRADED):
+        yield from check_watchdogs(report_path(settings.home))
     if state.url is not None:
         yield _endpoint(state.endpoint())
     if state.ray_address is not None:
@@ -121,6 +125,17 @@ def _runtime(state: RuntimeState) -> Check:
             return failed("runtime", state.detail, f"the logs are in {state.log_directory}")
         case Phase.STARTING | Phase.STOPPING:
             return warned("runtime", f"{state.state}: {state.detail}", "look again in a minute")
+
+
+def check_watchdogs(path: Path) -> Iterator[Check]:
+    """Whether somebody holds tenants' sessions to their limits from outside. A runtime runs."""
+    for item in watch_states(path):
+        if item.problem is None or item.remedy is None:
+            yield fine("watchdog", f"server {item.server}: {item.state}")
+            continue
+        told = warned if item.may_pass else failed
+        of_server = f"server {item.server}: " if item.server else ""
+        yield told("watchdog", f"{of_server}{item.problem}", item.remedy)
 
 
 def _port(settings: Settings) -> Check:

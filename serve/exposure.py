@@ -58,25 +58,45 @@ def check_secrets(home: Path) -> Iterator[Check]:
 
 def check_sockets(directory: RuntimeDirectory, state: RuntimeState) -> Iterator[Check]:
     """Whether processes of the runtime listen where other machines can reach them."""
-    yield from listening_checks(_listening(directory), urlsplit(state.url or "").port)
+    yield from listening_checks(_listening(directory), state.url)
 
 
 def listening_checks(
-    listening: Iterable[tuple[str, str, int]], endpoint: int | None
+    listening: Iterable[tuple[str, str, int]], endpoint: str | None
 ) -> Iterator[Check]:
-    """What to say of sockets: (process, address, port). `endpoint` is the port of HTTP."""
+    """What to say of sockets: (process, address, port). `endpoint` is the URL of HTTP.
+
+    An endpoint that speaks HTTPS is meant to be reached, so of that one nothing is to be mended.
+    """
     sockets = sorted(set(listening))
+    url = urlsplit(endpoint or "")
+    # Without a port in the URL it is the scheme's.
+    http_port = url.port or {"https": 443, "http": 80}.get(url.scheme)
     beyond: dict[tuple[str, int], set[str]] = {}
+    encrypted = []
     for name, address, port in sockets:
-        if not is_local(address):
+        if is_local(address):
+            continue
+        if port == http_port and url.scheme == "https":
+            encrypted.append(f"{address} port {port}")
+        else:
             beyond.setdefault((address, port), set()).add(name)
     for (address, port), names in sorted(beyond.items()):
         told = f"{', '.join(sorted(names))} listens on {address} port {port}, beyond this machine"
         advice = "close the port with a firewall"
-        if port == endpoint:
-            advice = "set TENANCY_HTTP_HOST=127.0.0.1, and let a proxy with TLS stand in front"
+        if port == http_port:
+            advice = (
+                "set TENANCY_HTTP_TLS_CERTIFICATE and TENANCY_HTTP_TLS_KEY; or set "
+                "TENANCY_HTTP_HOST=127.0.0.1, and let a proxy with TLS stand in front"
+            )
         yield warned("sockets", told, advice)
-    if not beyond:
+    if beyond:
+        return
+    if encrypted:
+        listed = ", ".join(dict.fromkeys(encrypted))
+        told = f"{len(sockets)} of the runtime; beyond this machine only HTTPS, on {listed}"
+        yield fine("sockets", told)
+    else:
         yield fine("sockets", f"{len(sockets)} of the runtime, all on this machine's own address")
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tenancy.data_isolation.actors.configuration import configuration_path, read_configuration
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
@@ -27,6 +27,7 @@ from tenancy.data_isolation.engine.drift import (
     Fingerprint,
     Record,
     compared,
+    completed,
     drift_findings,
 )
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
@@ -82,7 +83,14 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     (
         "functions",
         frozenset(
-            {"functions", "definer_functions", "hidden_rights", "own_triggers", "own_tables"}
+            {
+                "functions",
+                "installation",
+                "definer_functions",
+                "hidden_rights",
+                "own_triggers",
+                "own_tables",
+            }
         ),
         "the runtime's are as this release made them, and none runs with other rights",
     ),
@@ -116,11 +124,13 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     ),
     (
         "leftovers",
-        frozenset({"half_way", "placements", "orphans", "fences"}),
+        frozenset({"half_way", "placements", "orphans", "fences", "reachable"}),
         "every tenant of the catalog is there, and nothing else is",
     ),
     ("drift", frozenset({"drift"}), ""),
 )
+#: Check, server, database, subject and problem of a finding.
+_Identity: TypeAlias = tuple[str, str, str, str, str]
 #: Everything else is about rights.
 _RIGHTS: Final = ("rights", "nobody has a right that he has no use for")
 
@@ -245,7 +255,9 @@ class _Examination:
             sound["access"] = "pg_hba.conf is for superusers to read, and was not looked at"
             sound["roles"] += "; passwords are for superusers to read, and were not looked at"
         if look.not_compared:
-            sound["tables"] += f"; {look.not_compared} databases have none, or one that is behind"
+            sound["tables"] += (
+                f"; {look.not_compared} databases were not compared: the reference is behind"
+            )
         for area, text in sound.items():
             of_area = by_area.get(area, [])
             yield from (found(f"{area}{suffix}", finding) for finding in of_area)
@@ -270,7 +282,8 @@ class _Examination:
             return [], f"the first look: {len(now.traits)} objects noted to compare with"
         kept, changes = compared(record, now)
         if self._options.accept:
-            file.write(fresh)
+            everything = completed(now, record.accepted)
+            file.write(Record(accepted=everything, looked_at=now.taken_at))
             return [], _accepted(changes, now)
         file.write(kept)
         return (
@@ -279,26 +292,32 @@ class _Examination:
         )
 
     async def _mended(self, looks: Sequence[ServerLook]) -> AsyncIterator[Check]:
-        """Mend what can be mended, and again what that brought to light."""
-        tried: set[Finding] = set()
-        for _ in range(_ROUNDS_MAX):
-            todo = [
-                finding
-                for look in looks
-                for finding in look.findings
-                if can_mend(finding) and finding not in tried
-            ]
-            if not todo or (not tried and not _agreed(self._options, todo)):
-                return
-            for finding in todo:
-                tried.add(finding)
-                matter = await mend(self._admin, finding, key=self._key)
-                told = f"{finding.subject} {finding.problem}"
-                if matter is None:
-                    yield fine("mended", told)
-                else:
-                    yield warned("not mended", f"{told}: {matter}", finding.remedy)
+        """Mend what can be mended, and again what that brought to light.
+
+        Whether something is mended is seen by looking again: one mend may mend several findings, so
+        that those of the others fail, and one that failed may work after others.
+        """
+        left: dict[_Identity, tuple[Finding, str | None]] = {}
+        for number in range(_ROUNDS_MAX):
+            todo = [item for look in looks for item in look.findings if can_mend(item)]
+            if not todo or (number == 0 and not _agreed(self._options, todo)):
+                break
+            tried = {_identity(item): (item, await self._mend(item)) for item in todo}
             looks = await self._inspection.look(self._key, progress=self._options.progress)
+            there = {_identity(item) for look in looks for item in look.findings}
+            before, left = left, {key: told for key, told in tried.items() if key in there}
+            for key in tried.keys() - there:
+                finding, _ = tried[key]
+                yield fine("mended", f"{finding.subject} {finding.problem}")
+            if left.keys() == tried.keys() == before.keys():
+                break  # Neither did this round help.
+        for finding, matter in left.values():
+            told = matter or "its SQL was carried out, and it is as it was"
+            problem = f"{finding.subject} {finding.problem}: {told}"
+            yield warned("not mended", problem, finding.remedy)
+
+    async def _mend(self, finding: Finding) -> str | None:
+        return await mend(self._admin, finding, key=self._key)
 
     # What is asked besides
 
@@ -332,6 +351,11 @@ class _Examination:
             yield failed("catalog", error.detail, "see that the server runs, then try again")
         finally:
             await engine.close()
+
+
+def _identity(finding: Finding) -> _Identity:
+    """What stays the same of a finding while others are mended."""
+    return (finding.check, finding.server, finding.database, finding.subject, finding.problem)
 
 
 def _is_ours(look: ServerLook) -> bool:

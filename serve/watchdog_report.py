@@ -6,12 +6,14 @@ The daemon has no HTTP, and the processes that answer HTTP have no watchdog.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +21,8 @@ from prometheus_client.registry import Collector
 from tenancy.data_isolation.engine.watch_rules import Offence
 
 _ACTING = "acting"
+#: Another machine's watchdog acts for the server.
+_STANDBY = "standby"
 #: What was written so long ago is no more than what was: it is written once a second.
 _STALE_S = 10.0
 
@@ -49,10 +53,74 @@ def read_reports(path: Path) -> list[dict[str, Any]]:
 
 def is_stale(path: Path) -> bool:
     """Whether nobody has written the reports for a while."""
+    return _silent_s(path) >= _STALE_S
+
+
+def _silent_s(path: Path) -> float:
     try:
-        return time.time() - path.stat().st_mtime >= _STALE_S
+        return time.time() - path.stat().st_mtime
     except OSError:
-        return True
+        return math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchState:
+    """What the watchdog of one server does; `problem` and `remedy` when nobody watches."""
+
+    #: Empty when nothing says which servers there are.
+    server: str
+    state: str
+    problem: str | None = None
+    remedy: str | None = None
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether a moment later it may be well again: it begins, or a look took long."""
+        return self.state.startswith(_PASSING)
+
+
+_PASSING: Final = ("starting", "late")
+_LIMITS: Final = "limits that are held from outside a tenant's session are not held"
+_ANEW: Final = "look into log/daemon.log of the home; then `tenancy down` and `tenancy up`"
+#: How a state begins that means that nobody watches → what that is, and what to do.
+_BLIND: Final = "blind: "
+_PROBLEMS: Final[Mapping[str, tuple[str, str]]] = {
+    "starting": ("has not begun to watch", "look again in a minute; else " + _ANEW),
+    "late": (
+        "looks too seldom",
+        "give the machine of the daemon, or the server, more processors; " + _ANEW,
+    ),
+    "not watching": ("does not watch", "see that the server answers its admin; " + _ANEW),
+    "stopped": ("has ended", _ANEW),
+}
+
+
+def watch_states(path: Path) -> list[WatchState]:
+    """What the watchdogs of a runtime that runs do; at least one."""
+    reports = read_reports(path)
+    if not reports:
+        told = f"no watchdog has written {path}: {_LIMITS}"
+        return [WatchState(server="", state="unknown", problem=told, remedy=_ANEW)]
+    silent_s = _silent_s(path)
+    return [_watch_state(report, silent_s) for report in reports]
+
+
+def _watch_state(report: Mapping[str, Any], silent_s: float) -> WatchState:
+    server, state = str(report.get("server", "")), str(report.get("state", "unknown"))
+    if silent_s >= _STALE_S:
+        told = f"has told nothing for {silent_s:.0f} s (then it was: {state}): {_LIMITS}"
+        return WatchState(server=server, state="silent", problem=told, remedy=_ANEW)
+    if state in (_ACTING, _STANDBY):
+        return WatchState(server=server, state=state)
+    if state.startswith(_BLIND):
+        told = f"is blind, because the admin role may not see or end tenants' sessions: {_LIMITS}"
+        remedy = f"let a superuser run: {state.removeprefix(_BLIND)}; it is noticed within seconds"
+        return WatchState(server=server, state=state, problem=told, remedy=remedy)
+    for begin, (problem, remedy) in _PROBLEMS.items():
+        if state.startswith(begin):
+            told = f"{problem} ({state}): {_LIMITS}"
+            return WatchState(server=server, state=state, problem=told, remedy=remedy)
+    return WatchState(server=server, state=state, problem=f"{state}: {_LIMITS}", remedy=_ANEW)
 
 
 class WatchdogCollector(Collector):

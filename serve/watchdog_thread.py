@@ -12,8 +12,9 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tenancy.data_isolation.core import ServerConfig, Settings
 from tenancy.data_isolation.core.crypto import MasterKey
@@ -64,6 +65,9 @@ class WatchdogThread:
             asyncio.run(self._watch())
         except Exception:
             _log.exception("the watchdogs have ended")
+            # Told at once, and not only when the last report has become old.
+            ended = {"state": "not watching: it failed and has ended"}
+            self._write([{"server": server.name} | ended for server in self._servers])
         finally:
             self._ready.set()
 
@@ -94,7 +98,10 @@ class WatchdogThread:
         await admin.close()
 
     def _tell(self, watchdogs: Sequence[Watchdog]) -> None:
+        self._write([watchdog.report.plain() for watchdog in watchdogs])
+
+    def _write(self, reports: Sequence[Mapping[str, Any]]) -> None:
         try:
-            write_reports(self._path, [watchdog.report.plain() for watchdog in watchdogs])
+            write_reports(self._path, reports)
         except OSError as error:
             _log.warning("%s cannot be written: %s", self._path, error.strerror)

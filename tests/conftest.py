@@ -20,6 +20,7 @@ pytest_plugins = [
     "support.running_api",
     "support.installation",
     "support.oracles",
+    "support.two_servers",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

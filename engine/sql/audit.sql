@@ -25,28 +25,28 @@ from pg_roles, lateral (values
     (rolcreaterole, 'has CREATEROLE', 'nocreaterole'),
     (rolcreatedb, 'has CREATEDB', 'nocreatedb'),
     (rolreplication, 'has REPLICATION', 'noreplication'),
-    (rolcanlogin and rolname in ($2, 'tenancy_hybrid'), 'may log in', 'nologin')
+    (rolcanlogin and rolname in ($2, 'tenancy_keeper', 'tenancy_hybrid'), 'may log in', 'nologin')
 ) as attribute (held, problem, mend)
-where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_hybrid')
+where held and (rolname = any ($1::text[]) or rolname in ($2, 'tenancy_keeper', 'tenancy_hybrid')
                 -- A superuser needs no rights here.
                 or rolname ~ '^t_[0-9a-f]{20}$');
 
 -- name: memberships
 -- A login is a member of nothing and has no members, but that those of hybrid tenants belong to
--- tenancy_hybrid, which belongs to nothing; the owner has admins as members only.
+-- tenancy_hybrid, which belongs to nothing; the owner and the keeper have admins as members only.
 select format('role %I', m.rolname) as subject,
        format('is a member of %I', g.rolname) as problem,
        format('revoke %I from %I', g.rolname, m.rolname) as mend
 from pg_auth_members a
 join pg_roles m on m.oid = a.member
 join pg_roles g on g.oid = a.roleid
-where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_hybrid')
+where (m.rolname = any ($1::text[]) or m.rolname in ($2, 'tenancy_keeper', 'tenancy_hybrid')
        or m.rolname ~ '^t_[0-9a-f]{20}$')
       and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'
                and not a.admin_option
                -- A column of PostgreSQL 16.
                and not coalesce((to_jsonb(a) ->> 'set_option')::boolean, false))
-   or ((g.rolname = any ($1::text[]) or g.rolname in ($2, 'tenancy_hybrid'))
+   or ((g.rolname = any ($1::text[]) or g.rolname in ($2, 'tenancy_keeper', 'tenancy_hybrid'))
        and not m.rolsuper and m.rolname <> current_user
        and not (g.rolname = 'tenancy_hybrid' and m.rolname ~ '^t_[0-9a-f]{20}$'));
 
@@ -103,8 +103,21 @@ select format('database %I', d.datname),
 from pg_database d
 where d.datname = any ($3::text[]) and pg_get_userbyid(d.datdba) <> $2;
 
+-- name: schema_owners
+-- Whoever owns a schema can drop what is in it. Own schemas belong to the owner, not to their logins.
+select format('schema %I', n.nspname) as subject,
+       format('belongs to %I', pg_get_userbyid(n.nspowner)) as problem,
+       format('alter schema %I owner to %I', n.nspname, o.owner) as mend
+from pg_namespace n
+cross join lateral (select case when n.nspname in ('tenancy', 'catalog') then 'tenancy_keeper'
+                                else 'tenancy_owner' end as owner) o
+where (n.nspname in ('tenancy', 'catalog', 'app', 'tenancy_reference')
+       or n.nspname ~ '^t_[0-9a-f]{20}$')
+  and pg_get_userbyid(n.nspowner) <> o.owner;
+
 -- name: schema_rights
--- CREATE for anybody but the owner; a schema that is open to somebody it is not for.
+-- CREATE for anybody but the owner; a schema that is open to somebody it is not for. What belongs to
+-- the keeper is closed to tenancy_owner, but for what everybody has.
 select format('schema %I', n.nspname) as subject,
        format('%s has %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type) as problem,
        format('revoke %s on schema %I from %s', a.privilege_type, n.nspname,
@@ -113,9 +126,10 @@ from pg_namespace n
 cross join lateral aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
 cross join lateral (select case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end as rolname) r
 where a.grantee <> n.nspowner
-  and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
+  and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner')
        or r.rolname ~ '^t_[0-9a-f]{20}$')
   and (a.privilege_type = 'CREATE'
+       or (n.nspname in ('tenancy', 'catalog') and r.rolname = 'tenancy_owner')
        or n.nspname = 'public'
        or (n.nspname = 'catalog' and r.rolname is distinct from 'tenancy_control')
        or (n.nspname = 'app' and (a.grantee = 0 or r.rolname = 'tenancy_control'))
@@ -148,12 +162,14 @@ select format('%s %I.%I',
                    when 'S' then 'sequence' when 'f' then 'foreign table' else 'table' end,
               n.nspname, c.relname) as subject,
        format('belongs to %I', pg_get_userbyid(c.relowner)) as problem,
-       format('alter table %I.%I owner to tenancy_owner', n.nspname, c.relname) as mend
+       format('alter table %I.%I owner to %I', n.nspname, c.relname, o.owner) as mend
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
+cross join lateral (select case when n.nspname in ('tenancy', 'catalog') then 'tenancy_keeper'
+                                else 'tenancy_owner' end as owner) o
 where (n.nspname in ('app', 'tenancy', 'catalog') or n.nspname ~ '^t_[0-9a-f]{20}$')
   and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
-  and pg_get_userbyid(c.relowner) <> 'tenancy_owner';
+  and pg_get_userbyid(c.relowner) <> o.owner;
 
 -- name: row_security
 -- Not forced in the reference: nobody but the owner has any right there, and its rows are copied.
@@ -239,11 +255,13 @@ where c.relkind in ('r', 'p', 'v', 'm', 'f')
          or r.rolname = 'tenancy_control')
         and (n.nspname = 'app' or n.nspname ~ '^t_[0-9a-f]{20}$'))
        or (n.nspname = 'tenancy'
-           and (a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid')
+           and (a.grantee = 0
+                or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner')
                 or r.rolname ~ '^t_[0-9a-f]{20}$'))
        or (n.nspname = 'catalog' and (a.grantee = 0 or a.is_grantable
            or a.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
-           or r.rolname in ('tenancy_rows', 'tenancy_hybrid') or r.rolname ~ '^t_[0-9a-f]{20}$')));
+           or r.rolname in ('tenancy_rows', 'tenancy_hybrid', 'tenancy_owner')
+           or r.rolname ~ '^t_[0-9a-f]{20}$')));
 
 -- name: exempt_relations
 -- Row security cannot hold for these, or is checked as their owner.

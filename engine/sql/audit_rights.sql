@@ -13,7 +13,8 @@ select 'unsafe' as severity, format('parameter %s', p.parname) as subject,
 from pg_parameter_acl p
 cross join lateral aclexplode(p.paracl) a
 left join pg_roles r on r.oid = a.grantee
-where a.grantee = 0 or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner')
+where a.grantee = 0
+   or r.rolname in ('tenancy_rows', 'tenancy_control', 'tenancy_hybrid', 'tenancy_owner', 'tenancy_keeper')
    or r.rolname ~ '^t_[0-9a-f]{20}$'
 union all
 select 'unsafe', format('tablespace %I', t.spcname),

@@ -9,6 +9,17 @@
 -- One installer per database at a time; released with the transaction.
 select pg_catalog.pg_advisory_xact_lock(8387227038471684978);
 
+-- name: limit_waits
+-- $1 = milliseconds that this transaction waits for a lock.
+select pg_catalog.set_config('lock_timeout', $1, true);
+
+-- name: work_as
+-- $1 = a role, or 'none' for the admin itself; to the end of the transaction.
+select pg_catalog.set_config('role', $1, true);
+
+-- name: has_installation
+select pg_catalog.to_regclass('tenancy.installation') is not null;
+
 -- name: installation
 create schema if not exists tenancy authorization tenancy_owner;
 
@@ -184,9 +195,14 @@ grant execute on function
     pg_catalog.pg_advisory_xact_lock_shared(bigint),
     pg_catalog.pg_advisory_xact_lock(bigint),
     pg_catalog.pg_try_advisory_xact_lock(bigint)
-to tenancy_owner;
+to tenancy_owner, tenancy_keeper;
 -- Users write functions for triggers in their migrations, which run as the owner.
-grant usage on language plpgsql, sql to tenancy_owner;
+grant usage on language plpgsql, sql to tenancy_owner, tenancy_keeper;
+
+-- name: keeper_may_lock
+-- Whether tenancy.tenant() can take the tenant's lock as the keeper.
+select pg_catalog.has_function_privilege(
+    'tenancy_keeper', 'pg_catalog.pg_advisory_xact_lock_shared(bigint)', 'EXECUTE');
 
 -- name: close_public_schema
 -- Nobody needs it, and a search_path that falls back to it must find nothing (CVE-2018-1058).

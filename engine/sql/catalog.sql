@@ -153,6 +153,34 @@ create index on catalog.move (created_at, move_id);
 create index on catalog.placement (changed_at);
 grant select, insert, update, delete on catalog.move to tenancy_control;
 
+-- name: catalog_5
+-- The catalog to the keeper, for the reasons that keeper.sql gives.
+alter schema catalog owner to tenancy_keeper;
+alter table catalog.api_key owner to tenancy_keeper;
+alter table catalog.binding_key owner to tenancy_keeper;
+alter table catalog.migration owner to tenancy_keeper;
+alter table catalog.move owner to tenancy_keeper;
+alter table catalog.named_operation owner to tenancy_keeper;
+alter table catalog.namespace owner to tenancy_keeper;
+alter table catalog.placement owner to tenancy_keeper;
+alter table catalog.server owner to tenancy_keeper;
+alter table catalog.tenant owner to tenancy_keeper;
+alter function catalog.epochs_only_rise() owner to tenancy_keeper;
+set local role tenancy_keeper;
+-- At which version the schema `tenancy` is in the databases of single tenants, so that a start asks
+-- here and enters only those that are behind. It never says more than what is there.
+create table catalog.database (
+    tenant_no   bigint not null references catalog.tenant on delete cascade,
+    server      text collate "C" not null,
+    database    text collate "C" not null,
+    version     int not null check (version >= 0),
+    changed_at  timestamptz not null default now(),
+    primary key (tenant_no, server, database)
+);
+create index on catalog.placement (tenant_no) where level = 'database';
+grant select, insert, update, delete on catalog.database to tenancy_control;
+set local role none;
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region

@@ -8,6 +8,14 @@ select pg_try_advisory_lock(8387227038471684979);
 -- name: unlock_run
 select pg_advisory_unlock(8387227038471684979);
 
+-- name: moves
+-- Moves of tenants of which something is left to do; none is started while a run is under way.
+select m.move_id, t.tenant_id, m.state
+from catalog.move m join catalog.tenant t using (tenant_no)
+where not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
+order by m.created_at
+limit 6;
+
 -- name: lock_versions
 -- Exclusive while a migration is registered: no namespace is being made meanwhile.
 select pg_advisory_lock(8387227038471684980);

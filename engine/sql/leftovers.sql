@@ -18,16 +18,25 @@ where not exists (select from catalog.placement p where p.tenant_no = t.tenant_n
 order by t.tenant_no;
 
 -- name: namespaces
--- In the catalog's database: the namespaces of server $1, and which are at the newest version.
+-- In the catalog's database: the namespaces of server $1, and which are at the newest version. A database
+-- of a single tenant has a reference that no migration changes, and which is not among them.
 select database, schema, version, newest,
-       kind in ('shared', 'own', 'template') and state = 'current' and version = newest as current
+       kind in ('shared', 'own', 'template', 'reference') and state = 'current' and version = newest as current
 from catalog.namespace
 cross join (select coalesce(max(number), 0) as newest from catalog.migration) m
 where server = $1 order by 1, 2;
 
 -- name: logins
--- $1 = our databases. Tenants' logins, whether they may log in, and whether they have rights there.
-select r.rolname::text as name, r.rolcanlogin as may_log_in, exists (
+-- $1 = our databases. Tenants' logins, whether they may log in, which of the databases they may connect
+-- to by a right of their own, and whether they have rights there.
+with door as (
+    select a.grantee, array_agg(d.datname::text) as databases
+    from pg_database d cross join lateral aclexplode(d.datacl) a
+    where d.datname = any ($1::text[]) and a.privilege_type = 'CONNECT'
+    group by a.grantee
+)
+select r.rolname::text as name, r.rolcanlogin as may_log_in,
+       coalesce((select databases from door where grantee = r.oid), '{}') as connects_to, exists (
            select from pg_shdepend s
            where s.refclassid = 'pg_authid'::regclass and s.refobjid = r.oid
            and (s.dbid in (select oid from pg_database where datname = any ($1::text[]))
@@ -90,3 +99,6 @@ drop database {database} with (force);
 
 -- name: allow_login
 alter role {role} login;
+
+-- name: allow_connect
+grant connect on database {database} to {role};

@@ -57,6 +57,11 @@ returning move_id;
 -- Whether the move is ours from now on, until the session ends.
 select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903);
 
+-- name: is_free
+-- Whether nobody works at the move now.
+select case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end
+from (select hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903 as k) key;
+
 -- name: end_when_silent
 -- The server ends the session, and the ownership with it, after so long without a statement.
 select set_config('idle_session_timeout', $1, false);
@@ -139,6 +144,7 @@ create table if not exists {move}.mover (
 create table if not exists {move}.cursor (
     name      text primary key,
     last_key  text[],
+    end_key   text[],
     complete  boolean not null default false
 );
 insert into {move}.mover (term) values (0) on conflict do nothing;
@@ -161,11 +167,12 @@ update {move}.mover set term = term where term = $1 returning term;
 select set_config('lock_timeout', $1, true);
 
 -- name: cursors
-select name, last_key, complete from {move}.cursor;
+select name, last_key, end_key, complete from {move}.cursor;
 
 -- name: set_cursor
-insert into {move}.cursor as c (name, last_key, complete) values ($1, $2, $3)
-on conflict (name) do update set last_key = excluded.last_key, complete = excluded.complete;
+insert into {move}.cursor as c (name, last_key, end_key, complete) values ($1, $2, $3, $4)
+on conflict (name) do update
+set last_key = excluded.last_key, end_key = excluded.end_key, complete = excluded.complete;
 
 -- name: drop_schema
 drop schema if exists {move} cascade;
@@ -229,7 +236,8 @@ select has_parameter_privilege(current_user, 'session_replication_role', 'SET');
 
 -- name: enter
 -- How values are written and read on both sides, and no trigger fires for what the mover writes: what
--- triggers did is among the rows. To the end of the transaction.
+-- triggers did is among the rows. No parallel plans: above READ COMMITTED tenancy.tenant() locks the
+-- fence's row, which PostgreSQL refuses while workers are at it. To the end of the transaction.
 select set_config('session_replication_role', 'replica', true),
        set_config('datestyle', 'ISO, YMD', true),
        set_config('intervalstyle', 'postgres', true),
@@ -238,6 +246,7 @@ select set_config('session_replication_role', 'replica', true),
        set_config('bytea_output', 'hex', true),
        set_config('xmlbinary', 'base64', true),
        set_config('lc_monetary', 'C', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
        set_config('lock_timeout', $1, true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);

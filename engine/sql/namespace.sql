@@ -26,32 +26,31 @@ create policy tenancy_isolation on tenancy_idempotency
     using (tenant_id = (select tenancy.tenant()))
     with check (tenant_id = (select tenancy.tenant()));
 
--- name: has_runner
-select to_regprocedure('tenancy.run(text)') is not null;
-
--- name: runner
--- Runs SQL of the users' migrations. A statement can call functions of theirs, in triggers, checks
--- and defaults, and inside a SECURITY DEFINER function none of them can change the role: `reset
--- role` would make it the admin. The search_path is the caller's on purpose: it is the schema.
-create function tenancy.run(statement text) returns void
-language plpgsql volatile security definer
-as $$
-begin
-    execute statement;
-end;
-$$;
-revoke all on function tenancy.run(text) from public;
-
 -- name: is_safe_runner
 -- Whether the runner works as the owner, $1, whatever its body says.
 select exists (
     select from pg_proc
     where oid = to_regprocedure('tenancy.run(text)') and prosecdef and pg_get_userbyid(proowner) = $1);
 
+-- name: runner_is_ours
+-- Whether the runner is as the release made it, with the body $1. It is the one object in the schema
+-- `tenancy` that belongs to the owner, so what a migration calls can alter or drop it, or give it away.
+select exists (
+    select from pg_catalog.pg_proc p
+    where p.oid operator(pg_catalog.=) pg_catalog.to_regprocedure('tenancy.run(text)')
+      and p.prosecdef
+      and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner'
+      and p.prosrc operator(pg_catalog.=) $1::pg_catalog.text
+      and p.proconfig is null
+      and not exists (
+          select from pg_catalog.aclexplode(
+              coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
+          where a.grantee operator(pg_catalog.<>) p.proowner));
+
 -- name: run
 -- Only while the runner works as the owner: it is the owner's, so what a migration calls could have
--- put another one in its place, which would work as the admin who runs this. The name of a parameter
--- that cannot be is how plain SQL raises an error.
+-- altered it, and it would work as the admin who runs this. The name of a parameter that cannot be is
+-- how plain SQL raises an error.
 select case
     when exists (
         select from pg_catalog.pg_proc p

@@ -1,8 +1,9 @@
 -- The tables of the runtime's own, which the admin reads and writes itself.
 
 -- name: own_tables
--- What there would run code of others in the admin's session, by the catalogs alone. They belong to
--- tenancy_owner, as whom migrations work. The same row as the queries of audit.sql.
+-- What there would run code of others in the admin's session, by the catalogs alone. Those in the
+-- schemas `tenancy` and `catalog` belong to the keeper; before version 4, and tenancy_schema_version
+-- still, to tenancy_owner, as whom migrations work. The same row as the queries of audit.sql.
 with own as (
     select c.oid, n.nspname, c.relname, c.relkind, c.relrowsecurity
     from pg_class c

@@ -462,3 +462,9 @@ set local row_security = on;
 
 -- name: set_path
 select set_config('search_path', $1, true);
+
+-- name: work_as_keeper
+set local role tenancy_keeper;
+
+-- name: work_as_owner
+set local role tenancy_owner;

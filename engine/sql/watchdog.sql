@@ -11,7 +11,8 @@ select pg_try_advisory_lock(8387227038471684990);
 -- Whether the admin sees what sessions of other roles do, and may end them.
 select pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') as sees,
        pg_has_role(current_user, 'pg_signal_backend', 'USAGE') as signals,
-       (select rolsuper from pg_roles where rolname = current_user) as superuser;
+       (select rolsuper from pg_roles where rolname = current_user) as superuser,
+       quote_ident(current_user) as admin;
 
 -- name: sessions
 -- Every session of a tenant's login, with its locks. $1 = the shared login. Ages in milliseconds.

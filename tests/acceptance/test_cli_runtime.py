@@ -53,6 +53,7 @@ def test_a_runtime_starts_serves_crashes_recovers_and_goes(runtime: Runtime, tmp
     again = runtime.run("up")
     assert "already running" in again.stderr
     assert up["url"] in again.stdout
+    _check_other_settings(runtime, up["url"])
 
     _check_exposure(runtime, status)
     _use_by_command(runtime, tmp_path)
@@ -76,6 +77,29 @@ def test_a_runtime_starts_serves_crashes_recovers_and_goes(runtime: Runtime, tmp
     assert runtime.json("down") == {"state": "stopped", "was_running": False}
 
 
+def _check_other_settings(runtime: Runtime, url: str) -> None:
+    """Settings that a runtime which runs does not take are told, and no secret is."""
+    usual = dict(runtime.env)
+    port = str(httpx.URL(url).port)
+    runtime.env.update(
+        TENANCY_HTTP_PORT="8123",
+        TENANCY_FREE_LOCKS_MAX="7",
+        TENANCY_POSTGRES_DSN="postgresql://u:hush@127.0.0.1:1/d",
+    )
+    refused = runtime.run("up", status=1)
+    assert "TENANCY_HTTP_PORT is 0 there, and 8123 here" in refused.stderr
+    assert "TENANCY_FREE_LOCKS_MAX is 500 there, and 7 here" in refused.stderr
+    assert "TENANCY_POSTGRES_DSN is not set there, and is here" in refused.stderr
+    assert "hint: `tenancy down` and then `tenancy up`" in refused.stderr
+    assert "hush" not in refused.stderr + refused.stdout + runtime.log()
+    runtime.env.clear()
+    # The port that it found is the one that it has.
+    runtime.env.update(usual, TENANCY_HTTP_PORT=port)
+    assert "already running" in runtime.run("up").stderr
+    runtime.env.clear()
+    runtime.env.update(usual)
+
+
 def _with_scheme(address: str) -> str:
     return address if "://" in address else f"tcp://{address}"
 
@@ -86,7 +110,13 @@ def _is_of(path: Path, runtime: Runtime) -> bool:
 
 
 def _check_exposure(runtime: Runtime, status: dict[str, Any]) -> None:
-    for name in ("admin.key", "master.key", "run/state.json", "run/actors.json"):
+    for name in (
+        "admin.key",
+        "master.key",
+        "run/state.json",
+        "run/actors.json",
+        "run/settings.json",
+    ):
         assert stat.S_IMODE((runtime.home / name).stat().st_mode) == 0o600, name
     assert beyond_loopback(listening(runtime.processes())) == []
     assert httpx.URL(status["url"]).host == "127.0.0.1"

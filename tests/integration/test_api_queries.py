@@ -9,7 +9,9 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from support.http_api import HttpApi
+from support.http_api import USERS, HttpApi
+
+pytestmark = pytest.mark.migrated("0001_users", USERS)
 
 _QUERY = "/v1/tenants/acme/query"
 _BATCH = "/v1/tenants/acme/batch"

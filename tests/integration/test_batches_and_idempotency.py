@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import (
@@ -23,6 +23,8 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
 from tenancy.data_isolation.engine.engine import Engine
+
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 ADD = "insert into users (id, email) values ($1, $2)"
 COUNT = "select count(*) from users"

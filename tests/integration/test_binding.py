@@ -565,4 +565,4 @@ async def test_the_function_has_the_properties_its_safety_rests_on(admin: asyncp
         "from pg_proc where oid = 'tenancy.tenant()'::regprocedure"
     )
 
-    assert tuple(row) == (b"v", b"r", True, False, "tenancy_owner")
+    assert tuple(row) == (b"v", b"r", True, False, "tenancy_keeper")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.engines import ask, opened
+from support.engines import TABLES, ask, opened
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import TenantNotFoundError
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
+
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 
 async def test_tenants_with_logins_of_their_own_come_and_go_together(install: Install):

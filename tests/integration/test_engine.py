@@ -28,6 +28,8 @@ from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
+
 COUNT = "select count(*) from users"
 
 
@@ -41,18 +43,18 @@ async def sessions_of(install: Install) -> int:
         return found
 
 
-async def test_opening_sets_everything_up_and_closing_leaves_no_session(install):
-    engine = await Engine.open(install.config)
+async def test_opening_sets_everything_up_and_closing_leaves_no_session(bare_install):
+    engine = await Engine.open(bare_install.config)
     async with engine:
         await engine.apply_migration("0001_users", TABLES)
         await make_tenant(engine)
         assert (await ask(engine, "acme", COUNT)).rows == [[3]]
         assert await engine.tables() == ["late", "plans", "users"]
-        assert await sessions_of(install) > 0
+        assert await sessions_of(bare_install) > 0
     await engine.close()
-    assert await sessions_of(install) == 0
+    assert await sessions_of(bare_install) == 0
 
-    async with await Engine.open(install.config) as again:
+    async with await Engine.open(bare_install.config) as again:
         assert (await ask(again, "acme", COUNT)).rows == [[3]]
     with pytest.raises(ServerUnavailableError):
         await ask(again, "acme", COUNT)

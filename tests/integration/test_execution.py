@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import (
@@ -28,6 +28,8 @@ from tenancy.data_isolation.core.types import Column, IsolationLevel, Operation
 from tenancy.data_isolation.engine.engine import Engine
 
 #: Runs for minutes, and does so in functions that tenants may call.
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
+
 SLOW = "select count(*) from generate_series(1, 3000000000) n"
 
 
@@ -212,9 +214,9 @@ async def test_parameters_and_texts_are_bounded(engine):
         )
 
 
-async def test_a_statement_that_runs_code_leaves_nothing_in_the_session(install):
+async def test_a_statement_that_runs_code_leaves_nothing_in_the_session(bare_install):
     """The function changes a setting; the next statement on the only session must not see it."""
-    async with opened(install, tables=False, server_connections_max=1) as engine:
+    async with opened(bare_install, tables=False, server_connections_max=1) as engine:
         await engine.apply_migration(
             "0001_code",
             "create table users (id integer primary key, email text);"
@@ -423,8 +425,8 @@ async def test_the_results_of_a_batch_fit_together_or_the_last_ones_are_refused(
         assert (await ask(engine, "acme", "select max(id) from plans")).rows == [[3]]
 
 
-async def test_a_composite_type_that_a_migration_changed_is_read_as_it_is_now(install):
-    async with opened(install, tables=False) as engine:
+async def test_a_composite_type_that_a_migration_changed_is_read_as_it_is_now(bare_install):
+    async with opened(bare_install, tables=False) as engine:
         await engine.apply_migration(
             "0001_pair",
             "create type pair as (a integer, b text);"

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.earlier_release import as_earlier
 from support.engines import ask, opened
 from support.install import Install
 
@@ -54,6 +55,9 @@ create table orders (id integer primary key, patient integer, cents integer);
 create view staff as select name from doctors;
 create view meetings as select staff.name as doctor, patients.name as patient from staff, patients;
 """
+
+
+pytestmark = pytest.mark.migrated("0001_clinic", CLINIC)
 
 
 @pytest.fixture
@@ -244,8 +248,8 @@ async def test_creation_can_be_repeated_and_other_properties_are_refused(engine:
         )
 
 
-async def test_a_server_has_room_for_so_many(install: Install):
-    async with opened(install, tables=False, hybrid_tenants_max=2) as engine:
+async def test_a_server_has_room_for_so_many(bare_install: Install):
+    async with opened(bare_install, tables=False, hybrid_tenants_max=2) as engine:
         await hybrid(engine, "a")
         second = await hybrid(engine, "b")
         with pytest.raises(ConflictError, match="TENANCY_HYBRID_TENANTS_MAX"):
@@ -304,6 +308,7 @@ async def test_an_installation_of_an_earlier_release_can_have_hybrids_after_its_
     async with opened(install, tables=False) as engine:
         await engine.apply_migration("0001_clinic", CLINIC)
     async with install.connected() as root:
+        await as_earlier(root, catalog=True)
         await root.execute(
             "drop table tenancy.overlay;"
             "alter table catalog.placement drop column sensitive_schema;"

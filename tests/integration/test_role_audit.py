@@ -13,7 +13,7 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.databases import grant_connect
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
 from tenancy.data_isolation.engine.mending import carry_out
-from tenancy.data_isolation.engine.roles import audit_database, audit_roles, audit_server
+from tenancy.data_isolation.engine.roles import audit_database, audit_server
 
 _OWN = "t_00000000000000000000"
 _SOUND = f"""
@@ -60,7 +60,10 @@ async def own_login(install: Install, admin: asyncpg.Connection) -> AsyncIterato
 
 
 async def found(connection: asyncpg.Connection, install: Install) -> list[str]:
-    findings = await audit_roles(connection, settings=install.settings)
+    findings = [
+        *await audit_server(connection, settings=install.settings),
+        *await audit_database(connection),
+    ]
     return [f"{finding.subject} {finding.problem}" for finding in findings]
 
 
@@ -122,6 +125,32 @@ _IN_THE_DATABASE = [
         "grant update on tenancy.fence to tenancy_rows",
         "table tenancy.fence tenancy_rows has UPDATE",
     ),
+    # What is the keeper's is nothing for the role of migrations.
+    (
+        "alter table tenancy.fence owner to tenancy_owner",
+        "table tenancy.fence belongs to tenancy_owner",
+    ),
+    (
+        "alter table catalog.placement owner to tenancy_owner",
+        "table catalog.placement belongs to tenancy_owner",
+    ),
+    ("alter schema tenancy owner to tenancy_owner", "schema tenancy belongs to tenancy_owner"),
+    ("alter schema app owner to tenancy_keeper", "schema app belongs to tenancy_keeper"),
+    (f"alter schema {_OWN} owner to tenancy_rows", f"schema {_OWN} belongs to tenancy_rows"),
+    (
+        "grant select on tenancy.binding_key to tenancy_owner",
+        "table tenancy.binding_key tenancy_owner has SELECT",
+    ),
+    (
+        "grant select on catalog.api_key to tenancy_owner",
+        "table catalog.api_key tenancy_owner has SELECT",
+    ),
+    ("grant create on schema tenancy to tenancy_owner", "schema tenancy tenancy_owner has CREATE"),
+    ("grant usage on schema catalog to tenancy_owner", "schema catalog tenancy_owner has USAGE"),
+    (
+        "grant execute on function tenancy.refuse(text) to tenancy_owner",
+        "function tenancy.refuse(text) tenancy_owner has EXECUTE",
+    ),
     (
         "grant select on catalog.api_key to tenancy_rows",
         "table catalog.api_key tenancy_rows has SELECT",
@@ -180,6 +209,11 @@ _IN_THE_SERVER = [
     ("alter role tenancy_rows replication", "role tenancy_rows has REPLICATION"),
     ("alter role tenancy_owner login", "role tenancy_owner may log in"),
     ("alter role tenancy_owner bypassrls", "role tenancy_owner has BYPASSRLS"),
+    ("alter role tenancy_keeper login", "role tenancy_keeper may log in"),
+    ("alter role tenancy_keeper superuser", "role tenancy_keeper is superuser"),
+    ("grant tenancy_keeper to tenancy_owner", "role tenancy_owner is a member of tenancy_keeper"),
+    ("grant tenancy_owner to tenancy_keeper", "role tenancy_keeper is a member of tenancy_owner"),
+    ("create role stranger; grant tenancy_keeper to stranger", "role stranger is a member of "),
     ("alter role {own} bypassrls", "role {own} has BYPASSRLS"),
     ("grant tenancy_owner to tenancy_rows", "role tenancy_rows is a member of tenancy_owner"),
     ("grant pg_read_all_data to {own}", "role {own} is a member of pg_read_all_data"),

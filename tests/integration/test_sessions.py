@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant, opened
 from support.install import Install
 from support.postgres import PostgresServer
 from support.sessions import ask as ask_session
@@ -17,6 +17,8 @@ from tenancy.data_isolation.core.errors import PlacementChangedError, ServerUnav
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.wire import Section, Step
+
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 HELD = "select count(*) from pg_stat_activity where application_name like 'tenancy%.%'"
 SLOW = "select count(*) from generate_series(1, 3000000000) n"

@@ -68,6 +68,9 @@ create view named_users as select id, name from users where name is not null;
 """
 
 
+pytestmark = pytest.mark.migrated("0001_tables", TABLES)
+
+
 @pytest.fixture
 async def engine(install: Install) -> AsyncIterator[Engine]:
     """An engine whose tenants have these tables."""

@@ -7,8 +7,9 @@ to undo.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from tenancy.data_isolation.engine.bootstrap import Bootstrap
 #: The master key of every test.
 MASTER_KEY_TEXT = "5a" * 32
 SERVER = ServerName("main")
-_MODEL = "tenancy_model"
+_BARE, _MODEL = "tenancy_bare", "tenancy_model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,70 +128,141 @@ async def bootstrap(install: Install) -> None:
     ).run()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "migrated(name, sql): the test begins with an installation that has had that"
+    )
+
+
 @pytest.fixture(scope="session")
-def installed_model(
+def bare_model(
     postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Install:
-    """The installation that those of single tests are cloned from. Nobody connects to it."""
-    model = make_install(postgres_server, _MODEL, tmp_path_factory.mktemp("model"))
+    """An installation that was set up and that no process has attached to yet."""
+    model = make_install(postgres_server, _BARE, tmp_path_factory.mktemp("bare"))
     # Session fixtures have no event loop of their own; this one is gone before any test's begins.
     asyncio.run(bootstrap(model))
     return model
 
 
+@pytest.fixture(scope="session")
+def installed_model(bare_model: Install, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """The installation that those of single tests are cloned from. Nobody connects to it any more.
+
+    An engine has attached to it once: what the first one prepares takes as long as the clone.
+    """
+    return asyncio.run(_prepared(bare_model, tmp_path_factory.mktemp("model")))
+
+
+async def _prepared(bare: Install, home: Path) -> Install:
+    # Imported late: the unit tests do without, and it takes a second.
+    from tenancy.data_isolation.engine.engine import Engine
+
+    model = await _clone(bare, _MODEL, home)
+    await (await Engine.attach(model.config)).close()
+    return model
+
+
+#: Gives a model that has had that migration, by its name and its SQL.
+MigratedModel = Callable[[str, str], Install]
+
+
+@pytest.fixture(scope="session")
+def migrated_model(
+    installed_model: Install, tmp_path_factory: pytest.TempPathFactory
+) -> MigratedModel:
+    """Models for the tests that begin with the same tables; each is made when it is wanted."""
+
+    @functools.cache
+    def migrated(name: str, sql: str) -> Install:
+        database = f"{_MODEL}_{secrets.token_hex(5)}"
+        home = tmp_path_factory.mktemp("migrated")
+        return asyncio.run(_migrated(installed_model, database, home, name, sql))
+
+    return migrated
+
+
+async def _migrated(
+    installed: Install, database: str, home: Path, migration: str, sql: str
+) -> Install:
+    from tenancy.data_isolation.engine.engine import Engine
+
+    model = await _clone(installed, database, home)
+    async with await Engine.attach(model.config) as engine:
+        report = await engine.apply_migration(migration, sql)
+        assert report.complete
+    return model
+
+
 @pytest.fixture
-async def install(installed_model: Install, tmp_path: Path) -> AsyncIterator[Install]:
-    """A bootstrapped installation of this test's own, dropped after it."""
-    async with cloned(installed_model, f"tenancy_{secrets.token_hex(5)}", tmp_path) as made:
+def model(request: pytest.FixtureRequest, installed_model: Install) -> Install:
+    """What `install` is cloned from."""
+    marker = request.node.get_closest_marker("migrated")
+    if marker is None:
+        return installed_model
+    migrated: MigratedModel = request.getfixturevalue("migrated_model")
+    return migrated(*marker.args)
+
+
+@pytest.fixture
+async def install(model: Install, tmp_path: Path) -> AsyncIterator[Install]:
+    """A bootstrapped installation of this test's own, dropped after it.
+
+    Without tables, unless the test or its module is marked with `migrated`.
+    """
+    async with cloned(model, _unique(), tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+async def bare_install(bare_model: Install, tmp_path: Path) -> AsyncIterator[Install]:
+    """The same, never with tables, and the engine of the test is the first one."""
+    async with cloned(bare_model, _unique(), tmp_path) as made:
+        yield made
+
+
+def _unique() -> str:
+    return f"tenancy_{secrets.token_hex(5)}"
 
 
 @asynccontextmanager
 async def cloned(model: Install, name: str, home: Path) -> AsyncIterator[Install]:
     """A bootstrapped installation of that name, dropped at the end of the block."""
+    try:
+        yield await _clone(model, name, home)
+    finally:
+        await _drop(model.server, name)
+
+
+async def _clone(model: Install, name: str, home: Path) -> Install:
     made = make_install(model.server, name, home)
-    names = (name, f"{name}_template")
-    try:
-        await asyncio.gather(
-            *(_copy(made.server, name, name[len(made.database) :]) for name in names)
-        )
-        await _own_keys(made)
-        yield made
-    finally:
-        await asyncio.gather(*(_drop(made.server, name) for name in names))
-
-
-async def _copy(server: PostgresServer, name: str, suffix: str) -> None:
-    connection = await asyncpg.connect(server.admin_dsn)
-    try:
-        # Copying files is quicker than writing the copy to the log when nothing is synced.
-        await connection.execute(
-            f'create database "{name}" template "{_MODEL}{suffix}" '
-            "strategy file_copy owner tenancy_owner"
-        )
-        await connection.execute(f'revoke all on database "{name}" from public')
-        if not suffix:
+    async with model.connected(database="postgres") as connection:
+        for suffix in ("", "_template"):
+            # Copying files is quicker than writing the copy to the log when nothing is synced.
             await connection.execute(
-                f'grant connect on database "{name}" '
-                "to tenancy_rows, tenancy_control, tenancy_hybrid"
+                f'create database "{name}{suffix}" template "{model.database}{suffix}" '
+                "strategy file_copy owner tenancy_owner"
             )
-    finally:
-        await connection.close()
+            await connection.execute(f'revoke all on database "{name}{suffix}" from public')
+        await connection.execute(
+            f'grant connect on database "{name}" to tenancy_rows, tenancy_control, tenancy_hybrid'
+        )
+    async with made.connected() as connection:
+        # What came along in the copy: the model's keys, and where its namespaces are.
+        await replace_keys(connection, [binding_key(made.master_key, SERVER, made.database, 1)])
+        for suffix in ("", "_template"):
+            await connection.execute(
+                "update catalog.namespace set database = $2 where database = $1",
+                f"{model.database}{suffix}",
+                f"{name}{suffix}",
+            )
+    return made
 
 
 async def _drop(server: PostgresServer, name: str) -> None:
     connection = await asyncpg.connect(server.admin_dsn)
     try:
-        await connection.execute(f'drop database if exists "{name}" with (force)')
-    finally:
-        await connection.close()
-
-
-async def _own_keys(install: Install) -> None:
-    """Replace the keys that came along in the copy."""
-    connection = await asyncpg.connect(install.admin_dsn())
-    try:
-        key = binding_key(install.master_key, SERVER, install.database, 1)
-        await replace_keys(connection, [key])
+        for suffix in ("", "_template"):
+            await connection.execute(f'drop database if exists "{name}{suffix}" with (force)')
     finally:
         await connection.close()

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from support.ram_disk import server_directory
 from tenancy.data_isolation.engine.postgres_binaries import PostgresBinaries
 from tenancy.data_isolation.engine.server_tool import server_environment
 from tenancy.data_isolation.engine.service_user import ServiceUser, service_user
@@ -121,7 +121,7 @@ def postgres_running(
     """
     user = service_user()
     # Not pytest's own temporary directory, which other users cannot reach.
-    directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
+    directory = server_directory()
     try:
         directory.chmod(0o711)
         made = _make_cluster(postgres_bin, directory, user)

@@ -136,6 +136,7 @@ def _state(home: Path, url: str, key: str) -> Iterator[None]:
     directory.prepare()
     assert directory.lock.try_take()
     try:
+        directory.admin_key.touch(mode=0o600)
         directory.admin_key.write_text(key)
         directory.write(
             RuntimeState(state=Phase.RUNNING, url=url, admin_key_file=str(directory.admin_key))

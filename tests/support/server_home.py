@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support.ram_disk import server_directory
 
 
 @pytest.fixture
@@ -17,6 +18,6 @@ def home() -> Iterator[Path]:
     Not in pytest's own temporary directory: every pytest that starts closes that one again, and the
     user that servers run as under root is then locked out of it in the middle of a test.
     """
-    directory = Path(tempfile.mkdtemp(prefix="tenancy-test-"))
+    directory = server_directory()
     yield directory / "home"
     shutil.rmtree(directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,13 @@ async def until(true: Callable[[], bool]) -> None:
     """Wait for something that has to come."""
     async with asyncio.timeout(_PATIENCE_S):
         while not true():
+            await asyncio.sleep(0.01)
+
+
+async def until_it_is(ask: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that has to come and that somebody has to be asked for."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not await ask():
             await asyncio.sleep(0.01)
 
 

@@ -102,6 +102,7 @@ def test_after_closing_it_counts_from_zero():
         (errors.OutcomeUnknownError(), True),
         (errors.EmbeddedServerError(), True),
         (errors.PlacementChangedError(), False),
+        (errors.LoginRefusedError(), False),
         (errors.OverloadedError(), False),
         (errors.StatementTimeoutError(), False),
         (errors.ConstraintError(), False),

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings
+from tenancy.data_isolation.core.bounds import bounds
 from tenancy.data_isolation.core.errors import SettingError
 
 
@@ -49,6 +50,40 @@ def test_other_variables_are_not_ours():
 def test_a_bad_value_is_refused_and_the_variable_named(variable, value):
     with pytest.raises(SettingError, match=variable):
         Settings.from_env({variable: value})
+
+
+_NUMBERS = [
+    item
+    for item in dataclasses.fields(Settings)
+    if isinstance(getattr(Settings(), item.name), int | float)
+]
+
+
+@pytest.mark.parametrize("field", _NUMBERS, ids=lambda field: field.name)
+def test_every_number_has_bounds_and_the_error_names_them(field):
+    variable, limits = f"TENANCY_{field.name.upper()}", bounds(field.name)
+    whole = isinstance(getattr(Settings(), field.name), int)
+    for value in (limits.least, limits.most):
+        text = str(int(value) if whole else value)
+        assert getattr(Settings.from_env({variable: text}), field.name) == value
+    least, most = (
+        f"{int(value) if value >= 1 else value}" for value in (limits.least, limits.most)
+    )
+    for text in (str(10**30), "-1", str(int(limits.most) + 1)):
+        with pytest.raises(SettingError) as caught:
+            Settings.from_env({variable: text})
+        told = caught.value.detail
+        assert told.startswith(f"{variable} is ")
+        assert f"from {least} to {most}" in told.replace("from 0.0 ", "from 0 ")
+
+
+def test_a_value_of_any_length_makes_a_message_that_can_be_read():
+    with pytest.raises(SettingError, match="TENANCY_RESULT_ROWS_MAX") as caught:
+        Settings.from_env({"TENANCY_RESULT_ROWS_MAX": "9" * 4_000})
+    assert len(caught.value.detail) < 200
+    with pytest.raises(SettingError, match="TENANCY_RESULT_ROWS_MAX") as caught:
+        Settings.from_env({"TENANCY_RESULT_ROWS_MAX": "9" * 5_000})
+    assert len(caught.value.detail) < 200
 
 
 def test_a_variable_that_is_almost_one_of_ours_is_told_so():

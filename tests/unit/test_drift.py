@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from tenancy.data_isolation.engine.drift import (
     Record,
     Trait,
     compared,
+    completed,
     drift_findings,
 )
 
@@ -148,6 +151,92 @@ def test_a_migration_changes_the_schema_it_moved_and_no_other():
     _, changes = compared(_RECORD, print_of(now, tenants=(_T1,), version=2))
 
     assert [change.key for change in changes] == [f"db: table {_T1}.x"]
+
+
+_DUE = frozenset({"connections 8", "temp_file_limit=64kB"})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_own"),
+    [
+        ("login connections 4", "login connections 8", True),
+        ("login connections 4", "login connections 7", False),
+        ("login connections 4", "login bypassrls connections 8", False),
+        (
+            "login connections 4 {temp_file_limit=9kB}",
+            "login connections 8 {temp_file_limit=64kB}",
+            True,
+        ),
+        ("login connections 8", "login connections 8 {temp_file_limit=64kB}", True),
+        ("login connections 8", "login connections 8 {temp_file_limit=65kB}", False),
+        ("login connections 8 {temp_file_limit=64kB}", "login connections 8", False),
+        ("login connections 8 {temp_file_limit=64kB}", "login connections -1", False),
+        (
+            "login connections 4 {temp_file_limit=9kB}",
+            "login connections 8 {temp_file_limit=64kB,row_security=off}",
+            False,
+        ),
+        (
+            "login connections 4 {row_security=off}",
+            "login connections 8 {temp_file_limit=64kB,row_security=off}",
+            True,
+        ),
+    ],
+)
+def test_limits_that_are_now_as_the_settings_have_them_are_no_drift(
+    before: str, now: str, is_own: bool
+):
+    traits = {f"role {_T1}": trait(before), f"role {_T2}": trait(before)}
+    record = Record(accepted=print_of(traits, tenants=(_T1, _T2)), looked_at="dawn")
+    changed = dict.fromkeys(traits, trait(now))
+    fresh = dataclasses.replace(print_of(changed, tenants=(_T1, _T2)), limits={_T1: _DUE})
+
+    kept, changes = compared(record, fresh)
+
+    # A login of which no settings are known has no limits by them.
+    assert [change.key for change in changes] == [f"role {_T1}"] * (not is_own) + [f"role {_T2}"]
+    # What is accepted so is what the next change is held against.
+    _, back = compared(kept, dataclasses.replace(record.accepted, limits={_T1: _DUE}))
+    assert (f"role {_T1}" in {change.key for change in back}) is is_own
+
+
+def test_the_first_limit_of_a_login_is_no_drift_and_other_settings_are():
+    name = "settings of tenancy_rows in all databases"
+    for value, told in (("{temp_file_limit=64kB}", []), ("{row_security=off}", [name])):
+        now = dataclasses.replace(
+            print_of(dict(_BEFORE) | {name: trait(value)}, tenants=(_T1,)),
+            limits={"tenancy_rows": _DUE},
+        )
+        assert [change.key for change in compared(_RECORD, now)[1]] == told
+
+
+def test_what_nobody_could_see_is_not_gone():
+    now = {key: item for key, item in _BEFORE.items() if item.database != "db"}
+    unseen = replace(print_of(now, tenants=(_T1,)), versions={}, unseen=frozenset({"db"}))
+
+    record, changes = compared(_RECORD, unseen)
+
+    assert changes == []
+    assert completed(unseen, _RECORD.accepted).traits == _BEFORE
+    # Once it is seen again, what has changed in between is told.
+    later = dict(_BEFORE) | {"db: policy p on app.x": trait("theirs", "db", "app")}
+    _, changes = compared(record, print_of(later, tenants=(_T1,)))
+    assert [change.key for change in changes] == ["db: policy p on app.x"]
+
+
+def test_the_next_version_of_the_runtimes_own_schema_is_no_drift():
+    own = {"db: table tenancy.fence": trait("tenancy_owner", "db", "tenancy")}
+    new = {"db: table tenancy.fence": trait("tenancy_keeper", "db", "tenancy")}
+    before = replace(print_of(own), versions={"db/app": 1, "db/tenancy": 2})
+    record = Record(accepted=before, looked_at="dawn")
+
+    after = replace(print_of(new), versions={"db/app": 1, "db/tenancy": 4})
+    kept, changes = compared(record, after)
+    assert changes == []
+    assert kept.accepted.traits == new
+
+    _, changes = compared(record, replace(after, versions=before.versions))
+    assert len(changes) == 1
 
 
 def test_a_record_is_kept_and_comes_back(tmp_path: Path):

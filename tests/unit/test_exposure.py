@@ -101,16 +101,36 @@ def test_a_secret_that_leads_elsewhere_is_told(home: Path, tmp_path: Path):
 
 def test_sockets_beyond_the_machine_are_told_one_by_one():
     own = [("postgres", "127.0.0.1", 5432), ("haproxy", "::1", 80), ("gcs", "127.0.0.1", 6379)]
-    (check,) = listening_checks(own, 80)
+    url = "http://tenancy.example"
+    (check,) = listening_checks(own, url)
     assert (check.result, check.detail[:2]) == (Result.OK, "3 ")
 
-    first, second = listening_checks([*own, ("haproxy", "0.0.0.0", 80), ("ray", "::", 8265)], 80)
+    first, second = listening_checks([*own, ("haproxy", "0.0.0.0", 80), ("ray", "::", 8265)], url)
 
     assert {first.result, second.result} == {Result.WARN}
     assert "haproxy listens on 0.0.0.0 port 80" in first.detail
     assert "TENANCY_HTTP_HOST=127.0.0.1" in str(first.remedy)
     assert "ray listens on :: port 8265" in second.detail
     assert "firewall" in str(second.remedy)
+
+
+def test_an_endpoint_with_https_needs_no_proxy_and_hides_no_other_socket():
+    endpoint = ("haproxy", "0.0.0.0", 8443)
+    url = "https://tenancy.example:8443"
+
+    (fine,) = listening_checks([endpoint, ("gcs", "127.0.0.1", 6379)], url)
+    assert (fine.result, fine.remedy) == (Result.OK, None)
+    assert "only HTTPS, on 0.0.0.0 port 8443" in fine.detail
+
+    # The same socket without TLS is told, and so is another one beside HTTPS.
+    (plain,) = listening_checks([endpoint], "http://tenancy.example:8443")
+    assert plain.result is Result.WARN
+    assert "TENANCY_HTTP_TLS_CERTIFICATE" in str(plain.remedy)
+    (other,) = listening_checks([endpoint, ("ray", "0.0.0.0", 8265)], url)
+    assert other.result is Result.WARN
+    assert "ray listens on 0.0.0.0 port 8265" in other.detail
+    (usual,) = listening_checks([("haproxy", "::", 443)], "https://tenancy.example")
+    assert usual.result is Result.OK
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tenancy.data_isolation.engine.bootstrap import _STEPS
+from tenancy.data_isolation.engine.installation import STEPS
 from tenancy.data_isolation.engine.installed_functions import (
     _DEPARSED,
     _functions,
@@ -12,11 +12,12 @@ from tenancy.data_isolation.engine.installed_functions import (
     release_triggers,
 )
 
-_FILES = tuple((file.filename, name) for steps in _STEPS.values() for _, file, name in steps)
+_STEPS = [step for steps in STEPS.values() for step in steps]
+_FILES = tuple((step.file.filename, step.statement) for step in _STEPS)
 
 
 def test_every_function_and_trigger_of_every_step_is_understood():
-    texts = [file.statement(name) for steps in _STEPS.values() for _, file, name in steps]
+    texts = [step.file.statement(step.statement) for step in _STEPS]
     made = [
         name
         for text in texts

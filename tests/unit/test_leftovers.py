@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tenancy.data_isolation.engine.findings import Finding, by_owner
+from tenancy.data_isolation.engine.findings import Finding
 from tenancy.data_isolation.engine.leftovers import (
     ServerContents,
     create_command,
@@ -34,6 +34,15 @@ def row(**given: Any) -> dict[str, Any]:
     } | given
 
 
+def login(**given: Any) -> dict[str, Any]:
+    return {
+        "name": _ROLE,
+        "may_log_in": True,
+        "connects_to": ["tenancy", "t_x"],
+        "has_rights": True,
+    } | given
+
+
 def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
     contents: dict[str, Any] = {
         "server": "far",
@@ -41,7 +50,7 @@ def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
         "catalog_server": "main",
         "catalog": "tenancy",
         "databases": ["tenancy", "tenancy_template"],
-        "logins": [{"name": _ROLE, "may_log_in": True, "has_rights": True}],
+        "logins": [login()],
         "schemas": ["app", _ROLE],
         "overlays": [],
         "fences": {"tenancy": [{"tenant_no": 5, "epoch": 3, "open": True}]},
@@ -63,27 +72,38 @@ def test_what_belongs_to_the_catalog_is_mended_on_the_first_server():
     (lost,) = found(row(), logins=[])
     assert (lost.server, lost.database, lost.by_hand) == ("main", "tenancy", True)
     assert lost.statements == (
-        "select tenancy.run('update catalog.tenant set status = ''creating'' "
-        "where tenant_no = 5 and status in (''active'', ''suspended'')'::pg_catalog.text)",
+        "update catalog.tenant set status = 'creating' "
+        "where tenant_no = 5 and status in ('active', 'suspended')",
     )
     (half,) = found(row(status="deleting"))
     assert (half.server, half.advice) == ("main", "tenancy tenant erase acme --yes")
     (ahead,) = found(row(), fences={"tenancy": [{"tenant_no": 5, "epoch": 9, "open": True}]})
     assert ahead.server == "main"
-    assert ahead.statements == by_owner(
-        ("update catalog.placement set epoch = 9 where tenant_no = 5",)
-    )
+    assert ahead.statements == ("update catalog.placement set epoch = 9 where tenant_no = 5",)
+
+
+def test_a_login_that_does_not_get_in_is_let_in():
+    (barred,) = found(row(), logins=[login(may_log_in=False)])
+    assert (barred.server, barred.by_hand) == ("far", False)
+    assert barred.statements == (f'alter role "{_ROLE}" login',)
+    (shut,) = found(row(), logins=[login(connects_to=["t_x"])])
+    assert "may not connect to database tenancy" in shut.problem
+    assert shut.statements == (f'grant connect on database "tenancy" to "{_ROLE}"',)
+    # A hybrid tenant's login connects by the right of its group.
+    hybrid = row(level="row", schema="app", sensitive_schema=_ROLE)
+    overlays = [{"tenant_no": 5, "schema": _ROLE}]
+    assert found(hybrid, logins=[login(connects_to=[])], overlays=overlays) == []
 
 
 def test_what_belongs_to_the_fence_is_mended_where_the_fence_is():
     (behind,) = found(row(), fences={"tenancy": [{"tenant_no": 5, "epoch": 2, "open": True}]})
     assert (behind.server, behind.statements) == (
         "far",
-        by_owner(("update tenancy.fence set epoch = 3 where tenant_no = 5",)),
+        ("update tenancy.fence set epoch = 3 where tenant_no = 5",),
     )
     (missing,) = found(row(), fences={"tenancy": []})
-    assert missing.statements == by_owner(
-        ("insert into tenancy.fence (tenant_no, epoch, open) values (5, 3, true)",)
+    assert missing.statements == (
+        "insert into tenancy.fence (tenant_no, epoch, open) values (5, 3, true)",
     )
 
 

@@ -10,6 +10,7 @@ import pickle
 import pytest
 
 from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.core.bounds import bounds
 from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.core.tier_limits import (
     LIMIT_VARIABLES,
@@ -45,6 +46,12 @@ def test_every_limit_of_every_type_is_a_variable_that_sets_it():
         ("TENANCY_PREMIUM_OPERATIONS_PER_S", "nan"),
         ("TENANCY_ENTERPRISE_STATEMENT_MEMORY_BYTES", "1000"),
         ("TENANCY_ENTERPRISE_STATEMENT_MEMORY_BYTES", str(2**50)),
+        ("TENANCY_FREE_RESULT_ROWS_MAX", str(10**30)),
+        ("TENANCY_FREE_STATEMENT_TIMEOUT_MS", str(2**31)),
+        ("TENANCY_STANDARD_TRANSACTION_TIMEOUT_MS", str(2**31)),
+        ("TENANCY_STANDARD_TEMP_FILE_BYTES_MAX", str(2**41)),
+        ("TENANCY_PREMIUM_CONNECTIONS_MAX", "262144"),
+        ("TENANCY_PREMIUM_OPERATIONS_PER_S", "1e10"),
         ("TENANCY_FREE_LOCKS", "5"),
         ("TENANCY_GOLD_LOCKS_MAX", "5"),
     ],
@@ -52,6 +59,17 @@ def test_every_limit_of_every_type_is_a_variable_that_sets_it():
 def test_a_bad_limit_is_refused_and_its_variable_named(variable, value):
     with pytest.raises(SettingError, match=variable):
         Settings.from_env({variable: value})
+
+
+@pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(TierLimits)])
+def test_every_limit_has_bounds_that_its_error_tells(name):
+    variable, limits = limit_variable(TenantType.STANDARD, name), bounds(name)
+    for value in (limits.least, limits.most):
+        text = str(value if name == "operations_per_s" else int(value))
+        assert getattr(Settings.from_env({variable: text}).tiers.standard, name) == value
+    for text in (str(10**30), str(int(limits.most) + 1), "0", "-1"):
+        with pytest.raises(SettingError, match=f"{variable} is .* to {int(limits.most)}"):
+            Settings.from_env({variable: text})
 
 
 def test_a_misspelt_limit_is_told_the_right_one():

@@ -1,0 +1,147 @@
+"""Something that carries moves out and dies, or freezes, at a step of our choice.
+
+A step is a call of the driver, counted before it is sent and again when its answer is there. Who
+dies loses all connections at once, as a process that is killed does; who freezes goes on, when it
+is woken, as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import asyncpg
+
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.move_worker import MoveWorker
+
+
+class Killed(BaseException):
+    """The process is gone. Nothing in the code under test can handle it."""
+
+
+class Fate:
+    """When a mover dies or freezes. `steps` says what it has done.
+
+    `at` is what the name of the step begins with, and `beyond` what that of an earlier one has in
+    it; the `nth` step of that name is the one. Without `at` nothing happens.
+    """
+
+    def __init__(
+        self,
+        at: str | None = None,
+        *,
+        beyond: str = "",
+        nth: int = 1,
+        freezes: bool = False,
+    ) -> None:
+        self.at = at
+        self.beyond = beyond
+        self.left = nth
+        self.freezes = freezes
+        self.steps: list[str] = []
+        self.connections: list[asyncpg.Connection] = []
+        self.happened = asyncio.Event()
+        self.woken = asyncio.Event()
+
+    async def step(self, name: str) -> None:
+        """Count a step; at the chosen one and after it nothing is done any more."""
+        if self.happened.is_set() and not self.woken.is_set():
+            await self._end()
+        self.steps.append(name)
+        if self.beyond in name:
+            self.beyond = ""
+        elif self.beyond:
+            return
+        if self.at is not None and name.startswith(self.at):
+            self.left -= 1
+            if self.left == 0:
+                self.happened.set()
+                await self._end()
+
+    async def _end(self) -> None:
+        if self.freezes:
+            await self.woken.wait()
+            return
+        for connection in self.connections:
+            connection.terminate()
+        raise Killed
+
+
+_FATES: WeakKeyDictionary[asyncpg.Connection, Fate] = WeakKeyDictionary()
+
+
+class MortalConnection(asyncpg.Connection):
+    """A connection whose calls are steps of a mover."""
+
+    __slots__ = ()
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        return await self._step("execute", query, super().execute, query, *args, **options)
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        return await self._step("fetch", query, super().fetch, query, *args, **options)
+
+    async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        return await self._step("fetchrow", query, super().fetchrow, query, *args, **options)
+
+    async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
+        return await self._step("fetchval", query, super().fetchval, query, *args, **options)
+
+    async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
+        call = super().copy_from_query
+        return await self._step("copy out", query, call, query, *args, **options)
+
+    async def copy_to_table(self, table: str, **options: Any) -> str:
+        return await self._step("copy in", table, super().copy_to_table, table, **options)
+
+    async def _step(self, kind: str, text: str, call: Any, *args: Any, **options: Any) -> Any:
+        fate = _FATES[self]
+        name = f"{kind} {_first_line(text)}"
+        await fate.step(f"before {name}")
+        result = await call(*args, **options)
+        await fate.step(f"after {name}")
+        return result
+
+
+class MortalAdmin(AdminConnections):
+    """Connections of a mover with that fate."""
+
+    fate: Fate
+
+    async def connect(self, *args: Any, **kwargs: Any) -> asyncpg.Connection:
+        connection = await super().connect(*args, **kwargs)
+        connection.__class__ = MortalConnection
+        _FATES[connection] = self.fate
+        self.fate.connections.append(connection)
+        return connection
+
+
+@asynccontextmanager
+async def mover(engine: Engine, fate: Fate) -> AsyncIterator[MoveWorker]:
+    """A mover beside the engine's own, at work within the block."""
+    admin = MortalAdmin(settings=engine.settings, servers=engine.servers)
+    admin.fate = fate
+    worker = MoveWorker(
+        settings=engine.settings,
+        catalog=engine.catalog,
+        admin=admin,
+        keys=engine.keys,
+        maker=engine._maker,
+    )
+    worker.start()
+    try:
+        yield worker
+    finally:
+        fate.woken.set()
+        await worker.close()
+        await admin.close()
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in lines if line and not line.startswith("--")), "")[:60]
