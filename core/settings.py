@@ -178,6 +178,9 @@ class Settings:
     #: which the tenant is held.
     move_chunk_rows: int = 10_000
     move_backlog_rows_max: int = 200
+    #: How long the processes that work for the tenant have to open sessions at its new place, once
+    #: the copies are equal and before it is held.
+    move_warm_ms: int = 1_000
     #: How long one attempt to hold the tenant waits for its last statement: new ones wait as long.
     move_drain_ms: int = 50
     #: How long the server lets anything take while the tenant is held; then it lets the tenant go.

@@ -57,6 +57,7 @@ from tenancy.data_isolation.engine.catalog_records import (
     NamespaceKind,
     NamespaceRecord,
     NamespaceState,
+    placement_of_text,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -147,6 +148,11 @@ class Catalog:
         rows = await self.pool.rows(_SQL.statement("moved"), since, limit)
         moved = {TenantId(row["tenant_id"]): Epoch(row["epoch"]) for row in rows if row["epoch"]}
         return rows[0]["now"], moved
+
+    async def arriving(self, limit: int) -> dict[TenantId, Placement]:
+        """Tenants that are about to change their place, and the places, with epochs of before."""
+        rows = await self.pool.rows(_SQL.statement("arriving"), limit)
+        return {TenantId(row["tenant_id"]): placement_of_text(row["target"]) for row in rows}
 
     async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
         """Tenants in the order of their names, starting after `after`."""

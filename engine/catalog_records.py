@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from tenancy.data_isolation.core.identifiers import (
     DatabaseName,
+    Epoch,
+    RoleName,
     SchemaName,
     ServerName,
     TenantId,
     TenantNo,
 )
+from tenancy.data_isolation.core.types import IsolationLevel, Placement
 
 
 class NamespaceKind(StrEnum):
@@ -99,3 +103,23 @@ class ApiKeyRecord:
     previous_until: datetime | None
     #: Give or take `Settings.credential_use_interval_s`; None = never.
     last_used_at: datetime | None
+
+
+def placement_text(placement: Placement) -> str:
+    """A placement as JSON."""
+    return json.dumps({name: getattr(placement, name) for name in placement.__slots__})
+
+
+def placement_of_text(text: str) -> Placement:
+    """The placement that a JSON text is."""
+    found = json.loads(text)
+    sensitive = found["sensitive_schema"]
+    return Placement(
+        level=IsolationLevel(found["level"]),
+        server=ServerName(found["server"]),
+        database=DatabaseName(found["database"]),
+        schema=SchemaName(found["schema"]),
+        role=RoleName(found["role"]),
+        epoch=Epoch(found["epoch"]),
+        sensitive_schema=None if sensitive is None else SchemaName(sensitive),
+    )

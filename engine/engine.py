@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, TypeGuard
@@ -58,6 +58,7 @@ from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
+from tenancy.data_isolation.engine.warming import warm
 
 #: What can be wrong only with what this process knows: names of the schema, and the signing key.
 _OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
@@ -124,12 +125,13 @@ class Engine:
             keys=keys,
             databases=self.databases,
             left=self._has_left,
+            arriving=self._will_arrive,
         )
         self._executor = Executor(
             settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
         )
         self._batches = Batches(settings=settings, executor=self._executor)
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
 
@@ -315,9 +317,17 @@ class Engine:
 
     def _has_left(self, placement: Placement) -> None:
         """Sessions to a place that a tenant has left keep nothing from being cleaned up there."""
-        retiring = asyncio.get_running_loop().create_task(self._executor.retire(placement))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+        self._aside(self._executor.retire(placement))
+
+    def _will_arrive(self, route: Route) -> None:
+        """There are sessions where a tenant will be soon, before it comes."""
+        self._aside(warm(self._executor, route, self.shapes.newest))
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside everything else."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _let_go(self, tenant: Tenant) -> None:
         self._routes.forget(tenant.tenant_id)

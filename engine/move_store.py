@@ -23,11 +23,7 @@ from tenancy.data_isolation.core.errors import (
     PlacementChangedError,
 )
 from tenancy.data_isolation.core.identifiers import (
-    DatabaseName,
     Epoch,
-    RoleName,
-    SchemaName,
-    ServerName,
     TenantId,
     TenantNo,
 )
@@ -40,8 +36,9 @@ from tenancy.data_isolation.core.move import (
     MoveWish,
     Term,
 )
-from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
+from tenancy.data_isolation.core.types import Placement, Tenant
 from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog_records import placement_of_text, placement_text
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
@@ -145,8 +142,8 @@ async def insert_move(
             _SQL.statement("insert"),
             move_id,
             tenant.tenant_no,
-            _placement_text(source),
-            _placement_text(target),
+            placement_text(source),
+            placement_text(target),
             priority,
         )
     except asyncpg.UniqueViolationError:
@@ -272,24 +269,6 @@ class MoveDesk:
             raise SupersededError
 
 
-def _placement_text(placement: Placement) -> str:
-    return json.dumps({name: getattr(placement, name) for name in placement.__slots__})
-
-
-def _placement(text: str) -> Placement:
-    found = json.loads(text)
-    sensitive = found["sensitive_schema"]
-    return Placement(
-        level=IsolationLevel(found["level"]),
-        server=ServerName(found["server"]),
-        database=DatabaseName(found["database"]),
-        schema=SchemaName(found["schema"]),
-        role=RoleName(found["role"]),
-        epoch=Epoch(found["epoch"]),
-        sensitive_schema=None if sensitive is None else SchemaName(sensitive),
-    )
-
-
 def _move(row: asyncpg.Record) -> Move:
     known: Sequence[str] = MoveProgress.__slots__
     progress = {name: value for name, value in json.loads(row["progress"]).items() if name in known}
@@ -298,8 +277,8 @@ def _move(row: asyncpg.Record) -> Move:
         tenant_id=TenantId(row["tenant_id"]),
         tenant_no=TenantNo(row["tenant_no"]),
         state=MoveState(row["state"]),
-        source=_placement(row["source"]),
-        target=_placement(row["target"]),
+        source=placement_of_text(row["source"]),
+        target=placement_of_text(row["target"]),
         term=Term(row["term"]),
         priority=row["priority"],
         paused=row["paused"],

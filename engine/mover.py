@@ -128,9 +128,7 @@ class Mover:
                 case MoveState.CATCHING_UP:
                     move = await self._catch_up(move, sides)
                 case MoveState.VERIFIED:
-                    move = await self._next(await self._attend(move), MoveState.CUTTING_OVER)
-                    if move.state is MoveState.CUTTING_OVER:
-                        move = await self._cut_over(move, sides)
+                    move = await self._let_in(move, sides)
                 case MoveState.CUTTING_OVER:
                     move = await self._recover(move, sides)
                 case MoveState.OPEN:
@@ -218,6 +216,16 @@ class Mover:
         raise OverloadedError(
             f"the tenant changes rows as fast as they can be carried ({backlog} are behind)"
         )
+
+    async def _let_in(self, move: Move, sides: MoveSides) -> Move:
+        """Let the tenant change its place, once there are sessions that wait for it there."""
+        if not move.progress.cutover_attempts:
+            await self._sleep(self._settings.move_warm_ms / 1_000)
+        move = await self._converged(move, sides)
+        if move.state.is_final:
+            return move
+        move = await self._desk.advance(move, MoveState.CUTTING_OVER)
+        return await self._cut_over(move, sides)
 
     async def _cut_over(self, move: Move, sides: MoveSides) -> Move:
         """Let the tenant change its place; back to `CATCHING_UP` when it cannot be held."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -90,9 +90,14 @@ class Routes:
         keys: BindingKeys,
         databases: TenantDatabases,
         left: Callable[[Placement], None],
+        arriving: Callable[[Route], None],
     ) -> None:
-        """`left` is told of places that a tenant was known to be at and is at no more."""
+        """`left` is told of places that a tenant was known to be at and is at no more, and
+        `arriving` of the way to a place at which a known one will be soon."""
         self._left = left
+        self._arriving = arriving
+        #: Places that `arriving` was told of.
+        self._announced: set[SessionKey] = set()
         self._loop = asyncio.get_running_loop()
         self._believed_s = settings.placement_refresh_ms / 1_000
         self._believed_until = 0.0
@@ -214,11 +219,24 @@ class Routes:
                     del self._known[tenant_id]
                     self._left(route.placement)
             self._asked_at = now
+            self._announce(await self._catalog.arriving(_MOVED_MAX))
         except TenancyError:
             began = self._loop.time()
         finally:
             self._believed_until = began + self._believed_s
             self._looking = None
+
+    def _announce(self, arriving: Mapping[TenantId, Placement]) -> None:
+        """Tell once of each place at which a known tenant will be soon."""
+        for tenant_id, placement in arriving.items():
+            route, key = self._known.get(tenant_id), SessionKey.of(placement)
+            if route is None or key in self._announced or key == route.key:
+                continue
+            if len(self._announced) >= _MOVED_MAX:
+                self._announced.clear()
+            self._announced.add(key)
+            there = replace(placement, epoch=route.placement.epoch)
+            self._arriving(replace(route, placement=there, key=key))
 
     def _to(self, tenant: Tenant) -> Route:
         placement = active_placement(tenant)

@@ -226,6 +226,14 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
+-- name: arriving
+-- Tenants that are about to be let in at a new place, and where that is.
+select t.tenant_id, m.target
+from catalog.move m join catalog.tenant t using (tenant_no)
+where m.state in ('verified', 'cutting_over') and not m.reversing
+  and not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
+limit $1;
+
 -- name: moved
 -- The catalog's time, and tenants whose placement has changed since $1, newest first. Going back by
 -- some seconds, because a change is seen when it is committed and has the time at which it was made.

@@ -18,7 +18,7 @@ from tenancy.data_isolation.engine.engine import Engine
 
 ROW, SCHEMA, DATABASE = IsolationLevel.ROW, IsolationLevel.SCHEMA, IsolationLevel.DATABASE
 #: So that a test does not wait for the next look.
-QUICK: dict[str, Any] = {"move_poll_s": 0.05, "move_follow_s": 0.05}
+QUICK: dict[str, Any] = {"move_poll_s": 0.05, "move_follow_s": 0.05, "move_warm_ms": 10}
 WAIT_S = 30.0
 
 TABLES = """

@@ -62,6 +62,7 @@ async def opened_pair(two_servers: TwoServers, *, tables: bool = True) -> AsyncI
     limits: dict[str, Any] = {
         "move_poll_s": 0.05,
         "move_follow_s": 0.05,
+        "move_warm_ms": 10,
         "move_chunk_rows": 20,
         "move_owner_timeout_s": 1.0,
         "move_retry_s": 0.2,

@@ -1,0 +1,57 @@
+"""Sessions for a tenant that are ready before it comes.
+
+A session that is opened, and the tables that it has never seen, cost a tenant more than the moment
+in which it changes its place. Nobody can work there for the tenant yet: what is asked is refused,
+or says what the tenant is not shown, and is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.identifiers import quote_identifier
+from tenancy.data_isolation.core.types import StatementKind
+from tenancy.data_isolation.engine.executor import Executor
+from tenancy.data_isolation.engine.routes import Route
+from tenancy.data_isolation.engine.statement import Statement
+from tenancy.data_isolation.engine.tenant_column import is_runtime_name
+from tenancy.data_isolation.engine.visible_schema import VisibleSchema
+
+#: As many as a pool opens as soon as it has work for them.
+_SESSIONS: Final = 4
+#: Tables that one statement looks at.
+_TABLES_MAX: Final = 50
+
+
+async def warm(executor: Executor, route: Route, schema: VisibleSchema) -> None:
+    """Have sessions where `route` leads, which know the tenant's tables. Raises nothing."""
+    statement = _look(schema)
+    asking = [executor.ask(route, statement, ()) for _ in range(_SESSIONS)]
+    for answer in await asyncio.gather(*asking, return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, TenancyError):
+            raise answer
+
+
+def _look(schema: VisibleSchema) -> Statement:
+    """A statement that reads at most one row of each table."""
+    tables = [
+        name
+        for name, item in sorted(schema.relations.items())
+        if not item.view and not is_runtime_name(name)
+    ][:_TABLES_MAX]
+    looks = [f"exists (select from {quote_identifier(name)})" for name in tables]
+    text = f"select {', '.join(looks) or 'true'}"
+    return Statement(
+        source=text,
+        text=text,
+        kind=StatementKind.READ,
+        fingerprint="",
+        tables=frozenset(tables),
+        functions=frozenset(),
+        parameter_names=None,
+        parameter_count=0,
+        returns_rows=True,
+        plain=True,
+    )
