@@ -295,7 +295,8 @@ def _more(how: dict[str, Any]) -> str:
     parts = [_bytes(how["bytes_copied"])] if how["bytes_copied"] else []
     if how["backlog_rows"]:
         parts.append(f"{how['backlog_rows']:,} behind")
-    if how["remaining_s"]:
+    # What is said after a few rows says nothing.
+    if how["remaining_s"] and how["rows_copied"] * 50 >= how["rows_total"]:
         parts.append(f"about {_seconds(how['remaining_s'])} left")
     return ", ".join(parts)
 

@@ -22,7 +22,12 @@ from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.engine import Engine
 
 WAIT_S = 60.0
-QUICK: dict[str, Any] = {"move_poll_s": 0.05, "move_follow_s": 0.05, "move_warm_ms": 10, "move_chunk_rows": 500}
+QUICK: dict[str, Any] = {
+    "move_poll_s": 0.05,
+    "move_follow_s": 0.05,
+    "move_warm_ms": 10,
+    "move_chunk_rows": 500,
+}
 #: So much that no transfer is refused for want of money: then every error is one too many.
 RICH = Plan(opening_amount=1_000_000, rate_per_s=200)
 
