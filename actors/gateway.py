@@ -259,7 +259,7 @@ class ActorGateway:
         return channel
 
     async def _control(
-        self, tenant_id: TenantId | None, method: str, *args: Any, **kwargs: Any
+        self, tenant_id: TenantId | None, method: str, /, *args: Any, **kwargs: Any
     ) -> Any:
         if tenant_id is not None:
             name, _ = self._routes.get(parse_tenant_id(tenant_id)) or self._computed(tenant_id)
@@ -268,7 +268,7 @@ class ActorGateway:
             name = names[next(self._turn) % len(names)]
         return await self._ask(name, method, *args, **kwargs)
 
-    async def _ask(self, name: ActorName, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def _ask(self, name: ActorName, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """One method of an actor; again when the actor was lost, until it has had time to restart.
 
         Every control operation is a list of steps that can be repeated, so repeating one after an

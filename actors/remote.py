@@ -201,7 +201,7 @@ class Actors:
         self._handles[name] = found
         return found
 
-    async def call(self, name: ActorName, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, name: ActorName, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """One method of an actor. Raises its error, or `ActorLostError`."""
         handle = await self.handle(name)
         try:

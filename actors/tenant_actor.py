@@ -200,7 +200,7 @@ class TenantActor:
         engine = (await self._opened()).engine
         return await _only_our_errors(engine.tenant_size(tenant_id, rows_max=rows_max))
 
-    async def moves(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def moves(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """As the method of that name of `Engine.moves`; one of `MOVE_METHODS`."""
         if method not in MOVE_METHODS:
             raise InvalidInputError(

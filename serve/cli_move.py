@@ -291,10 +291,12 @@ def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _more(how: dict[str, Any]) -> str:
-    parts = [_bytes(how["bytes_copied"])]
+    # Within one database rows do not travel.
+    parts = [_bytes(how["bytes_copied"])] if how["bytes_copied"] else []
     if how["backlog_rows"]:
         parts.append(f"{how['backlog_rows']:,} behind")
-    if how["remaining_s"]:
+    # What is said after a few rows says nothing.
+    if how["remaining_s"] and how["rows_copied"] * 50 >= how["rows_total"]:
         parts.append(f"about {_seconds(how['remaining_s'])} left")
     return ", ".join(parts)
 
@@ -347,7 +349,9 @@ def _print(found: dict[str, Any]) -> None:
     state = found["state"]
     if found["phase"] not in (state, "settled"):
         state = f"{state} ({_words(found['phase'])})"
-    copied = f"{how['rows_copied']:,} of {how['rows_total']:,}, {_bytes(how['bytes_copied'])}"
+    copied = f"{how['rows_copied']:,} of {how['rows_total']:,} rows"
+    if how["bytes_copied"]:
+        copied += f" ({_bytes(how['bytes_copied'])})"
     fields = [
         ("move", found["move_id"]),
         ("tenant", found["tenant_id"]),
@@ -355,7 +359,7 @@ def _print(found: dict[str, Any]) -> None:
         ("from", _place(found["source"])),
         ("to", _place(found["target"])),
         ("priority", found["priority"] or None),
-        ("copied", f"{copied}, in {how['tables_copied']} of {how['tables_total']} tables"),
+        ("copied", f"{copied}, {how['tables_copied']} of {how['tables_total']} tables"),
         ("behind", how["backlog_rows"] or None),
         ("attempts", how["cutover_attempts"] or None),
         ("failures", how["failures"] or None),

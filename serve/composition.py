@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from tenancy.data_isolation.actors.channel import ActorLostError
@@ -15,7 +16,7 @@ from tenancy.data_isolation.core import EngineConfig
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
-from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.engine import PLAN_ROWS_MAX, Engine
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.operation_gateway import OperationGateway
 from tenancy.data_isolation.serve.services import Probe, Services
@@ -40,6 +41,8 @@ class Composition:
             stack.push_async_callback(engine.close)
             gateway = ActorGateway(configuration.directory, configuration.public_settings())
             stack.push_async_callback(gateway.close)
+            # The tenant's own actor does, whose sessions take up most of what its login may have.
+            engine.moves.measure_by(partial(gateway.tenant_size, rows_max=PLAN_ROWS_MAX))
             probes = {**database_probes(engine), "actors": _actors_probe(gateway, configuration)}
             services = await open_services(
                 engine,

@@ -12,6 +12,8 @@ from support.http_api import HttpApi
 
 _QUERY = "/v1/tenants/acme/query"
 _JSON = {"Content-Type": "application/json"}
+#: What is done to a thing without saying more.
+_WITHOUT_BODY = ("/suspend", "/resume", "/cancel", "/confirm", "/rollback", "/pause")
 
 
 @pytest.fixture
@@ -313,6 +315,15 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
         ("post", "/v1/tenants/{tenant_id}/query"),
         ("post", "/v1/tenants/{tenant_id}/batch"),
         ("post", "/v1/tenants/{tenant_id}/operations/{name}"),
+        ("post", "/v1/tenants/{tenant_id}/moves"),
+        ("get", "/v1/tenants/{tenant_id}/moves"),
+        ("get", "/v1/moves"),
+        ("get", "/v1/moves/{move_id}"),
+        ("post", "/v1/moves/{move_id}/cancel"),
+        ("post", "/v1/moves/{move_id}/confirm"),
+        ("post", "/v1/moves/{move_id}/rollback"),
+        ("post", "/v1/moves/{move_id}/pause"),
+        ("post", "/v1/moves/{move_id}/resume"),
         ("get", "/v1/schema"),
         ("post", "/v1/schema/migrations"),
         ("get", "/v1/operations"),
@@ -334,7 +345,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
             assert bool(operation["security"]) == path.startswith("/v1/")
             if path.startswith("/v1/"):
                 assert {"401", "403", "500", "503"} <= set(operation["responses"])
-            has_body = method in ("post", "put") and not path.endswith(("/suspend", "/resume"))
+            has_body = method in ("post", "put") and not path.endswith(_WITHOUT_BODY)
             assert ("requestBody" in operation) is has_body
     assert "wait=" in json.dumps(document["paths"]["/v1/tenants/{tenant_id}/query"])
     assert set(document["components"]["securitySchemes"]) == {"apiKey", "token"}

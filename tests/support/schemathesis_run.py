@@ -23,6 +23,7 @@ DESTRUCTIVE = (
     "delete_v1_tenants__tenant_id__delete",
     "suspend_v1_tenants__tenant_id__suspend_post",
     "migrate_v1_schema_migrations_post",
+    "start_v1_tenants__tenant_id__moves_post",
 )
 
 
