@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from support.engines import make_tenant, opened
+from support.engines import ask, make_tenant, opened
 from support.install import Install
 
 from tenancy.data_isolation.actors import move_actor
@@ -48,6 +48,9 @@ async def test_it_begins_by_itself_as_soon_as_it_can(install, mover):
         open_move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=30)
         assert open_move.state is MoveState.OPEN
         assert (await mover.health())["pid"] > 0
+        # A process that starts meanwhile takes what belongs to the move for nothing else.
+        async with opened(install, tables=False) as another:
+            assert (await ask(another, "acme", "select count(*) from users")).rows == [[3]]
 
 
 async def test_it_lets_go_of_its_moves_when_it_ends_and_another_goes_on(install, mover):
