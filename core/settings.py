@@ -201,7 +201,7 @@ class Settings:
     move_latency_factor: float = 2.0
     #: How often the source follows a tenant that works at the target already, and after how long
     #: the move is confirmed by itself, so that it cannot be rolled back any more.
-    move_follow_s: float = 1.0
+    move_follow_s: float = 10.0
     move_retention_s: float = 3_600.0
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -79,8 +80,10 @@ class MoveWorker:
         self._clock = clock or SystemClock()
         self._control = (ServerName(admin.servers[0].name), shared_database(settings))
         self._tasks: dict[MoveId, asyncio.Task[bool]] = {}
-        #: When a move that has failed is tried again, on the clock that measures intervals.
+        #: When a move that has failed, or is open, is looked at again, on the clock that measures
+        #: intervals, and which of them are open: these do not wait when something is wished.
         self._later_s: dict[MoveId, float] = {}
+        self._resting: set[MoveId] = set()
         self._wake = asyncio.Event()
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -113,6 +116,9 @@ class MoveWorker:
                 await self._look()
             except TenancyError as error:
                 _log.warning("cannot look for moves: %s", error.detail)
+            except Exception:
+                # Whatever it was, moves are not to stand still for the rest of this process.
+                _log.exception("cannot look for moves")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.move_poll_s):
                     await self._wake.wait()
@@ -122,18 +128,24 @@ class MoveWorker:
         unsettled = await self._store.unsettled()
         known = {move.move_id for move in unsettled}
         self._later_s = {name: at for name, at in self._later_s.items() if name in known}
-        now_s = self._clock.monotonic_s()
-        busy = sum(1 for move in unsettled if move.move_id in self._tasks and _copies(move))
+        self._resting &= known
+        # Each kind has so many places: those that copy, and those that are open or are cleaned up.
+        busy = Counter(_copies(move) for move in unsettled if move.move_id in self._tasks)
         for move in unsettled:
-            if move.move_id in self._tasks or self._later_s.get(move.move_id, now_s) > now_s:
+            if busy[_copies(move)] >= self._settings.moves_at_once_max or not self._is_due(move):
                 continue
-            if _copies(move):
-                if busy >= self._settings.moves_at_once_max:
-                    continue
-                busy += 1
+            busy[_copies(move)] += 1
             task = asyncio.get_running_loop().create_task(self._carry_out(move))
             self._tasks[move.move_id] = task
             task.add_done_callback(self._ended(move.move_id))
+
+    def _is_due(self, move: Move) -> bool:
+        if move.move_id in self._tasks:
+            return False
+        if move.move_id in self._resting and move.wish is not None:
+            return True
+        now_s = self._clock.monotonic_s()
+        return self._later_s.get(move.move_id, now_s) <= now_s
 
     def _ended(self, move_id: MoveId) -> Callable[[asyncio.Task[bool]], None]:
         def forget(task: asyncio.Task[bool]) -> None:
@@ -173,8 +185,12 @@ class MoveWorker:
             sleep=self._rest,
             opened=slot.free,
         )
+        self._resting.discard(move.move_id)
         try:
-            await mover.run()
+            if not await mover.run():
+                self._resting.add(move.move_id)
+                now_s = self._clock.monotonic_s()
+                self._later_s[move.move_id] = now_s + self._settings.move_follow_s
         except (asyncio.CancelledError, SupersededError):
             raise
         except Exception as error:

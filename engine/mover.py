@@ -52,7 +52,7 @@ _PASSING: Final = (
 
 
 class Mover:
-    """Whoever carries a move out. `run` returns when there is nothing left to do for it."""
+    """Whoever carries a move out, as far as it goes without waiting for somebody's decision."""
 
     def __init__(
         self,
@@ -79,17 +79,22 @@ class Mover:
         self._opened = opened
         self._pace = MovePace(latency_factor=settings.move_latency_factor)
 
-    async def run(self) -> None:
-        """Carry the move out.
+    async def run(self) -> bool:
+        """Carry the move out; False when it is open, and nobody has decided yet.
 
-        Raises `SupersededError` when somebody else does, and what stands in the way now; then it
-        can be run again, by anybody.
+        Nothing is held then: hours may pass, and there may be many such moves. Raises
+        `SupersededError` when somebody else carries it out, and what stands in the way now; then
+        it can be run again, by anybody.
         """
         move = await self._desk.begin()
         while not move.state.is_final:
-            move = await self._advanced(move)
+            later = await self._advanced(move)
+            if later is None:
+                return False
+            move = later
         if not move.cleaned:
             await self._clean(move)
+        return True
 
     async def give_up(self, reason: str) -> None:
         """Let the move fail, when the tenant still works at the source."""
@@ -103,8 +108,8 @@ class Mover:
 
     # From state to state
 
-    async def _advanced(self, move: Move) -> Move:
-        """The move after the next piece of work that ends in another state."""
+    async def _advanced(self, move: Move) -> Move | None:
+        """The move after the next piece of work that ends in another state; None = it rests."""
         if move.state is MoveState.PLANNED:
             return await self._next(await self._attend(move), MoveState.PREPARING)
         if move.state is MoveState.PREPARING:
@@ -117,8 +122,8 @@ class Mover:
             await sides.take_over()
             return await self._onwards(move, sides)
 
-    async def _onwards(self, move: Move, sides: MoveSides) -> Move:
-        """As far as it goes over the connections there are."""
+    async def _onwards(self, move: Move, sides: MoveSides) -> Move | None:
+        """As far as it goes over the connections there are; None = it rests."""
         while not move.state.is_final:
             match move.state:
                 case MoveState.PLANNED | MoveState.PREPARING:
@@ -133,7 +138,10 @@ class Mover:
                     move = await self._recover(move, sides)
                 case MoveState.OPEN:
                     await self._opened()
-                    move = await self._follow(move, sides)
+                    later = await self._follow(move, sides)
+                    if later is None:
+                        return None
+                    move = later
                 case (
                     MoveState.CONFIRMED
                     | MoveState.FAILED
@@ -267,8 +275,8 @@ class Mover:
 
     # At the target
 
-    async def _follow(self, move: Move, sides: MoveSides) -> Move:
-        """Prove the copies equal, and let the source follow until somebody decides."""
+    async def _follow(self, move: Move, sides: MoveSides) -> Move | None:
+        """Prove the copies equal, once, and let the source follow; None when nobody has decided."""
         placement = await self._placement(move)
         await reopen(sides.target, self._desk, move, placement)
         back = sides.copier(back=True)
@@ -277,14 +285,12 @@ class Mover:
             proofs = await sides.proof(back).compare_all()
             check_equal(proofs)
             await self._desk.note_report({"after": [proof.document() for proof in proofs]})
-        while True:
-            move = await self._desk.read()
-            if move.wish is MoveWish.CONFIRM or self._is_over(move):
-                return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
-            if move.wish is MoveWish.ROLLBACK:
-                return await self._roll_back(move, sides)
-            await back.catch_up()
-            await self._sleep(self._settings.move_follow_s)
+        move = await self._desk.read()
+        if move.wish is MoveWish.CONFIRM or self._is_over(move):
+            return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
+        if move.wish is MoveWish.ROLLBACK:
+            return await self._roll_back(move, sides)
+        return None
 
     async def _roll_back(self, move: Move, sides: MoveSides) -> Move:
         """The same protocol with the sides exchanged."""
