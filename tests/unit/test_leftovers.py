@@ -11,6 +11,7 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.move_traces import KnownMoves
 
 _ROLE = "t_" + "1" * 20
 
@@ -56,7 +57,9 @@ def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
         "fences": {"tenancy": [{"tenant_no": 5, "epoch": 3, "open": True}]},
     }
     return list(
-        leftover_findings(ServerContents(**(contents | given)), placements, patience_s=600.0)
+        leftover_findings(
+            ServerContents(**(contents | given)), placements, KnownMoves(), patience_s=600.0
+        )
     )
 
 
