@@ -37,6 +37,11 @@ _FORMAT: Final = 1
 _OF_A_TENANT: Final = re.compile(
     rf"(?:role|database|membership|settings of) (?P<name>\S+)(?: in ({HYBRID_ROLE}|all databases))?"
 )
+#: What a move adds to tables, and the move in its name. It is looked at by itself (move_traces.py).
+_OF_A_MOVE: Final = re.compile(
+    r"[^:]+: trigger tenancy_(?P<move>m_[0-9a-f]{20})_(insert|update|delete) on .*", re.DOTALL
+)
+_MOVE: Final = re.compile("m_[0-9a-f]{20}")
 #: Limits that the runtime gives a login, in the text of what belongs to it.
 _LIMITS: Final = re.compile(r"connections -?\d+|temp_file_limit=\w+")
 #: What is left over of a list when a part of it is taken out.
@@ -71,6 +76,8 @@ class Fingerprint:
     limits: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: Databases that let nobody in, so that nothing is known of what is in them. Not kept.
     unseen: frozenset[str] = frozenset()
+    #: Roles, schemas and databases of moves that are under way, which come and go. Not kept.
+    moving: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,6 +225,13 @@ def _is_own_doing(
         tenants.add(of_server["name"])
         if after is not None and _is_limited(before, after, now.limits.get(of_server["name"])):
             return True
+    of_move = _OF_A_MOVE.fullmatch(key)
+    if of_move is not None:
+        tenants.add(of_move["move"])
+    if (before is None or after is None) and tenants & now.moving:
+        return True
+    if after is None and any(map(_MOVE.fullmatch, tenants)):
+        return True
     if before is None and tenants & (now.tenants - old.tenants):
         return True
     if after is None and tenants & (old.tenants - now.tenants):

@@ -9,6 +9,7 @@ reference and the catalog against what is there, checks passwords, and takes a f
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.catalog_record import NOTHING, CatalogRecord, read_record
 from tenancy.data_isolation.engine.drift import Fingerprint, Trait
 from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.installation import STEPS, installed_version, version_findings
@@ -53,6 +55,14 @@ from tenancy.data_isolation.engine.leftovers import (
     unplaced_findings,
 )
 from tenancy.data_isolation.engine.login_limits import limit_texts
+from tenancy.data_isolation.engine.move_traces import (
+    KnownMoves,
+    MoveTraces,
+    move_findings,
+    read_moves,
+    read_traces,
+    trace_findings,
+)
 from tenancy.data_isolation.engine.own_tables import own_table_findings
 from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
@@ -118,7 +128,8 @@ class Inspection:
         Raises `ServerUnavailableError`, and `SetupError` when a server refuses to be looked at.
         """
         findings: list[Finding] = []
-        shared = shared_database(self._settings)
+        traces: list[MoveTraces] = []
+        shared, begun_s = shared_database(self._settings), time.monotonic()
         for index, config in enumerate(self._admin.servers):
             server = ServerName(config.name)
             with _our_errors(server):
@@ -131,6 +142,9 @@ class Inspection:
                     findings += inside.findings
                     reference = inside.reference
                     findings += await self._with_remedies(server, inside.losses)
+                    traces += inside.traces
+        if known := await self._moves(traces, begun_s):
+            findings += trace_findings(traces, known, self._settings)
         return findings
 
     async def look(
@@ -161,10 +175,11 @@ class Inspection:
         server = ServerName(config.name)
         shared = shared_database(self._settings)
         progress(f"{server}: roles, settings and access")
+        begun_s = time.monotonic()
         findings = await self.audit_server(config)
         databases = await self._databases(server)
         record = await self._recorded(server, control)
-        known = record or _NOTHING
+        known = record or NOTHING
         reference = await self._reference(server, known.newest)
         insides = await self._enter(server, databases, control, known, reference, progress)
         inside_findings = [item for inside in insides.values() for item in inside.findings]
@@ -189,6 +204,7 @@ class Inspection:
                 logins=await _rows(connection, _LEFT_SQL, "logins", databases),
                 schemas=[row["name"] for row in await _rows(connection, _LEFT_SQL, "schemas")],
                 overlays=await _rows(connection, _LEFT_SQL, "overlays"),
+                unused=record.unused,
                 fences={
                     name: inside.fences
                     for name, inside in insides.items()
@@ -197,29 +213,43 @@ class Inspection:
             )
             traits = await _server_traits(connection, databases, logins)
         findings += inside_findings
+        traces = [item for inside in insides.values() for item in inside.traces]
+        # After all that they may have made; the record says that it is there to be read.
+        moves = await self._moves(traces, begun_s) or KnownMoves()
+        findings += trace_findings(traces, moves, self._settings)
+        places = {(str(server), str(name)): rows for name, rows in contents.fences.items()}
+        findings += move_findings(moves, places, self._settings)
         patience_s = self._settings.control_timeout_s
-        findings += leftover_findings(contents, record.placements, patience_s=patience_s)
+        findings += leftover_findings(contents, record.placements, moves, patience_s=patience_s)
         findings += unplaced_findings(server, shared, record.unplaced, patience_s=patience_s)
-        traits |= {
-            key: value for inside in insides.values() for key, value in inside.traits.items()
-        }
         return ServerLook(
             server=server,
             findings=tuple(findings),
             not_compared=sum(not inside.compared for inside in insides.values()),
-            fingerprint=Fingerprint(
-                traits=traits,
-                versions=dict(record.versions)
-                | {
-                    key: value
-                    for inside in insides.values()
-                    for key, value in inside.versions.items()
-                },
-                unseen=frozenset(name for name, inside in insides.items() if inside.fences is None),
-                tenants=record.names,
-                taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                limits=self._limits(record.placements),
-            ),
+            fingerprint=self._fingerprint(server, record, moves, insides, traits),
+        )
+
+    def _fingerprint(
+        self,
+        server: ServerName,
+        record: CatalogRecord,
+        moves: KnownMoves,
+        insides: Mapping[DatabaseName, _Inside],
+        traits: Mapping[str, Trait],
+    ) -> Fingerprint:
+        """What it looks like now; `traits` are those of the server itself."""
+        traits, versions = dict(traits), dict(record.versions)
+        for inside in insides.values():
+            traits |= inside.traits
+            versions |= inside.versions
+        return Fingerprint(
+            traits=traits,
+            versions=versions,
+            unseen=frozenset(name for name, inside in insides.items() if inside.fences is None),
+            tenants=record.names,
+            moving=moves.names(server) - self._fixed_names(),
+            taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            limits=self._limits(record.placements),
         )
 
     async def _enter(
@@ -227,7 +257,7 @@ class Inspection:
         server: ServerName,
         databases: Sequence[DatabaseName],
         control: bool,
-        record: _Recorded,
+        record: CatalogRecord,
         reference: Reference | None,
         progress: Callable[[str], None],
     ) -> dict[DatabaseName, _Inside]:
@@ -303,10 +333,11 @@ class Inspection:
                 findings = [*behind, *findings]
             if replaced:
                 return _Inside(findings=findings, readable=False)
+            traces = await read_traces(connection, server=server, database=database)
             if start is not None:
-                return await self._compared_at_start(connection, server, findings, start)
+                return await self._compared_at_start(connection, server, findings, start, traces)
             if whole is None:
-                return _Inside(findings=findings)
+                return _Inside(findings=findings, traces=(traces,))
             findings += await audit_defaults(connection, server=server)
             findings += await compare_overlays(
                 connection, server=server, database=database, tenants=whole.tenants
@@ -325,6 +356,7 @@ class Inspection:
             fences=fences,
             traits=_traits(rows, database),
             versions=versions,
+            traces=(traces,),
             compared=not whole.schemas or whole.reference is not None,
         )
 
@@ -334,6 +366,7 @@ class Inspection:
         server: ServerName,
         findings: Sequence[Finding],
         start: _Start,
+        traces: MoveTraces,
     ) -> _Inside:
         """With the comparison of what all tenants share and of what new ones are made from.
 
@@ -344,14 +377,16 @@ class Inspection:
         if start.is_shared:
             reference, schemas = await read_reference(connection), [APP_SCHEMA]
         if reference is None:
-            return _Inside(findings=findings)
+            return _Inside(findings=findings, traces=(traces,))
         same = [
             schema
             for schema in schemas
             if await schema_version(connection, schema) == reference.version
         ]
         unlike, losses = await _compared(connection, server, same, reference)
-        return _Inside(findings=[*findings, *unlike], losses=losses, reference=reference)
+        return _Inside(
+            findings=[*findings, *unlike], losses=losses, reference=reference, traces=(traces,)
+        )
 
     async def _reference(self, server: ServerName, newest: int) -> Reference | None:
         """The server's reference; None when it is at another version, or is not to be read."""
@@ -377,32 +412,23 @@ class Inspection:
         own = [DatabaseName(row["datname"]) for row in rows if row["datname"] not in fixed]
         return [*fixed, *own]
 
-    async def _recorded(self, server: ServerName, control: bool) -> _Recorded | None:
+    async def _recorded(self, server: ServerName, control: bool) -> CatalogRecord | None:
         """What the catalog says of a server; None when it is not to be read."""
         first = ServerName(self._admin.servers[0].name)
         async with self._admin.session(first, shared_database(self._settings)) as connection:
             if await own_table_findings(connection, server=first):
                 return None
-            placements = await _rows(connection, _LEFT_SQL, "placements", server)
-            unplaced = await _rows(connection, _LEFT_SQL, "unplaced") if control else []
-            namespaces = await _rows(connection, _LEFT_SQL, "namespaces", server)
-        current: dict[str, list[str]] = {}
-        for row in namespaces:
-            if row["current"]:
-                current.setdefault(row["database"], []).append(row["schema"])
-        return _Recorded(
-            placements=placements,
-            unplaced=unplaced,
-            current=current,
-            newest=max((row["newest"] for row in namespaces), default=0),
-            versions={f"{row['database']}/{row['schema']}": row["version"] for row in namespaces},
-            names=frozenset(
-                name
-                for row in placements
-                for name in (row["role"], row["schema"], row["database"], row["sensitive_schema"])
-                if name is not None and name not in self._fixed_names()
-            ),
-        )
+            return await read_record(connection, server, first=control, shared=self._fixed_names())
+
+    async def _moves(self, traces: Sequence[MoveTraces], begun_s: float) -> KnownMoves | None:
+        """What the catalog says of moves after the traces were read; None: it is not to be read."""
+        first = ServerName(self._admin.servers[0].name)
+        async with self._admin.session(first, shared_database(self._settings)) as connection:
+            if await own_table_findings(connection, server=first):
+                return None
+            # What changed during the look may have been otherwise when it was looked at.
+            patience_s = self._settings.control_timeout_s + time.monotonic() - begun_s
+            return await read_moves(connection, traces, patience_s=patience_s)
 
     def _limits(self, placements: Sequence[Row]) -> dict[str, frozenset[str]]:
         """What limits logins have by the settings; the shared one has the widest."""
@@ -442,31 +468,6 @@ def unsafe(findings: Sequence[Finding]) -> list[Finding]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Recorded:
-    """What the catalog says of one server."""
-
-    placements: Sequence[Row]
-    unplaced: Sequence[Row]
-    #: Database → its schemas that are at the newest version.
-    current: Mapping[str, Sequence[str]]
-    newest: int
-    versions: Mapping[str, int]
-    names: frozenset[str]
-
-    @property
-    def tenants(self) -> Mapping[int, str]:
-        """The names of hybrid tenants, by their number."""
-        return {
-            row["tenant_no"]: row["tenant_id"] for row in self.placements if row["sensitive_schema"]
-        }
-
-
-_NOTHING: Final = _Recorded(
-    placements=(), unplaced=(), current={}, newest=0, versions={}, names=frozenset()
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Start:
     """How a start looks at a database."""
 
@@ -502,6 +503,8 @@ class _Inside:
     compared: bool = True
     #: Whether the tables of the runtime's own are plain ones, so that they were read.
     readable: bool = True
+    #: What there is of moves, where it was looked at.
+    traces: Sequence[MoveTraces] = ()
 
 
 async def _compared(

@@ -14,6 +14,7 @@ from typing import Any
 
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
 from tenancy.data_isolation.engine.findings import Finding, Severity
+from tenancy.data_isolation.engine.move_traces import KnownMoves
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("leftovers.sql")
@@ -36,20 +37,25 @@ class ServerContents:
     logins: Iterable[Row]
     schemas: Collection[str]
     overlays: Iterable[Row]
+    #: Schemas that the catalog has as some tenant's own, and no tenant works in.
+    unused: Iterable[tuple[str, str]] = ()
     #: By database; of databases that were not entered there is no entry.
     fences: Mapping[str, Iterable[Row]] = field(default_factory=dict)
 
 
 def leftover_findings(
-    contents: ServerContents, placements: Iterable[Row], *, patience_s: float
+    contents: ServerContents, placements: Iterable[Row], moves: KnownMoves, *, patience_s: float
 ) -> Iterator[Finding]:
-    """Everything that does not fit. What changed within `patience_s` may still be at work."""
+    """Everything that does not fit. What changed within `patience_s` may still be at work.
+
+    What `moves` have on their other side is nobody's orphan, and their tenants' fences are theirs.
+    """
     placed = list(placements)
     settled = [row for row in placed if row["age_s"] > patience_s]
     yield from _half_way(contents, settled)
     yield from _missing(contents, [row for row in settled if _is_whole(row)])
-    yield from _orphans(contents, placed)
-    yield from _fences(contents, placed, patience_s)
+    yield from _orphans(contents, placed, moves)
+    yield from _fences(contents, placed, moves, patience_s)
 
 
 def unplaced_findings(
@@ -162,11 +168,15 @@ def _gone(contents: ServerContents, row: Row, what: str, *, data: bool = False) 
     )
 
 
-def _orphans(contents: ServerContents, placed: Iterable[Row]) -> Iterator[Finding]:
+def _orphans(
+    contents: ServerContents, placed: Iterable[Row], moves: KnownMoves
+) -> Iterator[Finding]:
     """Objects with names of ours that no tenant has."""
     rows = list(placed)
-    known = {row["role"] for row in rows}
-    databases = {contents.shared, f"{contents.shared}_template", *(r["database"] for r in rows)}
+    moving = moves.names(contents.server)
+    known = {*moving, *(row["role"] for row in rows)}
+    databases = {contents.shared, f"{contents.shared}_template", *moving}
+    databases |= {row["database"] for row in rows}
     schemas = {name for row in rows for name in (row["schema"], row["sensitive_schema"])}
 
     def orphan(subject: str, *statements: str, by_hand: bool = True) -> Finding:
@@ -186,10 +196,16 @@ def _orphans(contents: ServerContents, placed: Iterable[Row]) -> Iterator[Findin
             role = login["name"]
             statements = (_named("drop_owned", role=role), _named("drop_role", role=role))
             yield orphan(f"role {role}", *statements)
-    for name in sorted(set(contents.schemas) - schemas - {"app"}):
+    for name in sorted(set(contents.schemas) - schemas - moving - {"app"}):
         yield orphan(f"schema {name}", _named("drop_schema", schema=name))
     for name in sorted(set(contents.databases) - databases):
         yield orphan(f"database {name}", _named("drop_database", database=name))
+    for database, schema in contents.unused:
+        there = database in contents.databases and (
+            database != contents.shared or schema in contents.schemas
+        )
+        if not there and schema not in moving:
+            yield _unused(contents, database, schema)
     hybrid = {row["tenant_no"]: row["sensitive_schema"] for row in rows}
     for overlay in contents.overlays:
         number = overlay["tenant_no"]
@@ -198,9 +214,24 @@ def _orphans(contents: ServerContents, placed: Iterable[Row]) -> Iterator[Findin
             yield orphan(f"overlay of tenant number {number}", text)
 
 
+def _unused(contents: ServerContents, database: str, schema: str) -> Finding:
+    """The catalog's record of a schema that is not there and that nobody wants."""
+    names = (contents.server, database, schema)
+    return Finding(
+        check="orphans",
+        severity=Severity.WARNING,
+        server=contents.catalog_server,
+        database=contents.catalog,
+        subject=f"entry for schema {schema} of database {database} in catalog.namespace",
+        problem=f"is of no tenant, and server {contents.server} has no such schema",
+        statements=(_text("forget_namespace", *(_literal(name) for name in names)),),
+    )
+
+
 def _fences(
-    contents: ServerContents, placed: Iterable[Row], patience_s: float
+    contents: ServerContents, placed: Iterable[Row], moves: KnownMoves, patience_s: float
 ) -> Iterator[Finding]:
+    unsure = moves.unsure()
     homes: dict[str, dict[int, Row]] = {database: {} for database in contents.fences}
     for row in placed:
         if row["database"] in homes:
@@ -209,9 +240,10 @@ def _fences(
         fences = {row["tenant_no"]: row for row in rows}
         tenants = homes[database]
         for number, row in tenants.items():
-            if _is_whole(row) and row["age_s"] > patience_s:
+            if number not in unsure and _is_whole(row) and row["age_s"] > patience_s:
                 yield from _fence(contents, database, row, fences.get(number))
-        for number in sorted(set(fences) - set(tenants)):
+        moving = {move.tenant_no for move in moves.at_work if move.is_at(contents.server, database)}
+        for number in sorted(set(fences) - set(tenants) - moving):
             yield _fence_finding(
                 contents,
                 database,
@@ -240,7 +272,6 @@ def _fence(
         finding = _fence_finding(contents, contents.catalog, subject, problem, text)
         yield dataclasses.replace(finding, server=contents.catalog_server)
     elif active and not fence["open"]:
-        # Between closing the source of a move and opening its target this is as it should be.
         text = _text("open_fence", number)
         problem = "is closed, and the tenant is active"
         yield _fence_finding(contents, database, subject, problem, text, by_hand=True)
@@ -271,12 +302,19 @@ def _fence_finding(
     )
 
 
-def _text(name: str, *numbers: int | bool) -> str:
-    """A mend of a table of the keeper's, with its numbers in their places."""
+def _text(name: str, *numbers: int | bool | str) -> str:
+    """A mend of a table of the keeper's, with its numbers and literals in their places."""
     text: str = _SQL.statement(name)
     for place, number in enumerate(numbers, start=1):
-        text = text.replace(f"${place}", str(number).lower())
+        literal = number if isinstance(number, str) else str(number).lower()
+        text = text.replace(f"${place}", literal)
     return text.rstrip(";")
+
+
+def _literal(text: str) -> str:
+    """A text as SQL has it, however the server reads a backslash."""
+    quoted = text.replace("'", "''")
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"
 
 
 def _named(name: str, **identifiers: str) -> str:

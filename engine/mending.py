@@ -24,6 +24,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.findings import OWNERS_CALL, RELOAD, Finding
 from tenancy.data_isolation.engine.layout import OWNER_ROLE
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
+from tenancy.data_isolation.engine.move_traces import STRANDED
 from tenancy.data_isolation.engine.password_audit import CHECK as PASSWORDS
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -38,8 +39,10 @@ _RELOAD_PAUSE_S: Final = 0.02
 
 
 def can_mend(finding: Finding) -> bool:
-    """Whether `mend` would carry it out."""
-    return not finding.by_hand and (bool(finding.statements) or finding.check == PASSWORDS)
+    """Whether it is mended without a person: by `mend`, or what is stranded by `move_rescue`."""
+    return not finding.by_hand and (
+        bool(finding.statements) or finding.check in (PASSWORDS, STRANDED)
+    )
 
 
 async def mend(admin: AdminConnections, finding: Finding, *, key: MasterKey) -> str | None:

@@ -114,7 +114,7 @@ class MoveSide:
     async def read_tables(self) -> None:
         """Learn which tables there are."""
         rows = await self.connection.fetch(_SQL.statement("tables"), self.placement.schema)
-        self.tables = tuple(_table(f"{self.name}_{place}", row) for place, row in enumerate(rows))
+        self.tables = tuple(table_of(f"{self.name}_{place}", row) for place, row in enumerate(rows))
 
     # Transactions
 
@@ -325,7 +325,8 @@ def session_name(move_id: MoveId) -> str:
     return f"tenancy {move_id}"
 
 
-def _table(label: str, row: asyncpg.Record) -> MoveTable:
+def table_of(label: str, row: asyncpg.Record) -> MoveTable:
+    """The table of a row of `tables` in `sql/move.sql`; `label` names what belongs to it."""
     columns = tuple(
         MoveColumn(name=name, type=kind, own_type=own)
         for name, kind, own in zip(row["columns"], row["types"], row["own_types"], strict=True)

@@ -340,6 +340,8 @@ class Mover:
         goes = left.level is IsolationLevel.DATABASE
         both = replace(move, source=kept, target=kept if goes else left)
         async with self._sides(both) as sides:
+            # Who died on the way back, when the catalog was flipped, has left it closed.
+            await reopen(sides.source, self._desk, move, await self._placement(move))
             await sides.read_tables()
             for side in (sides.source, sides.target):
                 await side.forget_triggers()

@@ -18,6 +18,7 @@ from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, Te
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.drift import CHECK as DRIFT
@@ -38,6 +39,8 @@ from tenancy.data_isolation.engine.installed_functions import CHECK as FUNCTIONS
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.mending import can_mend, mend
+from tenancy.data_isolation.engine.move_rescue import carry_on
+from tenancy.data_isolation.engine.move_traces import STRANDED
 from tenancy.data_isolation.engine.patch_level import patch_level_told
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
 from tenancy.data_isolation.serve.check import Check, failed, fine, found, warned
@@ -89,6 +92,7 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
                 "definer_functions",
                 "hidden_rights",
                 "own_triggers",
+                "move_triggers",
                 "own_tables",
             }
         ),
@@ -124,8 +128,18 @@ _AREAS: Final[Sequence[tuple[str, frozenset[str], str]]] = (
     ),
     (
         "leftovers",
-        frozenset({"half_way", "placements", "orphans", "fences", "reachable"}),
-        "every tenant of the catalog is there, and nothing else is",
+        frozenset(
+            {
+                "half_way",
+                "placements",
+                "orphans",
+                "fences",
+                "reachable",
+                "moves",
+                "stranded_moves",
+            }
+        ),
+        "every tenant of the catalog is there, and nothing else is but what moves need",
     ),
     ("drift", frozenset({"drift"}), ""),
 )
@@ -317,6 +331,8 @@ class _Examination:
             yield warned("not mended", problem, finding.remedy)
 
     async def _mend(self, finding: Finding) -> str | None:
+        if finding.check == STRANDED:
+            return await carry_on(self._config, MoveId(finding.subject.removeprefix("move ")))
         return await mend(self._admin, finding, key=self._key)
 
     # What is asked besides

@@ -263,3 +263,36 @@ def test_a_record_that_somebody_changed_is_not_believed(tmp_path: Path):
     assert file.read() == _RECORD
     with pytest.raises(SetupError):
         other.read()
+
+
+_MOVE = "m_" + "3" * 20
+_OF_THE_MOVE = {
+    f"db: schema {_MOVE}": trait("tenancy_owner", "db", _MOVE),
+    f"db: trigger tenancy_{_MOVE}_insert on app.x": trait("O", "db", "app"),
+    f"db: table {_T2}.x": trait("forced", "db", _T2),
+    f"role {_T2}": trait("login"),
+}
+
+
+def test_what_a_move_makes_and_takes_away_is_no_drift_while_it_is_under_way():
+    without = print_of(dict(_BEFORE), tenants=(_T1,))
+    during = replace(
+        print_of(_BEFORE | _OF_THE_MOVE, tenants=(_T1,)), moving=frozenset({_MOVE, _T2})
+    )
+
+    assert len(compared(_RECORD, replace(during, moving=frozenset()))[1]) == len(_OF_THE_MOVE)
+    record, changes = compared(_RECORD, during)
+    assert changes == []
+    assert compared(record, replace(without, moving=during.moving))[1] == []
+
+
+def test_a_change_of_what_a_move_has_made_is_told():
+    during = replace(
+        print_of(_BEFORE | _OF_THE_MOVE, tenants=(_T1,)), moving=frozenset({_MOVE, _T2})
+    )
+    record, _ = compared(_RECORD, during)
+    changed = {key: replace(item, value="other") for key, item in _OF_THE_MOVE.items()}
+
+    _, changes = compared(record, replace(during, traits=_BEFORE | changed))
+
+    assert {change.key for change in changes} == set(_OF_THE_MOVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tenancy.data_isolation.core.move import MoveId, MoveState
 from tenancy.data_isolation.engine.findings import Finding
 from tenancy.data_isolation.engine.leftovers import (
     ServerContents,
@@ -11,8 +12,10 @@ from tenancy.data_isolation.engine.leftovers import (
     leftover_findings,
     unplaced_findings,
 )
+from tenancy.data_isolation.engine.move_traces import KnownMove, KnownMoves
 
 _ROLE = "t_" + "1" * 20
+_NO_MOVES = KnownMoves()
 
 
 def row(**given: Any) -> dict[str, Any]:
@@ -43,7 +46,9 @@ def login(**given: Any) -> dict[str, Any]:
     } | given
 
 
-def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
+def found(
+    *placements: dict[str, Any], moves: KnownMoves = _NO_MOVES, **given: Any
+) -> list[Finding]:
     contents: dict[str, Any] = {
         "server": "far",
         "shared": "tenancy",
@@ -56,7 +61,7 @@ def found(*placements: dict[str, Any], **given: Any) -> list[Finding]:
         "fences": {"tenancy": [{"tenant_no": 5, "epoch": 3, "open": True}]},
     }
     return list(
-        leftover_findings(ServerContents(**(contents | given)), placements, patience_s=600.0)
+        leftover_findings(ServerContents(**(contents | given)), placements, moves, patience_s=600.0)
     )
 
 
@@ -136,3 +141,62 @@ def test_tenants_that_were_never_placed_are_told():
     (finding,) = unplaced_findings("main", "tenancy", [unplaced], patience_s=600.0)
     assert "has been creating for 167 minutes" in finding.problem
     assert finding.advice.endswith("or tenancy tenant erase acme --yes")
+
+
+def test_an_entry_of_a_schema_that_is_neither_there_nor_wanted_is_forgotten():
+    (finding,) = found(row(), unused=[("tenancy", "t_gone"), ("tenancy", _ROLE)])
+
+    assert finding.statements == (
+        "delete from catalog.namespace where (server, database, schema) = "
+        "('far', 'tenancy', 't_gone')",
+    )
+    assert (finding.server, finding.database, finding.by_hand) == ("main", "tenancy", False)
+
+
+def moving(state: MoveState, *, settled: bool = False, age_s: float = 10_000.0) -> KnownMoves:
+    side = {"server": "far", "database": "tenancy", "schema": _ROLE, "role": _ROLE}
+    target = {"server": "far", "database": "t_new", "schema": "t_new", "role": "t_new"}
+    move = KnownMove(
+        move_id=MoveId("m_" + "4" * 20),
+        tenant_no=5,
+        tenant_id="acme",
+        state=state,
+        settled=settled,
+        error=None,
+        wish=None,
+        sides=(side, target),
+        server="far",
+        database="tenancy",
+        epoch=3,
+        age_s=age_s,
+        open_s=None,
+        owned=True,
+    )
+    return KnownMoves(moves=[move], patience_s=600.0)
+
+
+def test_what_is_of_the_other_side_of_a_move_is_nobodys_orphan_until_it_is_settled():
+    there: dict[str, Any] = {
+        "databases": ["tenancy", "tenancy_template", "t_new"],
+        "logins": [login(), login(name="t_new")],
+        "fences": {
+            "tenancy": [{"tenant_no": 5, "epoch": 3, "open": True}],
+            "t_new": [{"tenant_no": 5, "epoch": 3, "open": False}],
+        },
+    }
+    assert found(row(), moves=moving(MoveState.COPYING), **there) == []
+    assert found(row(), moves=moving(MoveState.FAILED, settled=True, age_s=5.0), **there) == []
+    over = found(row(), moves=moving(MoveState.FAILED, settled=True), **there)
+    assert [finding.subject for finding in over] == [
+        "role t_new",
+        "database t_new",
+        "fence of tenant number 5",
+    ]
+
+
+def test_a_closed_fence_is_left_to_a_move_that_can_have_closed_it():
+    closed: dict[str, Any] = {"fences": {"tenancy": [{"tenant_no": 5, "epoch": 3, "open": False}]}}
+    for state in (MoveState.CUTTING_OVER, MoveState.OPEN, MoveState.ROLLED_BACK):
+        assert found(row(), moves=moving(state), **closed) == []
+    (finding,) = found(row(), moves=moving(MoveState.COPYING), **closed)
+    assert finding.problem == "is closed, and the tenant is active"
