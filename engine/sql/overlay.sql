@@ -162,7 +162,8 @@ select stage, name, text from (
 order by stage, name;
 
 -- name: trigger_texts
--- The statements that make the triggers of the tables $2 of the schema $1 once more; see above.
+-- The statements that make the triggers of the tables $2 of the schema $1 once more, but for those of a move
+-- (move_table.py); see above.
 select case part when 1 then pg_get_triggerdef(trigger.oid, true)
             else format('alter table %I disable trigger %I', class.relname, trigger.tgname) end as text
 from pg_trigger as trigger
@@ -172,6 +173,7 @@ where class.relnamespace = $1::text::regnamespace
   and class.relname = any ($2::text[])
   and not trigger.tgisinternal
   and (part = 1 or trigger.tgenabled = 'D')
+  and trigger.tgname !~ '^tenancy_m_[0-9a-f]{20}_(insert|update|delete)$'
 order by class.relname, trigger.tgname, part;
 
 -- name: view_text
@@ -331,6 +333,10 @@ trait as (
     select class.oid, format('trigger %s', tgname), concat_ws(' ', tgfoid, tgtype, tgenabled)
     from class join pg_trigger on tgrelid = class.oid
     where not tgisinternal
+      -- What notes changes for a move is looked at by itself (leftovers.sql).
+      and not exists (select from pg_proc p join pg_namespace h on h.oid = p.pronamespace
+                      where p.oid = tgfoid and h.nspname ~ '^m_[0-9a-f]{20}$'
+                        and tgname ~ ('^tenancy_' || h.nspname || '_(insert|update|delete)$'))
 ),
 own as (
     select class.schema, class.name, trait.what, trait.value

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 
 from support.doctor_stage import Stage
+from support.mortal_mover import Fate, mover
 
+from tenancy.data_isolation.core import IsolationLevel, TenantContext
+from tenancy.data_isolation.core.move import MoveState, MoveTarget
+from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding
 from tenancy.data_isolation.serve.check import Check, Result
 from tenancy.data_isolation.serve.server_checks import DoctorOptions, check_servers
@@ -90,3 +95,34 @@ async def test_what_its_sql_does_not_mend_is_told_so(stage: Stage):
     await stage.run(["drop view public.of_copied"])
     assert len(_told(await _doctor(stage, mend=True), "mended")) == 1
     assert await stage.findings() == []
+
+
+async def test_a_move_that_has_left_its_tenant_closed_is_carried_on(stage: Stage):
+    async with await Engine.attach(stage.install.config) as engine:
+        move = await engine.moves.start("rowan", MoveTarget(level=IsolationLevel.DATABASE))
+        held = "execute select set_config('lock_timeout', $2"
+        fate = Fate("after execute COMMIT", beyond=held, nth=2)
+        async with mover(engine, fate), asyncio.timeout(30):
+            await fate.happened.wait()
+        await stage.run(["update catalog.move set changed_at = now() - interval '1 hour'"])
+
+        (stranded,) = _told(await _doctor(stage, mend=False), "leftovers")
+        assert f"move {move.move_id} has left tenant rowan closed (cutting_over)" in stranded
+        checks = await _doctor(stage, mend=True)
+        assert _told(checks, "mended") == [stranded.partition(" (database")[0]]
+        assert [check.detail for check in checks if check.result is Result.FAIL] == []
+
+        # A hybrid tenant that is made meanwhile has nothing of the move.
+        await engine.create_tenant(
+            TenantContext(tenant_id="maple"), level=IsolationLevel.ROW, hybrid=True
+        )
+        assert _told(await _doctor(stage, mend=False), "tables") == [
+            "all are scoped, and like their reference"
+        ]
+        await engine.delete_tenant("maple")
+        # As it was found.
+        engine.moves.work()
+        await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=30)
+        await engine.moves.roll_back(move.move_id)
+        move = await engine.moves.wait(move.move_id, [], timeout_s=30)
+        assert move.state is MoveState.ROLLED_BACK
