@@ -50,7 +50,8 @@ select exists (
 -- name: run
 -- Only while the runner works as the owner: it is the owner's, so what a migration calls could have
 -- altered it, and it would work as the admin who runs this. The name of a parameter that cannot be is
--- how plain SQL raises an error.
+-- how plain SQL raises an error. What a migration calls could have set the search_path too, so it is
+-- put back, for the session to what an admin's connection starts with.
 select case
     when exists (
         select from pg_catalog.pg_proc p
@@ -59,7 +60,10 @@ select case
           and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner')
     then tenancy.run($1)::pg_catalog.text
     else pg_catalog.set_config('tenancy.run does not work as its owner', '', true)
-end;
+end,
+pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
+pg_catalog.set_config('search_path', path, true)
+from (select pg_catalog.current_setting('search_path') as path offset 0) as before;
 
 -- name: unforce
 -- Let PostgreSQL tell the owner which key a definition stumbles over; the transaction is undone then.
@@ -91,7 +95,7 @@ select number, checksum from tenancy_schema_version order by number;
 
 -- name: record_migrations
 insert into tenancy_schema_version (number, checksum)
-select * from unnest($1::int[], $2::text[]);
+select * from rows from (unnest($1::int[]), unnest($2::text[]));
 
 -- name: fences
 select tenant_no, epoch, open from tenancy.fence where tenant_no = any ($1::bigint[]);
@@ -148,12 +152,13 @@ order by class.relname;
 -- they are; null when there are none. The sequences themselves are read, as their owner.
 select string_agg(
     format(
-        'select %1$L::text as name, there.last_value as target '
+        'select %1$L::pg_catalog.text as name, there.last_value as target '
         'from %2$I.%1$I as here, %3$I.%1$I as there '
         'where there.is_called and (not here.is_called or %4$s)',
         here.relname, $1::text, $2::text,
-        case when sequence.seqincrement > 0 then 'here.last_value < there.last_value'
-             else 'here.last_value > there.last_value' end),
+        case when sequence.seqincrement > 0
+             then 'here.last_value operator(pg_catalog.<) there.last_value'
+             else 'here.last_value operator(pg_catalog.>) there.last_value' end),
     ' union all ' order by here.relname)
 from pg_sequence as sequence
 join pg_class as here on here.oid = sequence.seqrelid
@@ -176,7 +181,8 @@ select (select coalesce(max(number), 0) from {schema}.tenancy_schema_version) as
 -- name: filled_tables_text
 -- A query for the names of the tables of the schema $1 that have rows; null when it has no tables.
 select string_agg(
-    format('select %L::text where exists (select from %I.%I)', relname, $1::text, relname),
+    format('select %L::pg_catalog.text where exists (select from %I.%I)',
+           relname, $1::text, relname),
     ' union all ' order by relname)
 from pg_class
 where relnamespace = $1::text::regnamespace and relkind = 'r' and relname not like 'tenancy\_%';

@@ -1,0 +1,309 @@
+"""Functions of users that PostgreSQL would take for its own never run in an admin's session.
+
+In a users' schema a bare call means the best match of all schemas in the search_path. Here migrations
+define better matches for what the runtime calls, which try to go on as the admin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from support.doctoring import whole_look
+from support.engines import ask, opened
+from support.install import Install
+
+from tenancy.data_isolation.core.errors import SchemaError
+from tenancy.data_isolation.core.identifiers import SchemaName
+from tenancy.data_isolation.core.move import MoveState, MoveTarget
+from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
+from tenancy.data_isolation.engine import sql_files
+from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot
+from tenancy.data_isolation.engine.sql_files import SqlFile
+
+ROW, SCHEMA, DATABASE = IsolationLevel.ROW, IsolationLevel.SCHEMA, IsolationLevel.DATABASE
+WAIT_S = 30.0
+
+#: A sequence is counted up for good, also in a transaction that is undone. None but the admin may.
+_SPRUNG = """
+    begin
+        execute 'reset role';
+        execute 'select pg_catalog.nextval(''traps.sprung'')';
+    exception when others then null;
+    end;
+"""
+_TRAP = (
+    "create function {signature} returns {returned} language plpgsql as $trap$ begin"
+    + _SPRUNG
+    + "return null; end $trap$;\n"
+)
+#: What the runtime calls with arguments of other types than pg_catalog's functions take → what it
+#: gives.
+_SIGNATURES = {
+    # Variadic or polymorphic there
+    "format(text, name)": "text",
+    "format(text, text)": "text",
+    "format(text, regclass)": "text",
+    "format(text, text, text)": "text",
+    "format(text, name, name)": "text",
+    "format(text, name, regclass)": "text",
+    "format(text, text, name)": "text",
+    "format(text, name, text)": "text",
+    "format(text, name, name, text)": "text",
+    "format(text, name, text, text)": "text",
+    "format(text, bigint)": "text",
+    "format(text, text, bigint, bigint, bigint, bigint, bigint, text)": "text",
+    "concat_ws(text, text, bigint)": "text",
+    "concat_ws(text, text, bigint, bigint, bigint, bigint, bigint, boolean)": "text",
+    'concat_ws(text, "char", boolean)': "text",
+    'concat_ws(text, "char", boolean, boolean, text[])': "text",
+    'concat_ws(text, "char", boolean, oid[])': "text",
+    'concat_ws(text, oid, smallint, "char")': "text",
+    "concat_ws(text, text, boolean, text, jsonb, jsonb)": "text",
+    "concat(text, integer)": "text",
+    "to_jsonb(text[])": "jsonb",
+    "jsonb_build_array(text, text)": "jsonb",
+    "jsonb_build_array(name, text)": "jsonb",
+    "jsonb_build_array(text, text, boolean)": "jsonb",
+    "jsonb_build_array(text, text, text)": "jsonb",
+    "jsonb_build_array(name, text, boolean)": "jsonb",
+    "jsonb_build_object(text, integer)": "jsonb",
+    "jsonb_agg(name)": "jsonb",
+    "jsonb_agg(text)": "jsonb",
+    "jsonb_agg(jsonb)": "jsonb",
+    "array_agg(name)": "name[]",
+    "array_agg(text)": "text[]",
+    "array_agg(bigint)": "bigint[]",
+    "array_agg(boolean)": "boolean[]",
+    "array_to_string(text[], text)": "text",
+    "array_position(smallint[], smallint)": "integer",
+    "cardinality(smallint[])": "integer",
+    "unnest(smallint[])": "smallint",
+    "unnest(text[])": "text",
+    "unnest(integer[])": "integer",
+    "count(integer)": "bigint",
+    # Of another type there
+    "string_agg(name, text)": "text",
+    "quote_ident(name)": "text",
+    "md5(name)": "text",
+    "max(smallint)": "smallint",
+    "min(name)": "name",
+    "length(name)": "integer",
+    "substr(name, integer)": "text",
+    "starts_with(name, text)": "boolean",
+    "obj_description(oid, text)": "text",
+    "format_type(oid, text)": "text",
+    "hashtextextended(text, integer)": "bigint",
+    "set_config(text, integer, boolean)": "text",
+    "setval(regclass, integer)": "bigint",
+    "sum(bigint)": "numeric",
+    "split_part(name, text, integer)": "text",
+    "to_regnamespace(name)": "regnamespace",
+    "current_setting(name)": "text",
+}
+_TRAPS = "".join(
+    _TRAP.format(signature=signature, returned=returned)
+    for signature, returned in _SIGNATURES.items()
+)
+_TABLES = """
+create type mood as enum ('calm', 'wild');
+create domain percent as integer check (value between 0 and 100);
+create table teams (id bigint generated always as identity primary key, name text not null unique);
+create table people (
+    id     serial primary key,
+    team   bigint references teams deferrable initially deferred,
+    mood   mood not null default 'calm',
+    share  percent,
+    loud   text generated always as (upper(note)) stored,
+    note   text
+);
+comment on table people is '@sensitive';
+create index wild_people on people (team, id desc) where mood = 'wild';
+create view calm_people as select id, note from people where mood = 'calm';
+create sequence invoices increment by -2 start 1000 maxvalue 1000 minvalue -100000;
+create table bills (number integer primary key default nextval('invoices'), day date);
+create function touch() returns trigger language plpgsql as
+$$ begin new.note := coalesce(new.note, '') || '!'; return new; end $$;
+create trigger touched before insert or update on people for each row execute function touch();
+insert into teams (name) values ('first');
+insert into bills (day) values ('2020-02-29');
+"""
+_LATER = """
+alter table people add column extra text not null default '';
+alter table teams add column lead integer references people deferrable initially deferred;
+create view leads as select teams.name, people.note from teams join people on people.id = lead;
+create sequence tickets;
+alter table bills add constraint paid check (day > '0001-01-01');
+comment on table bills is '@sensitive';
+update teams set name = name || '?';
+insert into teams (name) values ('later');
+drop view calm_people;
+"""
+_FILL = [
+    "insert into teams (name) select 'team ' || n from generate_series(1, 9) n",
+    "insert into people (team, mood, note) select n, 'wild', 'n' from generate_series(2, 9) n",
+    "insert into bills (day) values ('2021-01-01')",
+]
+
+pytestmark = pytest.mark.migrated("0001_tables", _TABLES)
+
+
+@pytest.fixture
+async def engine(install: Install) -> AsyncIterator[Engine]:
+    async with install.connected() as admin:
+        await admin.execute("create schema traps; create sequence traps.sprung")
+    async with opened(install, tables=False, move_poll_s=0.05, move_follow_s=0.05) as made:
+        await made.apply_migration("0001_tables", _TABLES)
+        made.moves.work()
+        yield made
+
+
+async def sprung(install: Install) -> int:
+    """How often something of users has worked as the admin."""
+    async with install.connected() as admin:
+        query = "select case when is_called then last_value else 0 end from traps.sprung"
+        found: int = await admin.fetchval(query)
+        return found
+
+
+async def moved(engine: Engine, name: str, level: IsolationLevel) -> None:
+    move = await engine.moves.start(name, MoveTarget(level=level))
+    move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=WAIT_S)
+    assert move.state is MoveState.OPEN, move
+    await ask(engine, name, "insert into bills (day) values ('2022-01-01')")
+    await engine.moves.confirm(move.move_id)
+    move = await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
+    assert move.state is MoveState.CONFIRMED, move
+
+
+def call_of(signature: str) -> str:
+    """A call with a null of each type."""
+    name, _, rest = signature.partition("(")
+    types = rest.removesuffix(")").split(", ")
+    return f"select {name}({', '.join(f'null::{kind}' for kind in types)})"
+
+
+async def test_nothing_that_the_runtime_does_springs_a_trap(engine: Engine, install: Install):
+    report = await engine.apply_migration("0002_traps", _TRAPS)
+    assert report.complete
+    for name, level, hybrid in (
+        ("rows", ROW, False),
+        ("mixed", ROW, True),
+        ("schema", SCHEMA, False),
+        ("database", DATABASE, False),
+    ):
+        await engine.create_tenant(TenantContext(tenant_id=name), level=level, hybrid=hybrid)
+        for text in _FILL:
+            await ask(engine, name, text)
+    report = await engine.apply_migration("0003_later", _LATER)
+    assert report.complete
+    await moved(engine, "rows", SCHEMA)
+    await moved(engine, "rows", ROW)
+    await engine.tenant_size("rows", rows_max=100)
+    await engine.suspend_tenant("schema")
+    await engine.resume_tenant("schema")
+    await whole_look(install)
+    for name in ("rows", "mixed", "schema", "database"):
+        await engine.delete_tenant(name)
+    assert await sprung(install) == 0
+
+
+async def test_each_trap_is_taken_for_a_function_of_postgresql(engine: Engine, install: Install):
+    await engine.apply_migration("0002_traps", _TRAPS)
+    async with install.connected() as admin:
+        for times, signature in enumerate(_SIGNATURES, start=1):
+            async with admin.transaction():
+                await enter_schema(admin, SchemaName("app"))
+                await admin.execute(call_of(signature))
+            assert await sprung(install) == times, signature
+
+
+async def test_the_same_statements_as_they_are_written_spring_them(
+    engine: Engine, install: Install, monkeypatch: pytest.MonkeyPatch
+):
+    await engine.apply_migration("0002_traps", _TRAPS)
+    monkeypatch.setattr(sql_files, "PINNED_FILES", frozenset())
+    async with install.connected() as admin:
+        for file, statement, values in (
+            ("namespace.sql", "lock_shared", ["app"]),
+            ("namespace.sql", "open_policies", []),
+            ("overlay.sql", "view_text", ["app", "calm_people"]),
+            ("overlay.sql", "unlike", ["app", ["app"]]),
+        ):
+            before = await sprung(install)
+            try:
+                async with admin.transaction():
+                    await enter_schema(admin, SchemaName("app"))
+                    await admin.fetch(SqlFile(file).statement(statement), *values)
+            except asyncpg.PostgresError:
+                pass  # What a trap gives is null.
+            assert await sprung(install) > before, statement
+        before = await sprung(install)
+        with pytest.raises((asyncpg.PostgresError, SchemaError)):
+            async with admin.transaction():
+                await enter_schema(admin, SchemaName("app"))
+                await read_snapshot(admin, SchemaName("app"))
+        assert await sprung(install) > before
+
+
+#: What a migration's own function can make at the moment that it is called, unseen before.
+_HIDDEN = """
+create table outcomes (what text);
+create function spring() returns integer language plpgsql as $f$
+begin
+    {attack}
+    return 1;
+end;
+$f$;
+insert into outcomes select 'made' where spring() = 1;
+"""
+_OPERATORS = (
+    "".join(
+        f"""
+    execute $q$create function trap({left}, {right}) returns boolean language plpgsql as $trap$
+    begin {_SPRUNG} return false; end $trap$$q$;
+    execute 'create operator {sign} (leftarg = {left}, rightarg = {right}, function = trap)';
+"""
+        for sign, left, right in (
+            ("=", "oid", "regclass"),
+            ("=", "oid", "regnamespace"),
+            ("=", "name", "varchar"),
+            ("<>", "oid", "regnamespace"),
+        )
+    )
+)
+_PATH = f"""
+    execute $q$create function trap() returns boolean language plpgsql as $trap$
+    begin {_SPRUNG} return true; end $trap$$q$;
+    execute 'create view pg_namespace as select * from pg_catalog.pg_namespace where trap()';
+    execute 'create view pg_class as select * from pg_catalog.pg_class where trap()';
+    perform set_config('search_path', current_schema() || ', pg_catalog', {{local}});
+"""
+
+
+async def test_an_operator_that_is_there_for_a_moment_is_not_called(
+    engine: Engine, install: Install
+):
+    hidden = _HIDDEN.replace("{attack}", _OPERATORS)
+    with pytest.raises(SchemaError, match="operator"):
+        await engine.apply_migration("0002_operators", hidden)
+    assert await sprung(install) == 0
+    # The same, with the statements as they are written.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sql_files, "PINNED_FILES", frozenset())
+        with pytest.raises(SchemaError):
+            await engine.apply_migration("0002_operators", hidden)
+    assert await sprung(install) > 0
+
+
+@pytest.mark.parametrize("local", ["true", "false"])
+async def test_a_search_path_that_a_migration_leaves_is_put_back(
+    engine: Engine, install: Install, local: str
+):
+    """Views could stand in for the catalogs, as they could for every session of that connection."""
+    await engine.apply_migration("0002_path", _HIDDEN.replace("{attack}", _PATH.format(local=local)))
+    await engine.create_tenant(TenantContext(tenant_id="rows"), level=ROW)
+    await engine.apply_migration("0003_later", _LATER)
+    assert await sprung(install) == 0
