@@ -96,7 +96,7 @@ def _is_loose(node: Node) -> bool:
             return node.kind not in _PLAIN or len(node.name) == 1
         case "SubLink":
             named = node.sub_link_type in (pb.ANY_SUBLINK, pb.ALL_SUBLINK)
-            return named and len(node.oper_name) < 2  # noqa: PLR2004 - a schema and a name
+            return named and len(node.oper_name) < 2
         case "CaseExpr":
             return bool(node.HasField("arg"))
         case "RangeVar":

@@ -5,8 +5,8 @@ those that look after the server. A cancellation (CancelRequest) goes the way of
 driver never chooses: it gets a finished context, or is told to use none, so that neither its own
 default (TLS if the server likes) nor a variable of the environment decides.
 
-The driver asks the catalogs what types are, in whatever schemas the session works at the moment. That
-query is pinned like those of our own (`pinning`).
+The driver asks the catalogs what types are, in whatever schemas the session works at the moment.
+That query is pinned like those of our own (`pinning`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def open_connection(server: ServerConfig, **arguments: Any) -> asyncpg.Con
         raise _error(server, "a file of its TLS is no good any more; see the log") from None
     given = arguments | {"dsn": plain_dsn(server), "ssl": context, "direct_tls": tls.direct}
     try:
-        connection = await asyncpg.connect(**given)
+        connection: asyncpg.Connection = await asyncpg.connect(**given)
     except asyncpg.InvalidAuthorizationSpecificationError as error:
         problem = _access_problem(error, tls)
         if problem is None:
@@ -92,7 +92,7 @@ async def open_connection(server: ServerConfig, **arguments: Any) -> asyncpg.Con
             raise
         raise _error(server, problem) from None
     # The driver has no public way to it; test_shadowing.py fails when a release calls it otherwise.
-    connection._intro_query = _pinned_query(connection._intro_query)  # noqa: SLF001
+    connection._intro_query = _pinned_query(connection._intro_query)
     return connection
 
 

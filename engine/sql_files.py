@@ -22,9 +22,9 @@ from typing import Final, LiteralString
 from tenancy.data_isolation.core.identifiers import quote_identifier
 from tenancy.data_isolation.engine.pinning import pinned
 
-#: Files whose statements may run under a users' search_path (`scoping.enter_schema`). The others are
-#: for connections whose search_path is pg_catalog, or for a login's own session. `fleet.sql` notes a
-#: migration in the transaction that works it out.
+#: Files whose statements may run under a users' search_path (`scoping.enter_schema`). The others
+#: are for connections whose search_path is pg_catalog, or for a login's own session. `fleet.sql`
+#: notes a migration in the transaction that works it out.
 PINNED_FILES: Final = frozenset(
     {"fleet.sql", "move.sql", "namespace.sql", "overlay.sql", "provisioning.sql", "scoping.sql"}
 )
