@@ -20,6 +20,8 @@ from tenancy.data_isolation.engine.installed_functions import release_functions
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
+#: The column of `ask` that has the answer.
+_ANSWER: Final = 2
 _BODY: Final = release_functions((("keeper.sql", "keeper_4"),))["tenancy.run"].body
 
 
@@ -28,9 +30,11 @@ async def ask(connection: asyncpg.Connection, statement: str, *values: Any) -> l
 
     Raises `SchemaError` when something in the schema has spoilt the answer.
     """
-    row = await connection.fetchrow(_SQL.statement("ask"), statement, json.dumps(values))
+    answer = await connection.fetchval(
+        _SQL.statement("ask"), statement, json.dumps(values), column=_ANSWER
+    )
     try:
-        found = json.loads(row["answer"])
+        found = json.loads(answer)
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):

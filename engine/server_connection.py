@@ -80,7 +80,7 @@ async def open_connection(server: ServerConfig, **arguments: Any) -> asyncpg.Con
         raise _error(server, "a file of its TLS is no good any more; see the log") from None
     given = arguments | {"dsn": plain_dsn(server), "ssl": context, "direct_tls": tls.direct}
     try:
-        connection: asyncpg.Connection = await asyncpg.connect(**given)
+        connection: Any = await asyncpg.connect(**given)
     except asyncpg.InvalidAuthorizationSpecificationError as error:
         problem = _access_problem(error, tls)
         if problem is None:
@@ -93,7 +93,8 @@ async def open_connection(server: ServerConfig, **arguments: Any) -> asyncpg.Con
         raise _error(server, problem) from None
     # The driver has no public way to it; test_shadowing.py fails when a release calls it otherwise.
     connection._intro_query = _pinned_query(connection._intro_query)
-    return connection
+    opened: asyncpg.Connection = connection
+    return opened
 
 
 @lru_cache
