@@ -328,8 +328,10 @@ def session_name(move_id: MoveId) -> str:
 
 def _table(label: str, row: asyncpg.Record) -> MoveTable:
     columns = tuple(
-        MoveColumn(name=name, type=kind, own_type=own)
-        for name, kind, own in zip(row["columns"], row["types"], row["own_types"], strict=True)
+        MoveColumn(name=name, type=kind, base_type=base, own_type=own)
+        for name, kind, base, own in zip(
+            row["columns"], row["types"], row["base_types"], row["own_types"], strict=True
+        )
     )
     by_name = {column.name: column for column in columns}
     return MoveTable(

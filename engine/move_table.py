@@ -58,6 +58,8 @@ class MoveColumn:
     name: str
     type: str
     own_type: bool = False
+    #: What its type is a domain of, if it is one.
+    base_type: str | None = None
 
     @property
     def stage_type(self) -> str:
@@ -71,6 +73,19 @@ class MoveColumn:
     def taken(self, alias: str) -> str:
         """Its value as the target's column wants it, from the stage."""
         return f"{self.of(alias)}::{self.type}" if self.own_type else self.of(alias)
+
+    def compared(self, alias: str) -> str:
+        """Its value as a key of the table compares with it, from the stage or the notes.
+
+        Not as a domain: what that checks may call functions of users, and this session is the
+        admin's.
+        """
+        return f"{self.of(alias)}::{self.key_type}" if self.own_type else self.of(alias)
+
+    @property
+    def key_type(self) -> str:
+        """The type in which keys are compared."""
+        return self.base_type or self.type
 
     def of(self, alias: str) -> str:
         """The column of a table that is called `alias`."""
@@ -239,9 +254,9 @@ class MoveTable:
     @property
     def last_key(self) -> str:
         """The highest key of the chunk in the stage, as texts; null for none."""
-        key = ", ".join(column.taken("s") for column in self.key)
+        key = ", ".join(column.compared("s") for column in self.key)
         texts = ", ".join(f"{column.of('s')}::pg_catalog.text" for column in self.key)
-        order = ", ".join(f"{column.taken('s')} desc" for column in self.key)
+        order = ", ".join(f"{column.compared('s')} desc" for column in self.key)
         return pinned(
             f"select array[{texts}] from {self.stage} s where s.{_KIND} = {CHUNK} "
             f"and ({key}) is not null order by {order} limit 1"
@@ -297,16 +312,16 @@ class MoveTable:
     def _key_of(self, texts: Sequence[str]) -> str:
         """A key that is given by texts."""
         parts = zip(self.key, texts, strict=True)
-        return ", ".join(f"{_literal(text)}::{column.type}" for column, text in parts)
+        return ", ".join(f"{_literal(text)}::{column.key_type}" for column, text in parts)
 
     def _is_row(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the noted key d."""
-        same = " and ".join(f"{column.of('r')} = {column.taken('d')}" for column in self.key)
+        same = " and ".join(f"{column.of('r')} = {column.compared('d')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
 
     def _is_staged(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the staged row s."""
-        same = " and ".join(f"{column.of('r')} = {column.taken('s')}" for column in self.key)
+        same = " and ".join(f"{column.of('r')} = {column.compared('s')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
 
 

@@ -107,7 +107,7 @@ _TRAPS = "".join(
     _TRAP.format(signature=signature, returned=returned)
     for signature, returned in _SIGNATURES.items()
 )
-_TABLES = """
+_TABLES = f"""
 create type mood as enum ('calm', 'wild');
 create domain percent as integer check (value between 0 and 100);
 create table teams (id bigint generated always as identity primary key, name text not null unique);
@@ -127,6 +127,10 @@ create table bills (number integer primary key default nextval('invoices'), day 
 create function touch() returns trigger language plpgsql as
 $$ begin new.note := coalesce(new.note, '') || '!'; return new; end $$;
 create trigger touched before insert or update on people for each row execute function touch();
+create function checked(value text) returns boolean language plpgsql as $trap$
+begin{_SPRUNG} return true; end $trap$;
+create domain code as text check (checked(value));
+create table codes (code code primary key, note code);
 insert into teams (name) values ('first');
 insert into bills (day) values ('2020-02-29');
 """
@@ -145,6 +149,7 @@ _FILL = [
     "insert into teams (name) select 'team ' || n from generate_series(1, 9) n",
     "insert into people (team, mood, note) select n, 'wild', 'n' from generate_series(2, 9) n",
     "insert into bills (day) values ('2021-01-01')",
+    "insert into codes select n, 'x' from generate_series(1, 5) n",
 ]
 
 pytestmark = pytest.mark.migrated("0001_tables", _TABLES)
@@ -173,6 +178,7 @@ async def moved(engine: Engine, name: str, level: IsolationLevel) -> None:
     move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=WAIT_S)
     assert move.state is MoveState.OPEN, move
     await ask(engine, name, "insert into bills (day) values ('2022-01-01')")
+    await ask(engine, name, "update codes set note = 'y' where code = '3'")
     await engine.moves.confirm(move.move_id)
     move = await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
     assert move.state is MoveState.CONFIRMED, move
