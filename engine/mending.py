@@ -74,6 +74,9 @@ async def carry_out(connection: asyncpg.Connection, statements: Sequence[str]) -
                 await _reload(connection)
             else:
                 await connection.execute(statement)
+            if statement.startswith(OWNERS_CALL):
+                # What users' code has set would hold for what the admin does next.
+                await connection.execute("reset search_path")
     return None
 
 

@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.types import IsolationLevel, Placement
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
+from tenancy.data_isolation.engine.pinning import pinned
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -230,7 +231,7 @@ class MoveSide:
     async def count(self, table: MoveTable) -> int:
         """How many rows of the tenant a table has; within `working`."""
         where = f"{table.at(self.placement.schema)} where tenant_id = $1"
-        text = f"select count(*) from {where}"  # noqa: S608 - a quoted name
+        text = pinned(f"select count(*) from {where}")  # noqa: S608 - a quoted name
         found: int = await self.connection.fetchval(text, self._tenant_no)
         return found
 
@@ -280,16 +281,16 @@ class MoveSide:
             f"from {table.notes(self._move_id)} having count(*) > 0"
             for place, table in enumerate(self.tables)
         )
-        rows = await self.connection.fetch(text)
+        rows = await self.connection.fetch(pinned(text))
         return {self.tables[row["place"]].name: row["notes"] for row in rows}
 
     async def forget_notes(self, table: MoveTable, notes: Sequence[int]) -> None:
         """Remove notes of changes that the target has."""
-        await self.connection.execute(
+        text = pinned(
             f"delete from {table.notes(self._move_id)} "  # noqa: S608 - our own names
-            "where tenancy_seq = any ($1::bigint[])",
-            notes,
+            "where tenancy_seq = any ($1::bigint[])"
         )
+        await self.connection.execute(text, notes)
 
     # Parts
 
@@ -328,8 +329,10 @@ def session_name(move_id: MoveId) -> str:
 def table_of(label: str, row: asyncpg.Record) -> MoveTable:
     """The table of a row of `tables` in `sql/move.sql`; `label` names what belongs to it."""
     columns = tuple(
-        MoveColumn(name=name, type=kind, own_type=own)
-        for name, kind, own in zip(row["columns"], row["types"], row["own_types"], strict=True)
+        MoveColumn(name=name, type=kind, base_type=base, own_type=own)
+        for name, kind, base, own in zip(
+            row["columns"], row["types"], row["base_types"], row["own_types"], strict=True
+        )
     )
     by_name = {column.name: column for column in columns}
     return MoveTable(

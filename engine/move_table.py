@@ -7,6 +7,8 @@ source fills it by a query, and the target takes from it. Three kinds of rows ar
 
 A type of the schema's own (an enum, a domain) has another number in another schema and database, so
 its values travel as text.
+
+The queries run in a users' schema, so their functions and operators are pinned to PostgreSQL's.
 """
 
 # ruff: noqa: S608 - all that is put into a text is a quoted name, a type or a literal of ours.
@@ -23,6 +25,7 @@ from tenancy.data_isolation.core.identifiers import (
     quote_identifier,
 )
 from tenancy.data_isolation.core.move import MoveId
+from tenancy.data_isolation.engine.pinning import pinned
 from tenancy.data_isolation.engine.tenant_column import TENANT_COLUMN
 
 GONE: Final = 0
@@ -55,6 +58,8 @@ class MoveColumn:
     name: str
     type: str
     own_type: bool = False
+    #: What its type is a domain of, if it is one.
+    base_type: str | None = None
 
     @property
     def stage_type(self) -> str:
@@ -68,6 +73,19 @@ class MoveColumn:
     def taken(self, alias: str) -> str:
         """Its value as the target's column wants it, from the stage."""
         return f"{self.of(alias)}::{self.type}" if self.own_type else self.of(alias)
+
+    def compared(self, alias: str) -> str:
+        """Its value as a key of the table compares with it, from the stage or the notes.
+
+        Not as a domain: what that checks may call functions of users, and this session is the
+        admin's.
+        """
+        return f"{self.of(alias)}::{self.key_type}" if self.own_type else self.of(alias)
+
+    @property
+    def key_type(self) -> str:
+        """The type in which keys are compared."""
+        return self.base_type or self.type
 
     def of(self, alias: str) -> str:
         """The column of a table that is called `alias`."""
@@ -191,7 +209,7 @@ class MoveTable:
             for column in self.columns
         ]
         names = ", ".join(column.quoted for column in self.key)
-        return (
+        return pinned(
             f"select case when r.{TENANT_COLUMN} is null then {GONE} else {CHANGED} end::smallint, "
             f"{', '.join(values)} from (select distinct {names} from {self.notes(move)}) d "
             f"left join {self.at(schema)} r on {self._is_row(tenant_no)}"
@@ -218,7 +236,7 @@ class MoveTable:
         if after is not None:
             beyond += f"and ({key}) > ({self._key_of(after)}) "
         noted = f"select from {self.notes(move)} d where {self._is_row(tenant_no)}"
-        return (
+        return pinned(
             f"select {CHUNK}::smallint, {values} from {self.at(schema)} r "
             f"where r.{TENANT_COLUMN} = {tenant_no:d} {beyond}and not exists ({noted}) "
             f"order by {key} limit {rows:d}"
@@ -228,7 +246,7 @@ class MoveTable:
         """The highest key of the tenant, as texts; no row for none."""
         texts = ", ".join(f"{column.of('r')}::pg_catalog.text" for column in self.key)
         order = ", ".join(f"{column.of('r')} desc" for column in self.key)
-        return (
+        return pinned(
             f"select array[{texts}] from {self.at(schema)} r "
             f"where r.{TENANT_COLUMN} = {tenant_no:d} order by {order} limit 1"
         )
@@ -236,10 +254,10 @@ class MoveTable:
     @property
     def last_key(self) -> str:
         """The highest key of the chunk in the stage, as texts; null for none."""
-        key = ", ".join(column.taken("s") for column in self.key)
+        key = ", ".join(column.compared("s") for column in self.key)
         texts = ", ".join(f"{column.of('s')}::pg_catalog.text" for column in self.key)
-        order = ", ".join(f"{column.taken('s')} desc" for column in self.key)
-        return (
+        order = ", ".join(f"{column.compared('s')} desc" for column in self.key)
+        return pinned(
             f"select array[{texts}] from {self.stage} s where s.{_KIND} = {CHUNK} "
             f"and ({key}) is not null order by {order} limit 1"
         )
@@ -252,7 +270,7 @@ class MoveTable:
         With a deferrable key they are taken away too: it cannot decide about conflicts.
         """
         which = "" if self.deferrable_key else f"s.{_KIND} <> {CHUNK} and "
-        return (
+        return pinned(
             f"delete from {self.at(schema)} r using {self.stage} s "
             f"where {which}{self._is_staged(tenant_no)}"
         )
@@ -263,7 +281,7 @@ class MoveTable:
         values = ", ".join(column.taken("s") for column in self.columns)
         key = ", ".join((TENANT_COLUMN, *(column.quoted for column in self.key)))
         conflict = "" if self.deferrable_key else f" on conflict ({key}) do nothing"
-        return (
+        return pinned(
             f"insert into {self.at(schema)} ({names}) overriding system value "
             f"select {values} from {self.stage} s where s.{_KIND} <> {GONE}{conflict}"
         )
@@ -283,7 +301,7 @@ class MoveTable:
             keys = f"select from {self.stage} s where {self._is_staged(tenant_no)}"
         else:
             keys = f"select from {self.notes(notes)} d where {self._is_row(tenant_no)}"
-        return (
+        return pinned(
             "select count(*)::bigint as rows, coalesce(sum(h::numeric), 0)::text as sum, "
             "coalesce(bit_xor(h), 0) as xor from ("
             f"select hash_record_extended(row({values}), 0) as h from {self.at(schema)} r "
@@ -294,16 +312,16 @@ class MoveTable:
     def _key_of(self, texts: Sequence[str]) -> str:
         """A key that is given by texts."""
         parts = zip(self.key, texts, strict=True)
-        return ", ".join(f"{_literal(text)}::{column.type}" for column, text in parts)
+        return ", ".join(f"{_literal(text)}::{column.key_type}" for column, text in parts)
 
     def _is_row(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the noted key d."""
-        same = " and ".join(f"{column.of('r')} = {column.taken('d')}" for column in self.key)
+        same = " and ".join(f"{column.of('r')} = {column.compared('d')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
 
     def _is_staged(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the staged row s."""
-        same = " and ".join(f"{column.of('r')} = {column.taken('s')}" for column in self.key)
+        same = " and ".join(f"{column.of('r')} = {column.compared('s')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
 
 

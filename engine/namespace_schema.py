@@ -40,7 +40,7 @@ from tenancy.data_isolation.engine.migration import (
 )
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.overlay import Overlays
-from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.runner import ask, check_runner
 from tenancy.data_isolation.engine.schema_differences import check_like
 from tenancy.data_isolation.engine.schema_grants import grant_statements
 from tenancy.data_isolation.engine.schema_script import (
@@ -276,16 +276,13 @@ class NamespaceSchema:
         return found
 
     async def _applied(self) -> dict[int, str]:
-        rows = await self._connection.fetch(_SQL.statement("applied"))
+        rows = await ask(self._connection, _SQL.statement("applied"))
         return {row["number"]: row["checksum"] for row in rows}
 
     async def _record(self, migrations: Sequence[Migration]) -> None:
         if migrations:
-            await self._connection.execute(
-                _SQL.statement("record_migrations"),
-                [migration.number for migration in migrations],
-                [migration.checksum.hex() for migration in migrations],
-            )
+            pairs = [(item.number, item.checksum.hex()) for item in migrations]
+            await ask(self._connection, _SQL.statement("record_migrations"), *pairs)
 
     async def _snapshot(self) -> SchemaSnapshot:
         return await read_snapshot(self._connection, self._namespace.schema)

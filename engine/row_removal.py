@@ -19,6 +19,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
 from tenancy.data_isolation.engine.fence import remove_fence
+from tenancy.data_isolation.engine.pinning import pinned
 from tenancy.data_isolation.engine.runner import check_runner
 from tenancy.data_isolation.engine.scoping import as_keeper, enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -130,7 +131,7 @@ class _Removal:
     async def _count(self, table: str, limit: int | None) -> int:
         rows = f"select 1 from {self._named(table)} limit $1"  # noqa: S608
         count: int = await self._connection.fetchval(
-            f"select count(*) from ({rows}) as found",  # noqa: S608 - quoted names only
+            pinned(f"select count(*) from ({rows}) as found"),  # noqa: S608 - quoted names only
             limit,
         )
         return count

@@ -3,20 +3,46 @@
 It is SECURITY DEFINER to work as the owner, so it belongs to the owner, alone in the schema of the
 keeper. What a migration calls can therefore alter it, drop it or give it away, and must not get
 far: each call looks at it first (sql/namespace.sql, `run`), and each transaction at its end.
+
+The runtime's own tables in a users' schema belong to the owner as well. What they call when they
+are read or written can have been altered, so that happens inside the function too (`ask`).
 """
 
 from __future__ import annotations
 
-from typing import Final
+import json
+from typing import Any, Final
 
 import asyncpg
 
-from tenancy.data_isolation.core.errors import SchemaRefusedError
+from tenancy.data_isolation.core.errors import SchemaError, SchemaRefusedError
 from tenancy.data_isolation.engine.installed_functions import release_functions
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
+#: The column of `ask` that has the answer.
+_ANSWER: Final = 2
 _BODY: Final = release_functions((("keeper.sql", "keeper_4"),))["tenancy.run"].body
+
+
+async def ask(connection: asyncpg.Connection, statement: str, *values: Any) -> list[dict[str, Any]]:
+    """The rows that a statement of ours answers with; it works as the owner and cannot change that.
+
+    Raises `SchemaError` when something in the schema has spoilt the answer.
+    """
+    answer = await connection.fetchval(
+        _SQL.statement("ask"), statement, json.dumps(values), column=_ANSWER
+    )
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise SchemaError(
+            "a table of the runtime in the schema gives no answer; `tenancy doctor` says what was "
+            "changed there"
+        )
+    return found
 
 
 async def check_runner(connection: asyncpg.Connection) -> None:

@@ -29,7 +29,7 @@ from tenancy.data_isolation.engine.fence import open_fence
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA
 from tenancy.data_isolation.engine.migration import Migration, refusal
 from tenancy.data_isolation.engine.namespace import Namespace
-from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.runner import ask, check_runner
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 from tenancy.data_isolation.engine.scoping import as_keeper, enter_schema, read_snapshot
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -65,11 +65,12 @@ async def seed(
             await connection.execute(_SQL.statement("lock_shared"), schema)
         await enter_schema(connection, namespace.schema, front=overlay)
         versions = _SQL.statement("versions", schema=namespace.schema, reference=REFERENCE_SCHEMA)
-        here, there = (await connection.fetch(versions))[0]
+        (found,) = await ask(connection, versions)
+        here, there = found["here"], found["there"]
         async with as_keeper(connection):
             await open_fence(connection, tenant_no, epoch)
         await rows.bind(tenant_no)
-        if await connection.fetchval(_SQL.statement("set_mark"), SEED_MARK, here) is None:
+        if not await ask(connection, _SQL.statement("set_mark"), SEED_MARK, here):
             return False
         filled = await _filled_tables(connection)
         if not filled:

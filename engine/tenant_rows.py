@@ -31,6 +31,7 @@ from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantStatus
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
+from tenancy.data_isolation.engine.runner import ask
 from tenancy.data_isolation.engine.scoping import as_keeper, run_all, set_path
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -149,7 +150,7 @@ class TenantRows:
         else:
             await self._bind_unsigned(tenant.tenant_no)
         new = tenant.status is TenantStatus.CREATING
-        if not new or await self._connection.fetchval(_SQL.statement("has_mark"), SEED_MARK):
+        if not new or await ask(self._connection, _SQL.statement("has_mark"), SEED_MARK):
             await self._run(statements)
         if closed:
             await self._set_fence(tenant.tenant_no, False)

@@ -189,6 +189,17 @@ select c.relname::text as name,
         from pg_attribute a
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')
            as types,
+       -- Of a domain what it is a domain of, to compare keys without what it checks.
+       (select array_agg((
+            with recursive base as (
+                select t.oid, t.typtype, t.typbasetype from pg_type t where t.oid = a.atttypid
+                union all
+                select t.oid, t.typtype, t.typbasetype
+                from base join pg_type t on t.oid = base.typbasetype where base.typtype = 'd')
+            select format_type(base.oid, null) from base where base.typtype <> 'd') order by a.attnum)
+        from pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')
+           as base_types,
        (select array_agg(t.typnamespace <> 'pg_catalog'::regnamespace
                          or coalesce(e.typnamespace <> 'pg_catalog'::regnamespace, false)
                          order by a.attnum)

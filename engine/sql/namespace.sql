@@ -50,7 +50,8 @@ select exists (
 -- name: run
 -- Only while the runner works as the owner: it is the owner's, so what a migration calls could have
 -- altered it, and it would work as the admin who runs this. The name of a parameter that cannot be is
--- how plain SQL raises an error.
+-- how plain SQL raises an error. What a migration calls could have set the search_path too, so it is
+-- put back, for the session to what an admin's connection starts with.
 select case
     when exists (
         select from pg_catalog.pg_proc p
@@ -59,7 +60,30 @@ select case
           and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner')
     then tenancy.run($1)::pg_catalog.text
     else pg_catalog.set_config('tenancy.run does not work as its owner', '', true)
-end;
+end,
+pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
+pg_catalog.set_config('search_path', path, true)
+from (select pg_catalog.current_setting('search_path') as path offset 0) as before;
+
+-- name: ask
+-- A statement of ours, $1, about a table of the runtime in a users' schema. It belongs to the owner, so
+-- what a migration calls can give it triggers, policies, defaults and checks of its own: they must not
+-- work as the admin either. $2 = values as JSON, which it finds in the setting tenancy.values; it
+-- leaves its answer, as JSON too, in tenancy.answer.
+select pg_catalog.set_config('tenancy.values', $2, true),
+case
+    when exists (
+        select from pg_catalog.pg_proc p
+        where p.oid operator(pg_catalog.=) 'tenancy.run(text)'::pg_catalog.regprocedure
+          and p.prosecdef
+          and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner')
+    then tenancy.run($1)::pg_catalog.text
+    else pg_catalog.set_config('tenancy.run does not work as its owner', '', true)
+end,
+pg_catalog.current_setting('tenancy.answer') as answer,
+pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
+pg_catalog.set_config('search_path', path, true)
+from (select pg_catalog.current_setting('search_path') as path offset 0) as before;
 
 -- name: unforce
 -- Let PostgreSQL tell the owner which key a definition stumbles over; the transaction is undone then.
@@ -87,11 +111,21 @@ select pg_advisory_xact_lock_shared(
     hashtextextended('tenancy namespace ' || $1, 0) & 4611686018427387903);
 
 -- name: applied
-select number, checksum from tenancy_schema_version order by number;
+-- For `ask`.
+with answer as (select number, checksum from tenancy_schema_version)
+select set_config(
+    'tenancy.answer', (select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a), true);
 
 -- name: record_migrations
-insert into tenancy_schema_version (number, checksum)
-select * from unnest($1::int[], $2::text[]);
+-- For `ask`: pairs of a number and a checksum.
+with answer as (
+    insert into tenancy_schema_version (number, checksum)
+    select (item ->> 0)::int, item ->> 1
+    from jsonb_array_elements(current_setting('tenancy.values')::jsonb) as item
+    returning number
+)
+select set_config(
+    'tenancy.answer', (select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a), true);
 
 -- name: fences
 select tenant_no, epoch, open from tenancy.fence where tenant_no = any ($1::bigint[]);
@@ -112,15 +146,25 @@ where space.nspname = any ($1::text[]) and con.condeferrable
 order by 1;
 
 -- name: has_mark
--- Whether the tenant that the session is bound to has its first rows.
-select exists (select from tenancy_idempotency where key = $1);
+-- For `ask`: the mark, if the tenant that the session is bound to has its first rows.
+with answer as (
+    select key from tenancy_idempotency
+    where key = current_setting('tenancy.values')::jsonb ->> 0
+)
+select set_config(
+    'tenancy.answer', (select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a), true);
 
 -- name: set_mark
--- Note that the tenant has its first rows; no row when that is noted already.
-insert into tenancy_idempotency (key, request_hash, response)
-values ($1, ''::bytea, jsonb_build_object('version', $2::int))
-on conflict (tenant_id, key) do nothing
-returning key;
+-- For `ask`: note that the tenant has its first rows; no row when that is noted already.
+with answer as (
+    insert into tenancy_idempotency (key, request_hash, response)
+    select v ->> 0, ''::bytea, jsonb_build_object('version', v -> 1)
+    from (select current_setting('tenancy.values')::jsonb as v) as given
+    on conflict (tenant_id, key) do nothing
+    returning key
+)
+select set_config(
+    'tenancy.answer', (select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a), true);
 
 -- name: open_policies
 -- Policies that believe the binding, for many tenants in one transaction (`tenant_rows`).
@@ -148,12 +192,13 @@ order by class.relname;
 -- they are; null when there are none. The sequences themselves are read, as their owner.
 select string_agg(
     format(
-        'select %1$L::text as name, there.last_value as target '
+        'select %1$L::pg_catalog.text as name, there.last_value as target '
         'from %2$I.%1$I as here, %3$I.%1$I as there '
         'where there.is_called and (not here.is_called or %4$s)',
         here.relname, $1::text, $2::text,
-        case when sequence.seqincrement > 0 then 'here.last_value < there.last_value'
-             else 'here.last_value > there.last_value' end),
+        case when sequence.seqincrement > 0
+             then 'here.last_value operator(pg_catalog.<) there.last_value'
+             else 'here.last_value operator(pg_catalog.>) there.last_value' end),
     ' union all ' order by here.relname)
 from pg_sequence as sequence
 join pg_class as here on here.oid = sequence.seqrelid
@@ -170,13 +215,19 @@ from pg_sequence where seqrelid = format('%I.%I', $1, $2)::regclass;
 select setval(format('%I.%I', $1::text, $2::text)::regclass, $3::bigint);
 
 -- name: versions
-select (select coalesce(max(number), 0) from {schema}.tenancy_schema_version) as here,
-       (select coalesce(max(number), 0) from {reference}.tenancy_schema_version) as there;
+-- For `ask`.
+with answer as (
+    select (select coalesce(max(number), 0) from {schema}.tenancy_schema_version) as here,
+           (select coalesce(max(number), 0) from {reference}.tenancy_schema_version) as there
+)
+select set_config(
+    'tenancy.answer', (select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a), true);
 
 -- name: filled_tables_text
 -- A query for the names of the tables of the schema $1 that have rows; null when it has no tables.
 select string_agg(
-    format('select %L::text where exists (select from %I.%I)', relname, $1::text, relname),
+    format('select %L::pg_catalog.text where exists (select from %I.%I)',
+           relname, $1::text, relname),
     ' union all ' order by relname)
 from pg_class
 where relnamespace = $1::text::regnamespace and relkind = 'r' and relname not like 'tenancy\_%';

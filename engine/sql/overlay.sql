@@ -239,7 +239,7 @@ from source;
 -- A statement that lets the sequences of the schema $2 go on where those of the schema $1 with the
 -- same name are, for the tables $3; null when they have none.
 select 'select ' || string_agg(
-    format('setval(%L::regclass, last_value, is_called) from %I.%I',
+    format('pg_catalog.setval(%L::pg_catalog.regclass, last_value, is_called) from %I.%I',
            format('%I.%I', $2::text, sequence.relname), $1::text, sequence.relname),
     ' union all select ')
 from pg_class as source
