@@ -20,7 +20,7 @@ from tenancy.data_isolation.core.errors import (
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.types import IsolationLevel, Tenant, TenantContext, TenantSize
-from tenancy.data_isolation.engine import overlay, provisioner
+from tenancy.data_isolation.engine import overlay, placement_maker
 from tenancy.data_isolation.engine.bootstrap import Bootstrap
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.inspection import unsafe
@@ -310,7 +310,8 @@ async def test_an_installation_of_an_earlier_release_can_have_hybrids_after_its_
     async with install.connected() as root:
         await as_earlier(root, catalog=True)
         await root.execute(
-            "drop table tenancy.overlay;"
+            "drop table tenancy.overlay; drop table catalog.move;"
+            "drop index catalog.placement_changed_at_idx;"
             "alter table catalog.placement drop column sensitive_schema;"
             "alter table catalog.api_key drop column previous_digest, drop column previous_until,"
             "drop column rotated_at, drop column last_used_at;"
@@ -555,7 +556,7 @@ async def test_a_migration_in_the_midst_of_an_erasure_leaves_no_row(
     await engine.create_tenant(TenantContext(tenant_id="gone"), level=level, hybrid=hybrid_too)
     await engine.create_tenant(TenantContext(tenant_id="stays"), level=ROW)
     await fill(engine, "gone")
-    removed = provisioner.remove_rows
+    removed = placement_maker.remove_rows
     migrations = ["insert into patients (name) values ('seed')"]
 
     async def remove_rows(*arguments: Any) -> None:
@@ -563,7 +564,7 @@ async def test_a_migration_in_the_midst_of_an_erasure_leaves_no_row(
         while migrations:
             await engine.apply_migration("0002_meanwhile", migrations.pop())
 
-    monkeypatch.setattr(provisioner, "remove_rows", remove_rows)
+    monkeypatch.setattr(placement_maker, "remove_rows", remove_rows)
     await engine.delete_tenant("gone")
 
     left = await where(install, "patients", "visits", "doctors", "orders")
