@@ -151,5 +151,5 @@ def test_names_and_values_of_users_stay_names_and_values():
         rows=5,
     )
     assert '"a""; drop table x; --"' in chunk
-    assert "E'it''s \\\\ here'::text" in chunk
-    assert '"app"."t"""' in chunk
+    assert "E'it''s \\\\ here'::" in chunk
+    assert 'app."t"""' in chunk
