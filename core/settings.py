@@ -170,6 +170,8 @@ class Settings:
 
     #: Moves that are carried out at the same time, over all processes; open ones do not count.
     moves_at_once_max: int = 2
+    #: Moves of which something may be left to do, those that wait and those that are open included.
+    moves_unsettled_max: int = 1_000
     #: How often a process looks for moves that nobody carries out, and asks for what is wished.
     move_poll_s: float = 0.5
     #: A process that carries a move out and is silent for so long (frozen, or cut off) loses it.

@@ -80,10 +80,12 @@ class AdminConnections:
         database: DatabaseName | None = None,
         *,
         name: str = "tenancy admin",
+        command_timeout_s: float | None = None,
     ) -> asyncpg.Connection:
         """A connection to `database`, or to the maintenance database that the DSN names.
 
-        It calls itself `name` where the server lists its sessions.
+        It calls itself `name` where the server lists its sessions. A statement that has no answer
+        after `command_timeout_s` is given up.
 
         Raises `ServerUnavailableError`, `ServerNotFoundError`, `OverloadedError` when no slot gets
         free in time, and `SettingError` when the server refuses the DSN's role.
@@ -91,7 +93,7 @@ class AdminConnections:
         config = self.server(server)
         await self._take_slot()
         try:
-            connection = await self._open(config, database, name)
+            connection = await self._open(config, database, name, command_timeout_s)
         except BaseException:
             self._slots.release()
             raise
@@ -156,13 +158,18 @@ class AdminConnections:
             ) from None
 
     async def _open(
-        self, config: ServerConfig, database: DatabaseName | None, name: str
+        self,
+        config: ServerConfig,
+        database: DatabaseName | None,
+        name: str,
+        command_timeout_s: float | None,
     ) -> asyncpg.Connection:
         try:
             return await open_connection(
                 config,
                 database=database,
                 timeout=self._settings.connect_timeout_s,
+                command_timeout=command_timeout_s,
                 server_settings={
                     "application_name": name,
                     "search_path": "pg_catalog, pg_temp",

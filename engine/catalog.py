@@ -185,9 +185,20 @@ class Catalog:
     async def set_status(
         self, tenant_no: TenantNo, status: TenantStatus, *, expected: TenantStatus
     ) -> None:
-        """Change the status from `expected` to `status`; `ConflictError` when it is another one."""
+        """Change the status from `expected` to `status`; `ConflictError` when it is another one.
+
+        A tenant that is being moved is neither suspended nor deleted. A move that begins at the
+        same moment either sees the new status, or is seen here.
+        """
         if await self.pool.write(_SQL.statement("set_status"), tenant_no, status, expected):
-            return
+            if status not in (TenantStatus.SUSPENDED, TenantStatus.DELETING):
+                return
+            if not await self.pool.value(_SQL.statement("has_move"), tenant_no):
+                return
+            await self.pool.write(_SQL.statement("set_status"), tenant_no, expected, status)
+            raise ConflictError(
+                "a move of the tenant has just begun; nothing was changed: cancel it first"
+            )
         found = await self.pool.value(_SQL.statement("status"), tenant_no)
         if found is None:
             raise TenantNotFoundError(f"there is no tenant with number {tenant_no}")

@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, TypeGuard
 
@@ -48,7 +49,7 @@ from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
-from tenancy.data_isolation.engine.moves import Moves
+from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioner import Provisioner
@@ -113,7 +114,11 @@ class Engine:
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(settings=settings, servers=servers, keep_warm=True),
+            admin=AdminConnections(
+                settings=replace(settings, admin_connections_max=move_connections_max(settings)),
+                servers=servers,
+                keep_warm=True,
+            ),
             keys=keys,
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),

@@ -12,6 +12,7 @@ catalog says it is; `reopen` mends that, and nothing else can be.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,8 +110,11 @@ class Cutover:
                     await source.admin()
                     await source.set_fence(left.epoch, is_open=False)
             if not self._atomic:
-                await self._desk.flip(placement, left.epoch, after)
-                await target.set_fence(epoch, is_open=True)
+                # The tenant is closed. When there is no answer in time, whoever carries the move on
+                # looks at what the catalog says and opens that side.
+                async with asyncio.timeout(source.hold_max_s):
+                    await self._desk.flip(placement, left.epoch, after)
+                    await target.set_fence(epoch, is_open=True)
             open_s = self._clock.monotonic_s()
         return CutoverReport(
             drain_ms=round((held_s - asked_s) * 1_000, 3),

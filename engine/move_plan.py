@@ -227,6 +227,16 @@ def unreachable(server: ServerName, error: TenancyError) -> MoveRefusal:
     return MoveRefusal(code=RefusalCode.SERVER_UNREACHABLE, subject=str(server), detail=detail)
 
 
+def lacks_rights(server: ServerName) -> MoveRefusal:
+    """That the admin may not do there what a move does."""
+    return MoveRefusal(
+        code=RefusalCode.RIGHTS,
+        subject=str(server),
+        detail=f"the admin of server {server} may not keep triggers from firing; grant set on "
+        "parameter session_replication_role to it",
+    )
+
+
 def estimated(rows: int, level: IsolationLevel, *, other_server: bool) -> tuple[float, float]:
     """How long a move may take, in seconds, and how long the tenant may be held, in ms."""
     duration_s = round(_SETUP_S[level] + 2 * rows / ROWS_PER_S, 1)

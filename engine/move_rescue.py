@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import asyncpg
+
 from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import MoveNotFoundError, TenancyError
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.core.settings import EngineConfig
+from tenancy.data_isolation.engine.driver_errors import driver_error
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -21,9 +24,9 @@ _LOOK_S: Final = 0.1
 
 
 async def carry_on(config: EngineConfig, move_id: MoveId) -> str | None:
-    """Carry moves on until that one's tenant is open; why that failed, or None.
+    """Carry a move on until its tenant is open; why that failed, or None.
 
-    Other moves that nobody works at are carried on meanwhile, and given back.
+    Other moves are left alone.
     """
     try:
         engine = await Engine.attach(config)
@@ -35,6 +38,8 @@ async def carry_on(config: EngineConfig, move_id: MoveId) -> str | None:
         return None
     except TenancyError as error:
         return error.detail
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        return driver_error(error, wrote=False).detail
     finally:
         await engine.close()
 
@@ -42,7 +47,7 @@ async def carry_on(config: EngineConfig, move_id: MoveId) -> str | None:
 async def _carried_on(engine: Engine, move_id: MoveId) -> str | None:
     clock, limit_s = SystemClock(), engine.settings.server_start_timeout_s
     deadline_s = clock.monotonic_s() + limit_s
-    engine.moves.work()
+    engine.moves.work(move_id)
     while not await _is_open(engine, move_id):
         if clock.monotonic_s() > deadline_s:
             error = (await engine.moves.move(move_id)).error

@@ -11,6 +11,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -34,8 +35,11 @@ from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
 _NAMESPACE_SQL = SqlFile("namespace.sql")
-#: Attempts to get at a table that others keep locked, and the pause between two.
-_LOCK_ATTEMPTS: Final = 100
+#: Attempts to get at a table that others keep locked, and the pauses between two, which double: in
+#: them everybody else gets on.
+_LOCK_ATTEMPTS: Final = 30
+_LOCK_PAUSE_S: Final = 0.05
+_LOCK_PAUSE_MAX_S: Final = 2.0
 
 
 class SideName(StrEnum):
@@ -83,6 +87,11 @@ class MoveSide:
     def is_shared(self) -> bool:
         """Whether other tenants use the same tables."""
         return self.placement.level is IsolationLevel.ROW
+
+    @property
+    def hold_max_s(self) -> float:
+        """How long the tenant may be held, in seconds."""
+        return self._settings.move_hold_max_ms / 1_000
 
     # The move's own schema
 
@@ -317,6 +326,7 @@ class MoveSide:
                         f"table {table.name} was locked by others at each of {_LOCK_ATTEMPTS} "
                         "attempts; try again"
                     ) from None
+                await asyncio.sleep(min(_LOCK_PAUSE_S * 2**attempt, _LOCK_PAUSE_MAX_S))
             else:
                 return
 

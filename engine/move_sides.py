@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import asyncpg
 
@@ -24,6 +25,9 @@ from tenancy.data_isolation.engine.move_cutover import Cutover
 from tenancy.data_isolation.engine.move_proof import MoveProof
 from tenancy.data_isolation.engine.move_side import MoveSide, SideName, session_name
 from tenancy.data_isolation.engine.move_store import MoveDesk
+
+#: How long an answer may be on its way after the server has ended the statement.
+_ANSWER_S: Final = 30.0
 
 
 class MoveSides:
@@ -112,7 +116,11 @@ async def opened_sides(
     async def side(name: SideName, placement: Placement) -> MoveSide:
         place = (placement.server, placement.database)
         if place not in connections:
-            connections[place] = await admin.connect(*place, name=session_name(move.move_id))
+            connections[place] = await admin.connect(
+                *place,
+                name=session_name(move.move_id),
+                command_timeout_s=settings.move_statement_timeout_ms / 1_000 + _ANSWER_S,
+            )
         return MoveSide(
             connections[place],
             placement,

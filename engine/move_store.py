@@ -13,13 +13,14 @@ import asyncio
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import asyncpg
 
 from tenancy.data_isolation.core.errors import (
     ConflictError,
     MoveNotFoundError,
+    OverloadedError,
     PlacementChangedError,
 )
 from tenancy.data_isolation.core.identifiers import (
@@ -36,14 +37,13 @@ from tenancy.data_isolation.core.move import (
     MoveWish,
     Term,
 )
+from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import Placement, Tenant
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import placement_of_text, placement_text
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
-#: Moves that may be unsettled at the same time, over all tenants.
-UNSETTLED_MAX: Final = 1_000
 
 
 class SupersededError(Exception):
@@ -58,8 +58,9 @@ def new_move_id() -> MoveId:
 class MoveStore:
     """Reads moves, and asks things of them. Safe as `Catalog` is, whose connections it uses."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
+        self._unsettled_max = settings.moves_unsettled_max
 
     async def move(self, move_id: str) -> Move:
         """The move of that id, or `MoveNotFoundError`."""
@@ -84,7 +85,7 @@ class MoveStore:
 
     async def unsettled(self) -> list[Move]:
         """What there is to do, the most urgent first."""
-        rows = await self._catalog.pool.rows(_SQL.statement("unsettled"), UNSETTLED_MAX)
+        rows = await self._catalog.pool.rows(_SQL.statement("unsettled"), self._unsettled_max)
         return [_move(row) for row in rows]
 
     async def of_tenant(self, tenant_no: TenantNo) -> Move | None:
@@ -127,16 +128,24 @@ async def insert_move(
     tenant: Tenant,
     target: Placement,
     priority: int,
+    *,
+    unsettled_max: int,
 ) -> None:
     """Record a move, in a transaction of the admin's `control` connection.
 
-    Raises `PlacementChangedError` when the tenant is not active where it was, and `ConflictError`
-    when it is being moved, or a migration is under way.
+    Raises `OverloadedError` when there are `unsettled_max` moves already, `PlacementChangedError`
+    when the tenant is not active where it was, and `ConflictError` when it is being moved, or a
+    migration is under way.
     """
     source = tenant.placement
     assert source is not None  # noqa: S101 - only tenants with a place are planned for.
     if not await control.fetchval(_SQL.statement("run_idle")):
         raise ConflictError("a migration is under way; move the tenant when it is over")
+    if await control.fetchval(_SQL.statement("unsettled_count")) >= unsettled_max:
+        raise OverloadedError(
+            f"there are {unsettled_max} moves that wait or are open (TENANCY_MOVES_UNSETTLED_MAX); "
+            "confirm or cancel some first"
+        )
     try:
         done = await control.fetchval(
             _SQL.statement("insert"),

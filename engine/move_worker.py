@@ -35,7 +35,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.move_store import MoveDesk, MoveStore, SupersededError
-from tenancy.data_isolation.engine.mover import Mover, told
+from tenancy.data_isolation.engine.mover import Mover, PausedError, told
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -71,9 +71,11 @@ class MoveWorker:
         maker: PlacementMaker,
         clock: Clock | None = None,
     ) -> None:
+        #: The one move that is carried out; None = all.
+        self._only: MoveId | None = None
         self._settings = settings
         self._catalog = catalog
-        self._store = MoveStore(catalog)
+        self._store = MoveStore(catalog, settings)
         self._admin = admin
         self._keys = keys
         self._maker = maker
@@ -88,8 +90,9 @@ class MoveWorker:
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to look for moves. Can be called again."""
+    def start(self, only: MoveId | None = None) -> None:
+        """Begin to look for moves, or for one alone. Can be called again."""
+        self._only = only
         if self._loop is None:
             self._loop = asyncio.get_running_loop().create_task(self._run())
 
@@ -131,7 +134,7 @@ class MoveWorker:
         self._resting &= known
         # Each kind has so many places: those that copy, and those that are open or are cleaned up.
         busy = Counter(_copies(move) for move in unsettled if move.move_id in self._tasks)
-        for move in unsettled:
+        for move in sorted(unsettled, key=lambda item: item.wish is None):
             if busy[_copies(move)] >= self._settings.moves_at_once_max or not self._is_due(move):
                 continue
             busy[_copies(move)] += 1
@@ -140,7 +143,9 @@ class MoveWorker:
             task.add_done_callback(self._ended(move.move_id))
 
     def _is_due(self, move: Move) -> bool:
-        if move.move_id in self._tasks:
+        if self._only not in (None, move.move_id):
+            return False
+        if move.move_id in self._tasks or (move.paused and move.wish is None):
             return False
         if move.move_id in self._resting and move.wish is not None:
             return True
@@ -193,6 +198,8 @@ class MoveWorker:
                 self._later_s[move.move_id] = now_s + self._settings.move_follow_s
         except (asyncio.CancelledError, SupersededError):
             raise
+        except PausedError:
+            return True
         except Exception as error:
             await self._failed(mover, desk, error)
             return False
@@ -234,7 +241,9 @@ class MoveWorker:
             if not await scout.fetchval(_SQL.statement("is_free"), move.move_id):
                 yield None
                 return
-        connection = await self._admin.connect(*self._control, name="tenancy mover")
+        connection = await self._admin.connect(
+            *self._control, name="tenancy mover", command_timeout_s=timeout_s
+        )
         try:
             if not await connection.fetchval(_SQL.statement("try_own"), move.move_id):
                 yield None
@@ -249,6 +258,8 @@ class MoveWorker:
             finally:
                 keeping.cancel()
                 await asyncio.wait([keeping])
+                if not keeping.cancelled() and keeping.exception() is not None:
+                    _log.info("the session that owns %s is gone", move.move_id)
         finally:
             await close(connection, self._settings.connect_timeout_s)
 

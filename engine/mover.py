@@ -51,6 +51,10 @@ _PASSING: Final = (
 )
 
 
+class PausedError(Exception):
+    """The move shall stand still. Never crosses the public edge."""
+
+
 class Mover:
     """Whoever carries a move out, as far as it goes without waiting for somebody's decision."""
 
@@ -297,7 +301,9 @@ class Mover:
         back = sides.copier(back=True)
         check_equal(await sides.proof(back).compare_all())
         for attempt in range(self._settings.move_cutover_attempts_max):
-            while await back.backlog() > self._settings.move_backlog_rows_max:
+            for _ in range(_PASSES_MAX):
+                if await back.backlog() <= self._settings.move_backlog_rows_max:
+                    break
                 await back.catch_up()
             move = await self._desk.advance(move, MoveState.CUTTING_OVER, reversing=True)
             try:
@@ -364,14 +370,16 @@ class Mover:
         )
 
     async def _attend(self, move: Move) -> Move:
-        """The move as it stands now: cancelled if that is wished, and not while it is paused."""
-        while True:
-            now = await self._desk.read()
-            if now.wish is MoveWish.CANCEL:
-                return await self._desk.advance(now, MoveState.CANCELLED, granted=True)
-            if not now.paused:
-                return replace(now, progress=move.progress)
-            await self._sleep(self._settings.move_poll_s)
+        """The move as it stands now: cancelled if that is wished.
+
+        Raises `PausedError` when it shall stand still: others are to have its place meanwhile.
+        """
+        now = await self._desk.read()
+        if now.wish is MoveWish.CANCEL:
+            return await self._desk.advance(now, MoveState.CANCELLED, granted=True)
+        if now.paused:
+            raise PausedError
+        return replace(now, progress=move.progress)
 
     async def _next(self, move: Move, state: MoveState) -> Move:
         """The next state, unless the move has come to its end."""

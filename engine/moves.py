@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 import asyncpg
 
@@ -12,7 +13,6 @@ from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.core.errors import (
     ConflictError,
     LimitError,
-    TenancyError,
     TenantSuspendedError,
     UnavailableError,
 )
@@ -34,6 +34,7 @@ from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant,
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.driver_errors import driver_error
 from tenancy.data_isolation.engine.layout import APP_SCHEMA, shared_database
 from tenancy.data_isolation.engine.move_plan import (
     MovePlan,
@@ -41,6 +42,7 @@ from tenancy.data_isolation.engine.move_plan import (
     RefusalCode,
     chosen_place,
     estimated,
+    lacks_rights,
     refusals_of,
     unreachable,
 )
@@ -56,6 +58,22 @@ _SQL = SqlFile("move.sql")
 
 #: Measures how much data a tenant has.
 Measure = Callable[[TenantId], Awaitable[TenantSize]]
+
+
+#: What a move takes: one connection to the catalog and one to each side.
+_CONNECTIONS_PER_MOVE: Final = 3
+#: Kinds of moves that have places of their own: those that copy, and all others.
+_KINDS: Final = 2
+
+
+def move_connections_max(settings: Settings) -> int:
+    """The connections that moves may have in one process, over all servers.
+
+    Enough for all places, for looks at the catalog, and for planning as many as the admin may do
+    other things at the same time.
+    """
+    places = _KINDS * settings.moves_at_once_max
+    return places * _CONNECTIONS_PER_MOVE + settings.admin_connections_max
 
 
 class Moves:
@@ -82,7 +100,7 @@ class Moves:
         self._admin = admin
         self._measure = measure
         self._clock = clock or SystemClock()
-        self.store = MoveStore(catalog)
+        self.store = MoveStore(catalog, settings)
         self._worker = MoveWorker(
             settings=settings, catalog=catalog, admin=admin, keys=keys, maker=maker, clock=clock
         )
@@ -115,7 +133,7 @@ class Moves:
                 versions=await self._versions(here, place),
             ),
             *await self._refused_by_state(tenant),
-            *await self._refused_by_server(place),
+            *await self._refused_by_servers(here.server, place.server),
         ]
         with provisioning(tenant.tenant_id):
             snapshot = await self._snapshot(here)
@@ -153,7 +171,14 @@ class Moves:
         move_id = new_move_id()
         with provisioning(plan.tenant.tenant_id):
             async with self._control() as control, control.transaction():
-                await insert_move(control, move_id, plan.tenant, plan.target, priority)
+                await insert_move(
+                    control,
+                    move_id,
+                    plan.tenant,
+                    plan.target,
+                    priority,
+                    unsettled_max=self._settings.moves_unsettled_max,
+                )
         self._worker.wake()
         return await self.store.move(move_id)
 
@@ -236,9 +261,9 @@ class Moves:
             f"{move.state}; {do} first"
         )
 
-    def work(self) -> None:
-        """Carry moves out in this process from now on."""
-        self._worker.start()
+    def work(self, only: MoveId | None = None) -> None:
+        """Carry moves out in this process from now on, or one alone."""
+        self._worker.start(only)
 
     async def close(self) -> None:
         """Let go of moves and connections."""
@@ -281,26 +306,19 @@ class Moves:
             )
         ]
 
-    async def _refused_by_server(self, place: Placement) -> list[MoveRefusal]:
-        """What the target's server says."""
-        try:
-            async with self._admin.session(
-                place.server, shared_database(self._settings)
-            ) as connection:
-                if await connection.fetchval(_SQL.statement("may_replicate")):
-                    return []
-        except UnavailableError as error:
-            return [unreachable(place.server, error)]
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            return [unreachable(place.server, TenancyError(str(error)))]
-        return [
-            MoveRefusal(
-                code=RefusalCode.RIGHTS,
-                subject=str(place.server),
-                detail=f"the admin of server {place.server} may not keep triggers from firing; "
-                "grant set on parameter session_replication_role to it",
-            )
-        ]
+    async def _refused_by_servers(self, *servers: ServerName) -> list[MoveRefusal]:
+        """What the servers of both sides say."""
+        found = []
+        for server in dict.fromkeys(servers):
+            try:
+                async with self._admin.session(server, shared_database(self._settings)) as asked:
+                    if not await asked.fetchval(_SQL.statement("may_replicate")):
+                        found.append(lacks_rights(server))
+            except UnavailableError as error:
+                found.append(unreachable(server, error))
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                found.append(unreachable(server, driver_error(error, wrote=False)))
+        return found
 
     async def _snapshot(self, here: Placement) -> SchemaSnapshot:
         async with (

@@ -273,6 +273,13 @@ update catalog.tenant set status = $2, updated_at = now()
 where tenant_no = $1 and status = $3
 returning tenant_no;
 
+-- name: has_move
+-- Whether something is left to do for a move of the tenant.
+select exists (
+    select from catalog.move
+    where tenant_no = $1
+      and not (cleaned and state in ('confirmed', 'failed', 'cancelled', 'rolled_back')));
+
 -- name: status
 select status from catalog.tenant where tenant_no = $1;
 

@@ -8,6 +8,7 @@ insert into catalog.move (move_id, tenant_no, state, source, target, priority)
 select $1, t.tenant_no, 'planned', $3::jsonb, $4::jsonb, $5
 from catalog.tenant t join catalog.placement p using (tenant_no)
 where t.tenant_no = $2 and t.status = 'active' and p.epoch = ($3::jsonb ->> 'epoch')::bigint
+for share of t
 returning move_id;
 
 -- name: run_idle
@@ -34,6 +35,10 @@ select m.*, t.tenant_id from catalog.move m join catalog.tenant t using (tenant_
 where not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
 order by m.priority desc, m.created_at, m.move_id
 limit $1;
+
+-- name: unsettled_count
+select count(*) from catalog.move m
+where not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'));
 
 -- name: unsettled_of_tenant
 select m.*, t.tenant_id from catalog.move m join catalog.tenant t using (tenant_no)

@@ -143,5 +143,7 @@ async def mover(engine: Engine, fate: Fate) -> AsyncIterator[MoveWorker]:
 
 
 def _first_line(text: str) -> str:
+    """How a step is called: how the statement begins, as its file has it, whatever was pinned."""
     lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in lines if line and not line.startswith("--")), "")[:60]
+    line = next((line for line in lines if line and not line.startswith("--")), "")
+    return line.lower().replace("pg_catalog.", "").replace('"', "")[:60]
