@@ -1,4 +1,4 @@
--- Moves of tenants. Texts that name tables are put together by move_texts.py.
+-- Moves of tenants. Texts that name tables are put together by move_table.py.
 
 -- The catalog's side, in the control server's shared database.
 
