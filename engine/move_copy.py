@@ -180,7 +180,7 @@ class MoveCopier:
 
     async def backlog(self) -> int:
         """How many notes wait to be carried."""
-        return sum(len(notes) for notes in (await self.source.changed()).values())
+        return await self.source.backlog()
 
     # Parts
 

@@ -108,7 +108,8 @@ class Cutover:
                     )
                 else:
                     await source.admin()
-                    await source.set_fence(left.epoch, is_open=False)
+                    # At the new epoch: nothing that comes late, for the one before, opens it again.
+                    await source.set_fence(epoch, is_open=False)
             if not self._atomic:
                 # The tenant is closed. When there is no answer in time, whoever carries the move on
                 # looks at what the catalog says and opens that side.

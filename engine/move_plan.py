@@ -43,12 +43,9 @@ class RefusalCode(StrEnum):
     NOT_ACTIVE = "not_active"
     MOVE_UNDER_WAY = "move_under_way"
     RESIDENCY = "residency"
-    POLICY = "policy"
     SERVER_UNREACHABLE = "server_unreachable"
-    SERVER_FULL = "server_full"
     SCHEMA_VERSION = "schema_version"
     HYBRID = "hybrid"
-    TABLE = "table"
     RIGHTS = "rights"
 
 
@@ -57,7 +54,7 @@ class MoveRefusal:
     """One thing that stands against a move."""
 
     code: RefusalCode
-    #: The table, server, region, ... that it is about.
+    #: The tenant, server or move that it is about.
     subject: str
     detail: str
 
@@ -68,17 +65,20 @@ class MoveRefusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MovePlan:
-    """What a move will do. Sizes are of the tenant's own rows; times are estimates."""
+    """What a move will do. Sizes are of the tenant's own rows; times are estimates.
+
+    Sizes, and what is estimated from them, are None when the rows were not counted.
+    """
 
     tenant: Tenant
     target: Placement
     tables: int
-    rows: int
-    bytes: int
+    rows: int | None
+    bytes: int | None
     indexes: int
     constraints: int
     sequences: int
-    duration_s: float
+    duration_s: float | None
     pause_ms: float
     refusals: tuple[MoveRefusal, ...] = ()
 

@@ -30,6 +30,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 from tenancy.data_isolation.engine.pinning import pinned
+from tenancy.data_isolation.engine.runner import check_runner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -99,7 +100,7 @@ class MoveSide:
         """Make the move's schema if it is not there, and take the term; waits for older ones."""
         async with self.connection.transaction():
             await self.connection.execute(_SQL.statement("make_schema", move=self._move_id))
-            await self.connection.execute("set local role tenancy_owner")
+            await self.connection.execute("set local role tenancy_keeper")
             await self.connection.execute(_SQL.statement("make_tables", move=self._move_id))
         await self.take_term(term, own_pids)
 
@@ -140,8 +141,10 @@ class MoveSide:
                 raise ConflictError(f"the tenant has no fence at {self.placement.server}")
             await self.own(fence.epoch, open_it=not fence.is_open)
             yield connection
+            await self.admin()
+            # Users' functions could have been called, as the owner of what runs our statements.
+            await check_runner(connection)
             if not fence.is_open:
-                await self.admin()
                 await self.set_fence(fence.epoch, is_open=False)
 
     @asynccontextmanager
@@ -266,8 +269,11 @@ class MoveSide:
             triggers = table.make_triggers(self._move_id, schema, self._tenant_no)
             missing = [text for name, text in triggers if name not in there]
             if missing:
-                notes = (table.make_notes(self._move_id), table.make_noting(self._move_id))
-                await self._with_lock(table, "; ".join((*notes, *missing)))
+                async with self.connection.transaction():
+                    await self.connection.execute("set local role tenancy_keeper")
+                    await self.connection.execute(table.make_notes(self._move_id))
+                    await self.connection.execute(table.make_noting(self._move_id))
+                await self._with_lock(table, "; ".join(missing))
 
     async def forget_triggers(self) -> None:
         """Take the triggers away. Can be run again."""
@@ -292,6 +298,16 @@ class MoveSide:
         )
         rows = await self.connection.fetch(pinned(text))
         return {self.tables[row["place"]].name: row["notes"] for row in rows}
+
+    async def backlog(self) -> int:
+        """How many notes there are."""
+        if not self.tables:
+            return 0
+        text = " union all ".join(
+            f"select count(*) as notes from {table.notes(self._move_id)}"  # noqa: S608 - our names
+            for table in self.tables
+        )
+        return sum(row["notes"] for row in await self.connection.fetch(pinned(text)))
 
     async def forget_notes(self, table: MoveTable, notes: Sequence[int]) -> None:
         """Remove notes of changes that the target has."""

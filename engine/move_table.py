@@ -137,7 +137,8 @@ class MoveTable:
         columns = "".join(f", {column.quoted} {column.stage_type}" for column in self.key)
         return (
             f"create table if not exists {self.notes(move)} "
-            f"(tenancy_seq bigint generated always as identity primary key{columns})"
+            f"(tenancy_seq bigint generated always as identity primary key{columns}); "
+            f"grant select on {self.notes(move)} to tenancy_owner"
         )
 
     def make_noting(self, move: MoveId) -> str:
@@ -163,7 +164,8 @@ class MoveTable:
             f"elsif {differs} then {note} ({old}), ({new}); "
             f"else {note} ({new}); end if; "
             "return null; end $tenancy$; "
-            f"revoke all on function {self._noting(move)}() from public"
+            f"revoke all on function {self._noting(move)}() from public; "
+            f"grant execute on function {self._noting(move)}() to tenancy_owner"
         )
 
     def make_triggers(
@@ -198,10 +200,14 @@ class MoveTable:
         return [_KIND, *(column.name for column in self.columns)]
 
     def changed_rows(self, move: MoveId, schema: SchemaName, tenant_no: TenantNo) -> str:
-        """The rows of the keys that are noted, as they are now, and the keys that are gone."""
+        """The rows of the keys that are noted, as they are now, and the keys that are gone.
+
+        The key too is the row's: equal keys can be written in several ways (1 and 1.00).
+        """
         keys = {column.name for column in self.key}
+        gone = f"r.{TENANT_COLUMN} is null"
         values = [
-            column.of("d")
+            f"case when {gone} then {column.of('d')} else {column.carried('r')} end"
             if column.name in keys
             else f"{tenant_no:d}::bigint"
             if column.name == TENANT_COLUMN
@@ -210,7 +216,7 @@ class MoveTable:
         ]
         names = ", ".join(column.quoted for column in self.key)
         return pinned(
-            f"select case when r.{TENANT_COLUMN} is null then {GONE} else {CHANGED} end::smallint, "
+            f"select case when {gone} then {GONE} else {CHANGED} end::smallint, "
             f"{', '.join(values)} from (select distinct {names} from {self.notes(move)}) d "
             f"left join {self.at(schema)} r on {self._is_row(tenant_no)}"
         )

@@ -345,7 +345,7 @@ def _left_schema(
         database=trace.database,
         subject=f"schema {name}",
         problem=f"is left of {_whose(move)}",
-        statements=(_briefly(settings), *by_owner([text])),
+        statements=(_briefly(settings), text),
     )
 
 

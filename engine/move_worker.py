@@ -24,6 +24,7 @@ import asyncpg
 from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.core.errors import (
     LimitError,
+    OverloadedError,
     TenancyError,
     UnavailableError,
 )
@@ -212,7 +213,9 @@ class MoveWorker:
         move = await desk.read()
         failures = move.progress.failures + 1
         reason = told(error)
-        _log.warning("move %s (%s): %s", move.move_id, move.state, reason)
+        known = isinstance(error, (TenancyError, asyncpg.PostgresError, *_PASSING))
+        trace = None if known else error
+        _log.warning("move %s (%s): %s", move.move_id, move.state, reason, exc_info=trace)
         if not isinstance(error, _PASSING) or failures >= self._settings.move_failures_max:
             await mover.give_up(reason)
             move = await desk.read()
@@ -220,7 +223,8 @@ class MoveWorker:
                 return
         await desk.note_progress(replace(move.progress, failures=failures))
         await desk.note_error(reason)
-        self._try_later(move, failures)
+        # Who cannot keep up with its tenant lets others go first.
+        self._try_later(move, 10 if isinstance(error, OverloadedError) else failures)
 
     async def _rest(self, pause_s: float) -> None:
         """Rest, but not beyond the moment at which something is wished in this process."""

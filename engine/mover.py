@@ -11,8 +11,9 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, assert_never
 
@@ -118,6 +119,11 @@ class Mover:
             return await self._next(await self._attend(move), MoveState.PREPARING)
         if move.state is MoveState.PREPARING:
             await self._make_target(move)
+        if move.state in (MoveState.CUTTING_OVER, MoveState.OPEN):
+            await self._open_where_it_is(move)
+        if move.state is MoveState.OPEN and "after" in move.report and self._stays(move):
+            # The other side may be gone for good.
+            return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
         async with self._sides(move) as sides:
             if move.state is MoveState.PREPARING:
                 await sides.prepare()
@@ -290,7 +296,7 @@ class Mover:
             check_equal(proofs)
             await self._desk.note_report({"after": [proof.document() for proof in proofs]})
         move = await self._desk.read()
-        if move.wish is MoveWish.CONFIRM or self._is_over(move):
+        if self._stays(move):
             return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
         if move.wish is MoveWish.ROLLBACK:
             return await self._roll_back(move, sides)
@@ -319,8 +325,10 @@ class Mover:
             return await self._desk.read()
         raise OverloadedError("the tenant could not be held to be moved back")
 
-    def _is_over(self, move: Move) -> bool:
-        """Whether the time is over in which a move can be rolled back."""
+    def _stays(self, move: Move) -> bool:
+        """Whether the tenant stays: by order, or because the time for a way back is over."""
+        if move.wish is MoveWish.CONFIRM:
+            return True
         if move.opened_at is None or move.wish is not None:
             return False
         age_s = (self._clock.now() - move.opened_at).total_seconds()
@@ -335,8 +343,8 @@ class Mover:
         answer one that has not, with nothing.
         """
         if move.state in (MoveState.CONFIRMED, MoveState.ROLLED_BACK):
-            await self._sleep(2 * self._settings.placement_refresh_ms / 1_000)
-        tenant = await self._tenant(move)
+            # Nobody's wish makes this shorter.
+            await asyncio.sleep(2 * self._settings.placement_refresh_ms / 1_000)
         left, kept = (
             (move.source, move.target)
             if move.state is MoveState.CONFIRMED
@@ -345,17 +353,46 @@ class Mover:
         # A database of its own goes with all that is in it.
         goes = left.level is IsolationLevel.DATABASE
         both = replace(move, source=kept, target=kept if goes else left)
+        # Who died on the way back, when the catalog was flipped, has left it closed.
+        await self._open_where_it_is(move)
+        async with self._left(move, left) as (connection, tenant):
+            # Its sessions could keep tables locked.
+            await self._maker.end_sessions(connection, left)
         async with self._sides(both) as sides:
-            # Who died on the way back, when the catalog was flipped, has left it closed.
-            await reopen(sides.source, self._desk, move, await self._placement(move))
             await sides.read_tables()
             for side in (sides.source, sides.target):
                 await side.forget_triggers()
             for side in (sides.source, sides.target):
                 await side.forget_schema()
-        async with self._maker.locked(tenant, left) as connection:
+        async with self._left(move, left) as (connection, tenant):
             await self._maker.unmake(connection, tenant, left, beside=tenant.placement)
         await self._desk.note_cleaned()
+
+    @asynccontextmanager
+    async def _left(
+        self, move: Move, left: Placement
+    ) -> AsyncIterator[tuple[asyncpg.Connection, Tenant]]:
+        """The provisioning lock on the side that was left, and the tenant as it is now.
+
+        Raises `SupersededError` when somebody else carries the move out by now, or the tenant works
+        there: who slept until now must not take away what is in use again.
+        """
+        async with self._maker.locked(await self._tenant(move), left) as connection:
+            await self._desk.read()
+            tenant = await self._tenant(move)
+            if tenant.placement is None or _is_at(tenant.placement, left):
+                raise SupersededError
+            yield connection, tenant
+
+    async def _open_where_it_is(self, move: Move) -> None:
+        """See that the tenant is open where the catalog has it, whatever the other side does."""
+        placement = await self._placement(move)
+        both = replace(move, source=placement, target=placement)
+        async with self._sides(both) as sides:
+            side = sides.source
+            if await side.has_schema():
+                await side.take_term(self._desk.term, [side.connection.get_server_pid()])
+            await reopen(side, self._desk, move, placement)
 
     # Parts
 
@@ -405,7 +442,8 @@ class Mover:
             passes=before.passes + 1,
             tables_copied=before.tables_copied if done is None else done,
             remaining_s=round(left / rate, 1) if rate else before.remaining_s,
-            failures=0,
+            # A tenant that changes rows as fast as they are carried gets nowhere by passes.
+            failures=0 if rate is not None else before.failures,
         )
 
     async def _note(self, move: Move, **changes: Any) -> Move:
@@ -433,8 +471,11 @@ def _complete(cursors: dict[str, Cursor]) -> int:
 
 
 def told(error: Exception) -> str:
-    """What a person reads of an error; the driver's own words are about our own statements."""
+    """What an operator reads of an error."""
     if isinstance(error, TenancyError):
         return error.detail
-    state = getattr(error, "sqlstate", None)
-    return f"PostgreSQL refused a step of the move ({state}): {error}"
+    if isinstance(error, asyncpg.PostgresError):
+        return f"PostgreSQL refused a step of the move ({error.sqlstate}): {error}"
+    if isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError):
+        return "the connection to a server of the move broke, or gave no answer in time"
+    return f"the runtime failed ({type(error).__name__}); its log has the details"

@@ -40,6 +40,7 @@ from tenancy.data_isolation.engine.fence import (
 )
 from tenancy.data_isolation.engine.layout import (
     HYBRID_ROLE,
+    ROWS_ROLE,
     shared_database,
     template_database,
 )
@@ -251,7 +252,7 @@ class PlacementMaker:
                 await remove_fence(connection, tenant.tenant_no)
                 await self._drop_role(connection, placement)
             case IsolationLevel.DATABASE:
-                await self._end_sessions(connection, placement)
+                await self.end_sessions(connection, placement)
                 await connection.execute(
                     _SQL.statement("drop_database", database=placement.database)
                 )
@@ -280,14 +281,14 @@ class PlacementMaker:
         await remove_rows(connection, placement.schema, binding, batch_rows)
 
     async def _drop_own_schema(self, connection: asyncpg.Connection, placement: Placement) -> None:
-        await self._end_sessions(connection, placement)
+        await self.end_sessions(connection, placement)
         await connection.execute(_SQL.statement("drop_schema", schema=placement.schema))
 
     async def _unmake_overlay(
         self, connection: asyncpg.Connection, tenant: Tenant, placement: Placement
     ) -> None:
         if placement.sensitive_schema is not None:
-            await self._end_sessions(connection, placement)
+            await self.end_sessions(connection, placement)
             await self._namespaces.remove_overlay(
                 connection,
                 namespace_of(tenant, placement),
@@ -316,7 +317,10 @@ class PlacementMaker:
                 return
         raise OverloadedError(f"migrations give tenant {tenant.tenant_id} new rows; try again")
 
-    async def _end_sessions(self, connection: asyncpg.Connection, placement: Placement) -> None:
+    async def end_sessions(self, connection: asyncpg.Connection, placement: Placement) -> None:
+        """Let the placement's own login in no more, and end its sessions."""
+        if placement.role == ROWS_ROLE:
+            return
         if await connection.fetchval(_SQL.statement("has_role"), placement.role):
             await connection.execute(_SQL.statement("forbid_login", role=placement.role))
             await connection.execute(_SQL.statement("end_sessions"), placement.role)

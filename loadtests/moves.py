@@ -183,6 +183,8 @@ async def _dip(engine: Engine) -> float:
             moved = await _move(engine, "large", level=level)
             shares.append(1 - load.rate(moved.began, moved.opened) / usual)
             await asyncio.sleep(1.0)
+    if load.errors:
+        raise SystemExit(f"{load.errors} operations of the neighbour failed")
     return statistics.median(shares)
 
 

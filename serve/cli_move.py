@@ -68,14 +68,14 @@ def move(
         str | None, typer.Option("--region", help="The region of the server to go to.")
     ] = None,
     priority: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--priority",
             min=_PRIORITY_MIN,
             max=_PRIORITY_MAX,
-            help="Of the moves that wait, the highest goes first.",
+            help="Of the moves that wait, the highest goes first; 0 when left out.",
         ),
-    ] = 0,
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what it would do, and start nothing.")
     ] = False,
@@ -92,10 +92,13 @@ def move(
     """
     if level is None and server is None and region is None:
         raise CommandError("say where to: --to, --server or --region", status=STATUS_USAGE)
-    if confirm and (dry_run or not wait):
-        other = "--dry-run" if dry_run else "--no-wait"
-        raise CommandError(f"--confirm does not go with {other}", status=STATUS_USAGE)
-    given = {"isolation_level": level and level.value, "server": server, "region": region}
+    _check_together(dry_run=dry_run, confirm=confirm, wait=wait, priority=priority)
+    given = {
+        "isolation_level": level and level.value,
+        "server": server,
+        "region": region,
+        "priority": priority,
+    }
     body: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     path = f"/v1/tenants/{segment(tenant)}/moves"
     with RuntimeClient.connect(Settings.from_env()) as client:
@@ -103,7 +106,7 @@ def move(
             plan = client.post(path, body | {"dry_run": True}, timeout_s=_START_TIMEOUT_S)
             _tell_plan(plan, as_json)
             return
-        found = client.post(path, body | {"priority": priority}, timeout_s=_START_TIMEOUT_S)
+        found = client.post(path, body, timeout_s=_START_TIMEOUT_S)
         if wait:
             found = _Watch(client).until(found, _OPEN)
         if confirm and found["state"] == "open":
@@ -111,6 +114,17 @@ def move(
             found = _Watch(client).until(asked, _SETTLED)
     _tell(found, as_json)
     _check_end(found, {"confirmed"})
+
+
+def _check_together(*, dry_run: bool, confirm: bool, wait: bool, priority: int | None) -> None:
+    """Refuse options that mean nothing beside each other."""
+    given = {"--confirm": confirm, "--no-wait": not wait, "--priority": priority is not None}
+    if dry_run:
+        for name, is_given in given.items():
+            if is_given:
+                raise CommandError(f"{name} does not go with --dry-run", status=STATUS_USAGE)
+    if confirm and not wait:
+        raise CommandError("--confirm does not go with --no-wait", status=STATUS_USAGE)
 
 
 @app.command("list")
@@ -176,7 +190,14 @@ def rollback(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> Non
 @app.command()
 def cancel(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
     """Give a move up that is not open yet; the tenant stays where it is."""
-    _ask(move_id, "cancel", "cancelled", wait=wait, as_json=as_json)
+    # When it was too late the move is open, and stays so until somebody decides.
+    found = _ask(move_id, "cancel", "cancelled", wait=wait, as_json=as_json, until=_OPEN)
+    if found["phase"] == "open":
+        raise CommandError(
+            f"too late to cancel: move {found['move_id']} is open, and the tenant works at its new "
+            "place; roll it back instead",
+            f"tenancy move rollback {found['move_id']}",
+        )
 
 
 @app.command()
@@ -193,13 +214,23 @@ def resume(move_id: MoveId, as_json: AsJson = False) -> None:
         _tell(client.post(f"{_PATH}/{segment(move_id)}/resume"), as_json)
 
 
-def _ask(move_id: str, what: str, end: str, *, wait: bool, as_json: bool) -> None:
+def _ask(
+    move_id: str,
+    what: str,
+    end: str,
+    *,
+    wait: bool,
+    as_json: bool,
+    until: Collection[str] = _SETTLED,
+) -> dict[str, Any]:
+    """Ask something of a move, wait until it is in a phase of `until`, and tell how it is then."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        found = client.post(f"{_PATH}/{segment(move_id)}/{what}")
+        found: dict[str, Any] = client.post(f"{_PATH}/{segment(move_id)}/{what}")
         if wait:
-            found = _Watch(client).until(found, _SETTLED)
+            found = _Watch(client).until(found, until)
     _tell(found, as_json)
     _check_end(found, {end})
+    return found
 
 
 def _check_end(found: dict[str, Any], wanted: Collection[str]) -> None:
@@ -319,19 +350,32 @@ def _print_plan(plan: dict[str, Any]) -> None:
             ("tenant", plan["tenant_id"]),
             ("from", _place(plan["source"])),
             ("to", _place(plan["target"])),
-            ("rows", f"{plan['rows']:,} in {plan['tables']} tables, {_bytes(plan['bytes'])}"),
+            ("rows", _rows(plan)),
             (
                 "to build",
                 f"{plan['indexes']} indexes, {plan['constraints']} constraints, "
                 f"{plan['sequences']} sequences",
             ),
-            ("takes", f"about {_seconds(plan['duration_s'])}"),
+            ("takes", _takes(plan["duration_s"])),
             ("pause", f"about {plan['pause_ms']:g} ms"),
             ("possible", "yes" if plan["possible"] else "no"),
         ]
     )
     for refusal in plan["refused"]:
         say(f"- {visible(refusal['detail'])}")
+
+
+def _rows(plan: dict[str, Any]) -> str:
+    tables = f"in {plan['tables']} tables"
+    if plan["rows"] is None:
+        return f"not counted, {tables}"
+    return f"{plan['rows']:,} {tables}, {_bytes(plan['bytes'])}"
+
+
+def _takes(duration_s: float | None) -> str:
+    if duration_s is None:
+        return "not known, since the rows were not counted"
+    return f"about {_seconds(duration_s)}"
 
 
 def _tell(found: dict[str, Any], as_json: bool) -> None:

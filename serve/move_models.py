@@ -5,14 +5,16 @@ A place is told as level and server; names of database objects stay inside.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any, Final, assert_never
 
 from pydantic import ConfigDict, Field
 
 from tenancy.data_isolation.core import IsolationLevel
+from tenancy.data_isolation.core.errors import InvalidInputError
 from tenancy.data_isolation.core.move import PRIORITY_RANGE, Move, MoveState, MoveWish
 from tenancy.data_isolation.core.types import Placement
 from tenancy.data_isolation.engine.driver_errors import without_runtime
@@ -20,6 +22,17 @@ from tenancy.data_isolation.engine.move_plan import MovePlan, RefusalCode
 from tenancy.data_isolation.serve.models import Answer, Body, Word
 
 _PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
+#: What a tenant is told in place of an error, which can name servers, addresses and more.
+ERROR_FOR_TENANTS: Final = "the move did not go through; its operator has the reason"
+#: What tenants see of a report: what became of their rows, and how long they were held.
+_TABLE_FOR_TENANTS: Final = ("table", "rows", "source", "target", "left_out", "equal")
+_HOLD_FOR_TENANTS: Final = ("drain_ms", "held_ms")
+_REPORT_FOR_TENANTS: Final = {
+    "before": _TABLE_FOR_TENANTS,
+    "after": _TABLE_FOR_TENANTS,
+    "cutover": _HOLD_FOR_TENANTS,
+    "rollback": _HOLD_FOR_TENANTS,
+}
 
 
 class MovePhase(StrEnum):
@@ -64,11 +77,18 @@ class MoveBody(Body):
         default=0,
         ge=_PRIORITY_MIN,
         le=_PRIORITY_MAX,
-        description="Of the moves that wait for their turn, the highest goes first.",
+        description=(
+            "Of the moves that wait for their turn, the highest goes first. Not with `dry_run`."
+        ),
     )
     dry_run: bool = Field(
         default=False, description="Answer with the plan, and start nothing: 200 in place of 202."
     )
+
+    def check(self) -> None:
+        """Raise `InvalidInputError` for a part that would be ignored beside another."""
+        if self.dry_run and "priority" in self.model_fields_set:
+            raise InvalidInputError("priority does not go with dry_run: a plan waits for nothing")
 
 
 class PlaceAnswer(Answer):
@@ -82,7 +102,7 @@ class MoveRefusalAnswer(Answer):
     """One thing that stands against a move."""
 
     code: RefusalCode
-    subject: str = Field(description="What it is about: the tenant, a server, a table, a move.")
+    subject: str = Field(description="What it is about: the tenant, a server or a move.")
     detail: str
 
 
@@ -95,12 +115,17 @@ class MovePlanAnswer(Answer):
     possible: bool = Field(description="Whether nothing stands against it.")
     refused: list[MoveRefusalAnswer]
     tables: int
-    rows: int = Field(description="The tenant's own; 0 when counting them would take too long.")
-    bytes: int
+    rows: int | None = Field(description="The tenant's own; null when they were not counted.")
+    bytes: int | None = Field(description="Of those rows; null when they were not counted.")
     indexes: int
     constraints: int
     sequences: int
-    duration_s: float = Field(description="How long it may take until it is open; an estimate.")
+    duration_s: float | None = Field(
+        description=(
+            "How long it may take until it is open; an estimate, null when the rows were not "
+            "counted."
+        )
+    )
     pause_ms: float = Field(description="How long the tenant may be held; an estimate.")
 
 
@@ -134,7 +159,9 @@ class MoveAnswer(Answer):
     paused: bool
     wish: MoveWish | None = Field(description="What was asked for and is not granted yet.")
     progress: MoveProgressAnswer
-    error: str | None = Field(description="What stood in its way last.")
+    error: str | None = Field(
+        description="What stood in its way last; a tenant is told that something did."
+    )
     created_at: datetime
     changed_at: datetime
     opened_at: datetime | None
@@ -150,7 +177,8 @@ class MoveReportAnswer(MoveAnswer):
     report: dict[str, Any] = Field(
         description=(
             "`before` and `after`: per table the rows and the digests of both sides, before the "
-            "tenant changed its place and after it; `cutover` and `rollback`: how long that took."
+            "tenant changed its place and after it; `cutover` and `rollback`: how long that took. "
+            "A tenant is told what concerns its rows, and how long it was held."
         )
     )
 
@@ -167,17 +195,39 @@ def plan_answer(plan: MovePlan) -> MovePlanAnswer:
     return MovePlanAnswer.model_validate(plan.document())
 
 
-def move_answer(move: Move, retention_s: float) -> MoveAnswer:
-    """A move as the interface has it."""
-    return MoveAnswer(**_fields(move, retention_s))
+def move_answer(move: Move, retention_s: float, *, for_admin: bool) -> MoveAnswer:
+    """A move as the interface has it; a tenant is not told the operator's words."""
+    return MoveAnswer(**_fields(move, retention_s, for_admin))
 
 
-def move_report(move: Move, retention_s: float) -> MoveReportAnswer:
-    """A move with its report."""
-    return MoveReportAnswer(**_fields(move, retention_s), report=dict(move.report))
+def move_report(move: Move, retention_s: float, *, for_admin: bool) -> MoveReportAnswer:
+    """A move with its report; a tenant is told what concerns it."""
+    report = dict(move.report) if for_admin else _report_for_tenant(move.report)
+    return MoveReportAnswer(**_fields(move, retention_s, for_admin), report=report)
 
 
-def _fields(move: Move, retention_s: float) -> dict[str, Any]:
+def _report_for_tenant(report: Mapping[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for part, names in _REPORT_FOR_TENANTS.items():
+        found = report.get(part)
+        if isinstance(found, list):
+            told[part] = [_only(item, names) for item in found]
+        elif found is not None:
+            told[part] = _only(found, names)
+    return told
+
+
+def _only(found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: found[name] for name in names if name in found}
+
+
+def _error(move: Move, for_admin: bool) -> str | None:
+    if move.error is None:
+        return None
+    return without_runtime(move.error) if for_admin else ERROR_FOR_TENANTS
+
+
+def _fields(move: Move, retention_s: float, for_admin: bool) -> dict[str, Any]:
     is_open = move.state is MoveState.OPEN and move.opened_at is not None
     return {
         "move_id": move.move_id,
@@ -190,7 +240,7 @@ def _fields(move: Move, retention_s: float) -> dict[str, Any]:
         "paused": move.paused,
         "wish": move.wish,
         "progress": MoveProgressAnswer(**asdict(move.progress)),
-        "error": None if move.error is None else without_runtime(move.error),
+        "error": _error(move, for_admin),
         "created_at": move.created_at,
         "changed_at": move.changed_at,
         "opened_at": move.opened_at,

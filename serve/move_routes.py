@@ -108,6 +108,7 @@ class MoveRoutes:
         """Start a move, or only plan it."""
         tenant = await self._requests.tenant_as_admin(request, tenant_id)
         body = await self._requests.body(request, MoveBody)
+        body.check()
         target = _target(body)
         if body.dry_run:
             plan = plan_answer(await self._moves.plan(tenant, target))
@@ -124,8 +125,9 @@ class MoveRoutes:
         unsettled: bool = False,
     ) -> Response:
         """One page of a tenant's moves."""
-        tenant = await self._requests.tenant(request, tenant_id)
-        return await self._page(tenant, after, limit, unsettled)
+        caller, tenant = await self._requests.caller_of(request, tenant_id)
+        for_admin = caller.tenant_id is None
+        return await self._page(tenant, after, limit, unsettled, for_admin=for_admin)
 
     async def list(
         self,
@@ -138,7 +140,7 @@ class MoveRoutes:
         """One page of moves."""
         await self._requests.admin(request)
         tenant = None if tenant_id is None else parse_tenant_id(tenant_id)
-        return await self._page(tenant, after, limit, unsettled)
+        return await self._page(tenant, after, limit, unsettled, for_admin=True)
 
     async def show(self, request: Request, move_id: str) -> Response:
         """One move, for administrators and for the tenant that it moves."""
@@ -147,7 +149,7 @@ class MoveRoutes:
         if caller.tenant_id not in (None, move.tenant_id):
             # In the words for a move that does not exist.
             raise _no_move(move_id)
-        answer = move_report(move, self._retention_s)
+        answer = move_report(move, self._retention_s, for_admin=caller.tenant_id is None)
         return json_answer(answer.model_dump(mode="json"))
 
     async def cancel(self, request: Request, move_id: str) -> Response:
@@ -182,14 +184,20 @@ class MoveRoutes:
         return self._told(await ask(_checked(move_id)), status)
 
     async def _page(
-        self, tenant_id: TenantId | None, after: str | None, limit: int, unsettled: bool
+        self,
+        tenant_id: TenantId | None,
+        after: str | None,
+        limit: int,
+        unsettled: bool,
+        *,
+        for_admin: bool,
     ) -> Response:
         before = None if after is None else await self._before(tenant_id, after)
         page = await self._moves.moves(
             before=before, tenant_id=tenant_id, unsettled=unsettled, limit=limit
         )
         answer = MovesAnswer(
-            moves=[move_answer(move, self._retention_s) for move in page],
+            moves=[move_answer(move, self._retention_s, for_admin=for_admin) for move in page],
             next=page[-1].move_id if len(page) == limit else None,
         )
         return json_answer(answer.model_dump(mode="json"))
@@ -205,7 +213,8 @@ class MoveRoutes:
         return move.move_id
 
     def _told(self, move: Move, status: int, headers: dict[str, str] | None = None) -> Response:
-        answer = move_answer(move, self._retention_s)
+        # Only administrators start moves, and ask things of them.
+        answer = move_answer(move, self._retention_s, for_admin=True)
         return json_answer(answer.model_dump(mode="json"), status=status, headers=headers)
 
 

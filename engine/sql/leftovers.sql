@@ -105,11 +105,12 @@ select n.nspname::text as schema, c.relname::text as table, t.tgname::text as na
                format(d.text, o.tenant_no), format(d.text, quote_literal(o.tenant_no) || '::bigint'))
            and p.proname ~ '^note_(source|target)_[0-9]+$' and l.lanname = 'plpgsql'
            and p.prosecdef and p.proconfig is null and p.prorettype = 'trigger'::regtype
-           and pg_get_userbyid(p.proowner) = 'tenancy_owner'
-           and pg_get_userbyid(h.nspowner) = 'tenancy_owner'
+           and pg_get_userbyid(p.proowner) = 'tenancy_keeper'
+           and pg_get_userbyid(h.nspowner) = 'tenancy_keeper'
            -- Nobody else may call it; with no list everybody may.
            and p.proacl is not null
-           and not exists (select from aclexplode(p.proacl) a where a.grantee <> p.proowner), false) as sound
+           and not exists (select from aclexplode(p.proacl) a
+                           where a.grantee not in (p.proowner, 'tenancy_owner'::regrole)), false) as sound
 from pg_trigger t
 join pg_class c on c.oid = t.tgrelid
 join pg_namespace n on n.oid = c.relnamespace

@@ -1,4 +1,4 @@
--- Moves of tenants. Texts that name tables are put together by move_texts.py.
+-- Moves of tenants. Texts that name tables are put together by move_table.py.
 
 -- The catalog's side, in the control server's shared database.
 
@@ -138,7 +138,9 @@ returning p.tenant_no;
 -- The sides: databases that hold the tenant's data.
 
 -- name: make_schema
-create schema if not exists {move} authorization tenancy_owner;
+-- The keeper's: what users' functions may do as tenancy_owner must not reach what the admin reads and
+-- writes here.
+create schema if not exists {move} authorization tenancy_keeper;
 
 -- name: make_tables
 -- Who carries the move out, and how far the first copy of each table has come.
@@ -153,6 +155,9 @@ create table if not exists {move}.cursor (
     complete  boolean not null default false
 );
 insert into {move}.mover (term) values (0) on conflict do nothing;
+-- The mover works as the owner when it has copied rows, and then notes how far it has come.
+grant usage on schema {move} to tenancy_owner;
+grant select, insert, update on {move}.cursor to tenancy_owner;
 
 -- name: has_schema
 select to_regnamespace($1::text) is not null;

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from support.http_api import HttpApi
 
-from tenancy.data_isolation.core.identifiers import Region, ServerName
+from tenancy.data_isolation.core.errors import LimitError
+from tenancy.data_isolation.core.identifiers import Region, ServerName, TenantId
+from tenancy.data_isolation.core.types import TenantSize
+from tenancy.data_isolation.serve.move_models import ERROR_FOR_TENANTS
 
 NO_MOVE = "m_" + "0" * 20
 
@@ -223,6 +227,8 @@ async def test_a_wrong_value_is_refused_and_starts_nothing(acme: HttpApi, subtes
         {"isolation_level": "schema", "priority": 1.5},
         {"isolation_level": "schema", "priority": True},
         {"isolation_level": "schema", "priority": None},
+        {"isolation_level": "schema", "priority": 5, "dry_run": True},
+        {"isolation_level": "schema", "priority": 0, "dry_run": True},
         {"isolation_level": "schema", "dry_run": "yes"},
         {"isolation_level": "schema", "dryrun": True},
         {"level": "schema"},
@@ -298,6 +304,56 @@ async def test_moves_are_listed_page_by_page_the_newest_first(api: HttpApi, subt
     unsettled = (await pages("/v1/moves", unsettled="true"))[0]
     assert made[0] not in unsettled
     assert set(unsettled) <= set(made)
+
+
+async def test_what_was_not_counted_is_told_as_unknown(acme: HttpApi, subtests):
+    async def too_many(_tenant: TenantId) -> TenantSize:
+        return TenantSize(rows=7, bytes=70, complete=False)
+
+    async def too_busy(_tenant: TenantId) -> TenantSize:
+        raise LimitError("not in time")
+
+    path, body = "/v1/tenants/acme/moves", {"isolation_level": "schema", "dry_run": True}
+    for measure in (too_many, too_busy):
+        with subtests.test(measure=measure.__name__):
+            acme.engine.moves.measure_by(measure)
+            plan = (await acme.admin.post(path, json=body)).json()
+            told = (plan["rows"], plan["bytes"], plan["duration_s"])
+            assert told == (None, None, None)
+            assert plan["possible"]
+            assert plan["pause_ms"] > 0
+
+
+async def test_a_tenant_is_not_told_the_words_of_its_operator(acme: HttpApi, install):
+    ours = await acme.client(await acme.key("acme"))
+    move_id = (await started(acme))["move_id"]
+    one, listed = f"/v1/moves/{move_id}", "/v1/tenants/acme/moves"
+    assert (await ours.get(one)).json()["error"] is None
+    table = {"table": "users", "rows": 3, "source": "a", "target": "a", "left_out": 0}
+    report = {
+        "before": [table | {"equal": True, "host": "db7.internal"}],
+        "cutover": {"held_ms": 5.0, "drain_ms": 1.0, "rows": 2, "epoch": 4, "atomic": True},
+        "notes": "db7.internal",
+    }
+    async with install.connected() as connection:
+        await connection.execute(
+            "update catalog.move set error = $1, report = $2::jsonb",
+            "server second at db7.internal:5432 does not answer",
+            json.dumps(report),
+        )
+
+    for path in (one, listed):
+        assert "db7.internal" in (await acme.admin.get(path)).text
+        told = await ours.get(path)
+        assert "db7.internal" not in told.text
+        assert ERROR_FOR_TENANTS in told.text
+    assert (await acme.admin.get(one)).json()["report"] == report
+    shown = (await ours.get(one)).json()
+    assert shown["error"] == ERROR_FOR_TENANTS
+    assert shown["report"] == {
+        "before": [table | {"equal": True}],
+        "cutover": {"held_ms": 5.0, "drain_ms": 1.0},
+    }
 
 
 async def test_a_tenant_reads_its_own_moves_and_changes_none(acme: HttpApi, subtests):

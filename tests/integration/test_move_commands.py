@@ -13,7 +13,14 @@ import pytest
 from support.running_api import RunningApi, Said
 
 from tenancy.data_isolation.core import IsolationLevel, TenancyError, TenantContext
-from tenancy.data_isolation.core.errors import ServerUnavailableError, UnavailableError
+from tenancy.data_isolation.core.errors import (
+    LimitError,
+    ServerUnavailableError,
+    UnavailableError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId
+from tenancy.data_isolation.core.move import MoveTarget, MoveWish
+from tenancy.data_isolation.core.types import TenantSize
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import open_services
 
@@ -116,6 +123,35 @@ async def test_a_move_that_was_given_up_while_somebody_waited_is_an_error(acme: 
     assert (await waiting).json()["state"] == "cancelled"
 
 
+async def test_a_move_that_is_open_before_it_can_be_cancelled_is_an_error(
+    acme: RunningApi, install
+):
+    moves = acme.api.engine.moves
+    move = await moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
+    waiting = asyncio.create_task(acme.run("move", "cancel", move.move_id, status=1))
+    while (await moves.move(move.move_id)).wish is not MoveWish.CANCEL:
+        await asyncio.sleep(0.01)
+    # As when the move changes its place before its mover has seen the wish.
+    async with install.connected() as connection:
+        await connection.execute("update catalog.move set wish = null")
+    moves.work()
+
+    said = await waiting
+    assert fields(said)["state"] == "open"
+    assert f"error: too late to cancel: move {move.move_id} is open" in said.err
+    assert f"tenancy move rollback {move.move_id}" in said.err
+
+
+async def test_a_plan_says_when_it_has_not_counted(acme: RunningApi):
+    async def too_busy(_tenant: TenantId) -> TenantSize:
+        raise LimitError("not in time")
+
+    acme.api.engine.moves.measure_by(too_busy)
+    told = fields(await acme.run("tenant", "move", "acme", "--to", "schema", "--dry-run"))
+    assert told["rows"].startswith("not counted, in ")
+    assert told["takes"].startswith("not known")
+
+
 async def test_what_cannot_be_is_told_with_its_exit_status(acme: RunningApi):
     refused = await acme.run("tenant", "move", "acme", "--to", "row", status=1)
     plan = await acme.run("tenant", "move", "acme", "--to", "row", "--dry-run", status=1)
@@ -132,6 +168,8 @@ async def test_what_cannot_be_is_told_with_its_exit_status(acme: RunningApi):
         (("tenant", "move", "acme", "--to", "schema", "--priority", "101"), 2),
         (("tenant", "move", "acme", "--to", "schema", "--confirm", "--no-wait"), 2),
         (("tenant", "move", "acme", "--to", "schema", "--confirm", "--dry-run"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--no-wait", "--dry-run"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--priority", "0", "--dry-run"), 2),
         (("tenant", "move", "ghost", "--to", "schema"), 1),
         (("tenant", "move", "acme", "--server", "elsewhere"), 1),
         (("tenant", "move", "acme", "--region", "nowhere"), 1),

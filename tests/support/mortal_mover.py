@@ -8,9 +8,10 @@ is woken, as if nothing had happened.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import asyncpg
@@ -72,6 +73,9 @@ class Fate:
         raise Killed
 
 
+#: Commands of the driver's own, which are told in capitals.
+_OF_THE_DRIVER: Final = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
+_PINNED_OPERATOR: Final = re.compile(r"OPERATOR\(pg_catalog\.([^)]+)\)")
 _FATES: WeakKeyDictionary[asyncpg.Connection, Fate] = WeakKeyDictionary()
 
 
@@ -143,7 +147,9 @@ async def mover(engine: Engine, fate: Fate) -> AsyncIterator[MoveWorker]:
 
 
 def _first_line(text: str) -> str:
-    """How a step is called: how the statement begins, as its file has it, whatever was pinned."""
+    """The beginning of a text as it is written in our files, and not as it is sent (`pinning`)."""
     lines = [line.strip() for line in text.splitlines()]
-    line = next((line for line in lines if line and not line.startswith("--")), "")
-    return line.lower().replace("pg_catalog.", "").replace('"', "")[:60]
+    first = next((line for line in lines if line and not line.startswith("--")), "")
+    if first.startswith(_OF_THE_DRIVER):
+        return first[:60]
+    return _PINNED_OPERATOR.sub(r"\1", first).replace("pg_catalog.", "").lower()[:60]

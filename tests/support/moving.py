@@ -47,7 +47,7 @@ def dying_movers(engine: Engine, seed: int) -> Nemesis:
 
     async def run(ended: asyncio.Event) -> None:
         chance = random.Random(seed)
-        steps = ["before execute commit", "after execute commit", "before fetchval"]
+        steps = ["before execute COMMIT", "after execute COMMIT", "before fetchval"]
         while not ended.is_set():
             fate = Fate(chance.choice(steps), nth=chance.randrange(1, 30))
             async with mover(engine, fate):
