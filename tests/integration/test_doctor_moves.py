@@ -40,7 +40,7 @@ QUICK: dict[str, Any] = {
 #: What changed a moment ago counts as settled.
 IMPATIENT: dict[str, Any] = {"control_timeout_s": 0.001, "move_owner_timeout_s": 0.001}
 #: Where a mover dies: (step, what comes before it, which of them).
-MADE = ("before execute set local role tenancy_owner; create table", "", 8)
+MADE = ("before execute set local role tenancy_owner; create trigger", "", 8)
 HELD = "execute select set_config('lock_timeout', $2"
 CLOSED = ("after execute COMMIT", HELD, 2)
 FLIPPED = ("before fetchval update tenancy.fence", "after fetchval with mine", 1)
