@@ -141,5 +141,11 @@ async def opened_sides(
             control=(ServerName(admin.servers[0].name), shared_database(settings)),
         )
     finally:
-        for connection in connections.values():
-            await close(connection, settings.connect_timeout_s)
+        try:
+            for connection in connections.values():
+                await close(connection, settings.connect_timeout_s)
+        finally:
+            # Who is cancelled while the first one is closed leaves the second one.
+            for connection in connections.values():
+                if not connection.is_closed():
+                    connection.terminate()
