@@ -19,7 +19,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
@@ -133,10 +132,7 @@ class Routes:
     async def route(self, tenant_id: TenantId) -> Route:
         """The way to a tenant, as it is remembered or as the catalog has it."""
         if tenant_id in self._known and self._loop.time() > self._believed_until:
-            # Not longer: a catalog that is silent is to stop nobody who is known.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._believed_s):
-                    await _shielded(self._look_soon())
+            await _shielded(self._look_soon())
         if tenant_id in self._doubted:
             return self._to(await self._ask(tenant_id))
         return self._known.get(tenant_id) or self._to(await self._ask(tenant_id))

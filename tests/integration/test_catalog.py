@@ -59,17 +59,17 @@ MAIN = ServerName("main")
 
 
 @pytest.fixture
-async def catalog(install: Install) -> AsyncIterator[Catalog]:
-    opened = await open_catalog(install)
+async def catalog(bare_install: Install) -> AsyncIterator[Catalog]:
+    opened = await open_catalog(bare_install)
     yield opened
     await opened.close()
 
 
-async def open_catalog(install: Install, **changes: int) -> Catalog:
+async def open_catalog(bare_install: Install, **changes: int) -> Catalog:
     return await Catalog.open(
-        settings=dataclasses.replace(install.settings, **changes),  # type: ignore[arg-type]
-        master_key=install.master_key,
-        server=install.server_config,
+        settings=dataclasses.replace(bare_install.settings, **changes),  # type: ignore[arg-type]
+        master_key=bare_install.master_key,
+        server=bare_install.server_config,
     )
 
 
@@ -214,13 +214,13 @@ async def test_of_many_moves_at_once_one_wins(catalog: Catalog):
     ]
 
 
-async def test_an_epoch_never_falls_whoever_writes(install: Install, catalog: Catalog):
+async def test_an_epoch_never_falls_whoever_writes(bare_install: Install, catalog: Catalog):
     number = (await add(catalog)).tenant_no
     await catalog.set_placement(number, placement(5), expected_epoch=None)
     for epoch in (4, 5):
         with pytest.raises(InvalidInputError, match="only rises"):
             await catalog.set_placement(number, placement(epoch), expected_epoch=Epoch(5))
-    async with install.connected("tenancy_control") as control:
+    async with bare_install.connected("tenancy_control") as control:
         for query in (
             "update catalog.placement set epoch = 4",
             "update catalog.placement set schema = 'other'",
@@ -374,10 +374,10 @@ async def test_servers_are_known_with_their_regions(catalog: Catalog):
 
 
 async def test_a_write_whose_answer_is_lost_has_an_unknown_outcome(
-    install: Install, catalog: Catalog
+    bare_install: Install, catalog: Catalog
 ):
     number = (await add(catalog)).tenant_no
-    async with install.connected() as admin, install.connected() as watcher:
+    async with bare_install.connected() as admin, bare_install.connected() as watcher:
         transaction = admin.transaction()
         await transaction.start()
         await admin.execute("update catalog.tenant set updated_at = now()")
@@ -391,8 +391,8 @@ async def test_a_write_whose_answer_is_lost_has_an_unknown_outcome(
     assert (await catalog.tenant_by_number(number)).status is TenantStatus.CREATING
 
 
-async def test_a_read_whose_answer_is_lost_did_nothing(install: Install, catalog: Catalog):
-    async with install.connected() as admin, install.connected() as watcher:
+async def test_a_read_whose_answer_is_lost_did_nothing(bare_install: Install, catalog: Catalog):
+    async with bare_install.connected() as admin, bare_install.connected() as watcher:
         transaction = admin.transaction()
         await transaction.start()
         await admin.execute("lock table catalog.tenant")
@@ -413,10 +413,10 @@ async def _cut_whoever_waits(watcher: asyncpg.Connection, role: str) -> None:
         await asyncio.sleep(0)
 
 
-async def test_more_callers_than_may_wait_are_turned_away_at_once(install: Install):
-    catalog = await open_catalog(install, catalog_connections_max=1, waiting_operations_max=2)
+async def test_more_callers_than_may_wait_are_turned_away_at_once(bare_install: Install):
+    catalog = await open_catalog(bare_install, catalog_connections_max=1, waiting_operations_max=2)
     try:
-        async with install.connected() as admin:
+        async with bare_install.connected() as admin:
             transaction = admin.transaction()
             await transaction.start()
             await admin.execute("lock table catalog.tenant")
@@ -433,10 +433,10 @@ async def test_more_callers_than_may_wait_are_turned_away_at_once(install: Insta
         await catalog.close()
 
 
-async def test_a_caller_waits_for_a_connection_no_longer_than_the_limit(install: Install):
-    catalog = await open_catalog(install, catalog_connections_max=1, connection_wait_ms=20)
+async def test_a_caller_waits_for_a_connection_no_longer_than_the_limit(bare_install: Install):
+    catalog = await open_catalog(bare_install, catalog_connections_max=1, connection_wait_ms=20)
     try:
-        async with install.connected() as admin:
+        async with bare_install.connected() as admin:
             transaction = admin.transaction()
             await transaction.start()
             await admin.execute("lock table catalog.tenant")
@@ -457,10 +457,10 @@ async def _waiting(admin: asyncpg.Connection) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_cancelled_caller_leaves_the_connection_usable(install: Install):
-    catalog = await open_catalog(install, catalog_connections_max=1)
+async def test_a_cancelled_caller_leaves_the_connection_usable(bare_install: Install):
+    catalog = await open_catalog(bare_install, catalog_connections_max=1)
     try:
-        async with install.connected() as admin:
+        async with bare_install.connected() as admin:
             transaction = admin.transaction()
             await transaction.start()
             await admin.execute("lock table catalog.tenant")
@@ -475,16 +475,18 @@ async def test_a_cancelled_caller_leaves_the_connection_usable(install: Install)
         await catalog.close()
 
 
-async def test_a_server_that_is_not_there_is_told(install: Install):
+async def test_a_server_that_is_not_there_is_told(bare_install: Install):
     nowhere = ServerConfig(dsn="postgresql://u:p@127.0.0.1:1/postgres")
     with pytest.raises(ServerUnavailableError):
-        await Catalog.open(settings=install.settings, master_key=install.master_key, server=nowhere)
+        await Catalog.open(
+            settings=bare_install.settings, master_key=bare_install.master_key, server=nowhere
+        )
 
 
-async def test_a_wrong_master_key_is_told(install: Install):
+async def test_a_wrong_master_key_is_told(bare_install: Install):
     with pytest.raises(SetupError, match="refused tenancy_control"):
         await Catalog.open(
-            settings=install.settings,
+            settings=bare_install.settings,
             master_key=MasterKey(bytes(32)),
-            server=install.server_config,
+            server=bare_install.server_config,
         )

@@ -76,12 +76,16 @@ def servers(config: EngineConfig) -> tuple[Any, ...]:
 
 
 def told(seen: Sequence[ServerLook], name: str) -> list[Finding]:
-    """What is found, but for other installations on the servers; they have other databases."""
+    """What is found, but for other installations on the servers; they have other databases.
+
+    Roles and databases are the whole server's, so only one that is named is told.
+    """
     return [
         finding
         for look in seen
         for finding in look.findings
         if finding.check in OURS and (finding.check != "orphans" or name in finding.subject)
+        if name != "t_" or not finding.subject.startswith(("role t_", "database t_"))
     ]
 
 

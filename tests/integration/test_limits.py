@@ -47,7 +47,7 @@ TYPES = TierTable(
 
 def under_way(engine: Engine, tenant: str) -> int:
     """Operations of a tenant that its engine has let in and that have not ended."""
-    route = engine._routes.known(tenant)
+    route = engine._routes._known.get(tenant)
     return 0 if route is None else route.allowance.under_way
 
 
