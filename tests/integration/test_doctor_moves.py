@@ -85,8 +85,16 @@ def told(seen: Sequence[ServerLook], name: str) -> list[Finding]:
         for look in seen
         for finding in look.findings
         if finding.check in OURS and (finding.check != "orphans" or name in finding.subject)
-        if name != "t_" or not finding.subject.startswith(("role t_", "database t_"))
+        if not _is_anybodys(finding, name)
     ]
+
+
+def _is_anybodys(finding: Finding, name: str) -> bool:
+    """Whether it is about a role or a database that another installation may have left here."""
+    in_own_database = finding.check == "fences" and finding.database.startswith("t_")
+    return in_own_database or (
+        name == "t_" and finding.subject.startswith(("role t_", "database t_"))
+    )
 
 
 async def found(install: Install, config: EngineConfig, name: str = "t_") -> list[Finding]:
