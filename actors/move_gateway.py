@@ -6,15 +6,14 @@ carries moves out (`move_actor.py`) finds it there.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from tenancy.data_isolation.core.clock import Clock
-from tenancy.data_isolation.core.errors import LimitError
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
 from tenancy.data_isolation.core.move import Move, MoveId, MoveState, MoveTarget
 from tenancy.data_isolation.engine.move_plan import MovePlan
+from tenancy.data_isolation.engine.moves import awaited
 
 #: Asks one of the actors, the one of the tenant if there is one: method and arguments.
 Ask = Callable[..., Awaitable[Any]]
@@ -103,21 +102,15 @@ class ActorMoves:
         timeout_s: float,
         progress: Callable[[Move], None] | None = None,
     ) -> Move:
-        """The move once it is in one of `states`, or settled.
-
-        Raises `LimitError` when that takes longer than `timeout_s`; the move goes on.
-        """
-        wanted = frozenset(states)
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while True:
-            move = await self.move(move_id)
-            if progress is not None:
-                progress(move)
-            if move.state in wanted or move.is_settled:
-                return move
-            if self._clock.monotonic_s() > deadline_s:
-                raise LimitError(f"move {move_id} is still {move.state} after {timeout_s} s")
-            await asyncio.sleep(_POLL_S)
+        """The move once it is in one of `states`, or settled; raises what `awaited` raises."""
+        return await awaited(
+            lambda: self.move(move_id),
+            states,
+            clock=self._clock,
+            timeout_s=timeout_s,
+            poll_s=_POLL_S,
+            progress=progress,
+        )
 
     async def _of(self, method: str, move_id: str) -> Move:
         move: Move = await self._ask(None, "moves", method, move_id)

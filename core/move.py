@@ -61,7 +61,7 @@ class MoveState(StrEnum):
 
     @property
     def is_at_source(self) -> bool:
-        """Whether the tenant works at the source."""
+        """Whether the tenant works at the source, unless the move is on its way back."""
         return self not in (MoveState.OPEN, MoveState.CONFIRMED)
 
 

@@ -1,6 +1,6 @@
 """Carrying rows from one side of a move to the other.
 
-Rules this module keeps (keys are noted, rows are not: research has called it state-based):
+Rules this module keeps (keys are noted, and rows are not):
 
 * What is carried is always the row of a noted key as it is now. So neither the order of changes nor
   how often one is carried matters, and a key without a row is one that was deleted.
@@ -137,7 +137,7 @@ class MoveCopier:
     async def catch_up(self) -> Carried:
         """Carry the changed rows of all tables as they are in one snapshot."""
         carried = Carried()
-        if not await self.source.changed():
+        if not await self.source.backlog():
             return carried
         async with self.carrying() as changed:
             await self.carry_changed(changed, carried)

@@ -145,20 +145,19 @@ def check_equal(proofs: list[TableProof]) -> None:
         raise UnequalError(f"source and target are not the same: {told}")
 
 
-async def reopen(side: MoveSide, desk: MoveDesk, move: Move, placement: Placement) -> Placement:
+async def reopen(side: MoveSide, desk: MoveDesk, move: Move, placement: Placement) -> None:
     """Open the side at which the catalog has the tenant, after a cutover that was cut off.
 
     Under a higher epoch, which the catalog has first: whoever was at work under the old one can
-    neither flip the placement nor open or close anything any more. The placement as it is then.
+    neither flip the placement nor open or close anything any more.
     """
     fence = await side.fence()
     if fence is not None and fence.is_open and fence.epoch == placement.epoch:
-        return placement
+        return
     if fence is not None and fence.epoch < placement.epoch:
         # The catalog was flipped, and the other side not opened yet.
         await side.set_fence(placement.epoch, is_open=True)
-        return placement
+        return
     epoch = Epoch(max(placement.epoch, 0 if fence is None else fence.epoch) + 1)
     await desk.raise_epoch(move.tenant_no, epoch, placement.epoch)
     await side.set_fence(epoch, is_open=True)
-    return replace(placement, epoch=epoch)

@@ -157,8 +157,8 @@ async def positions(side: MoveSide) -> dict[str, Position]:
     return found
 
 
-async def advance_sequences(side: MoveSide, wanted: Mapping[str, Position]) -> list[str]:
-    """Let no sequence of a side give out what the other side's has; those that were moved.
+async def advance_sequences(side: MoveSide, wanted: Mapping[str, Position]) -> None:
+    """Let no sequence of a side give out what the other side's has.
 
     Where others draw from them too, nobody does until the transaction ends: a sequence must not go
     back, so it is looked at once more.
@@ -178,7 +178,6 @@ async def advance_sequences(side: MoveSide, wanted: Mapping[str, Position]) -> l
             _sequence(side.placement.schema, name),
             wanted[name].last,
         )
-    return behind
 
 
 def _behind(here: Mapping[str, Position], there: Mapping[str, Position]) -> list[str]:

@@ -367,5 +367,4 @@ def table_of(label: str, row: asyncpg.Record) -> MoveTable:
         columns=columns,
         key=tuple(by_name[name] for name in row["key"] or ()),
         deferrable_key=row["deferrable_key"],
-        estimated_rows=row["estimated_rows"],
     )

@@ -113,7 +113,6 @@ class MoveTable:
     columns: tuple[MoveColumn, ...]
     key: tuple[MoveColumn, ...]
     deferrable_key: bool = False
-    estimated_rows: int = 0
 
     # Names
 

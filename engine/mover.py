@@ -34,7 +34,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.move_copy import Carried, Cursor
-from tenancy.data_isolation.engine.move_cutover import UnequalError, check_equal, reopen
+from tenancy.data_isolation.engine.move_cutover import check_equal, reopen
 from tenancy.data_isolation.engine.move_proof import definition_differences, unready_indexes
 from tenancy.data_isolation.engine.move_sides import MoveSides, opened_sides
 from tenancy.data_isolation.engine.move_store import MoveDesk, SupersededError
@@ -251,9 +251,12 @@ class Mover:
         left = await self._placement(move)
         try:
             report = await cutover.run(left, MoveState.OPEN)
-        except (*_PASSING, UnequalError) as error:
+        except SupersededError:
+            raise
+        except Exception as error:
+            # Whatever it was, the tenant is not left closed, and a move can fail from there.
             move = await self._recover(await self._desk.read(), sides, reason=told(error))
-            if isinstance(error, UnequalError):
+            if not isinstance(error, _PASSING):
                 raise
             return await self._later(move, error)
         move = await self._desk.read()
@@ -279,16 +282,18 @@ class Mover:
                 "long transactions, or move it when it has none"
             )
         move = await self._note(move, cutover_attempts=attempts)
-        pause_s = min(0.01 * 2 ** min(attempts, 16), self._settings.move_cutover_pause_s)
-        await self._sleep(pause_s)
+        await self._pause(attempts)
         return move
+
+    async def _pause(self, attempts: int) -> None:
+        """Let the tenant work between two attempts to hold it, longer each time."""
+        pause_s = 0.01 * 2 ** min(attempts, 16)
+        await self._sleep(min(pause_s, self._settings.move_cutover_pause_s))
 
     # At the target
 
     async def _follow(self, move: Move, sides: MoveSides) -> Move | None:
         """Prove the copies equal, once, and let the source follow; None when nobody has decided."""
-        placement = await self._placement(move)
-        await reopen(sides.target, self._desk, move, placement)
         back = sides.copier(back=True)
         await back.catch_up()
         if "after" not in move.report:
@@ -318,8 +323,7 @@ class Mover:
                 )
             except _PASSING as error:
                 move = await self._recover(await self._desk.read(), sides, reason=told(error))
-                pause_s = min(0.01 * 2 ** min(attempt, 16), self._settings.move_cutover_pause_s)
-                await self._sleep(pause_s)
+                await self._pause(attempt)
                 continue
             await self._desk.note_report({"rollback": report.document()})
             return await self._desk.read()

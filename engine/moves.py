@@ -60,6 +60,8 @@ _SQL = SqlFile("move.sql")
 Measure = Callable[[TenantId], Awaitable[TenantSize]]
 
 
+#: How often a move that somebody waits for is looked at.
+_POLL_S: Final = 0.05
 #: What a move takes: one connection to the catalog and one to each side.
 _CONNECTIONS_PER_MOVE: Final = 3
 #: Kinds of moves that have places of their own: those that copy, and all others.
@@ -232,21 +234,15 @@ class Moves:
         timeout_s: float,
         progress: Callable[[Move], None] | None = None,
     ) -> Move:
-        """The move once it is in one of `states`, settled, or has come to an end.
-
-        Raises `LimitError` when that takes longer than `timeout_s`; the move goes on.
-        """
-        wanted = frozenset(states)
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while True:
-            move = await self.store.move(move_id)
-            if progress is not None:
-                progress(move)
-            if move.state in wanted or move.is_settled:
-                return move
-            if self._clock.monotonic_s() > deadline_s:
-                raise LimitError(f"move {move_id} is still {move.state} after {timeout_s} s")
-            await asyncio.sleep(min(0.05, self._settings.move_poll_s))
+        """The move once it is in one of `states`, or settled; raises what `awaited` raises."""
+        return await awaited(
+            lambda: self.store.move(move_id),
+            states,
+            clock=self._clock,
+            timeout_s=timeout_s,
+            poll_s=min(_POLL_S, self._settings.move_poll_s),
+            progress=progress,
+        )
 
     async def check_free(self, tenant: Tenant, what: str) -> None:
         """Raise `ConflictError` when a move of the tenant is in the way of `what`."""
@@ -334,3 +330,30 @@ class Moves:
         except (LimitError, UnavailableError, TenantSuspendedError):
             # Too much to count in time, or too busy to be asked.
             return TenantSize(rows=0, bytes=0, complete=False)
+
+
+async def awaited(
+    read: Callable[[], Awaitable[Move]],
+    states: Iterable[MoveState],
+    *,
+    clock: Clock,
+    timeout_s: float,
+    poll_s: float,
+    progress: Callable[[Move], None] | None = None,
+) -> Move:
+    """The move that `read` gives, once it is in one of `states`, or settled.
+
+    `progress` is told of each look. Raises `LimitError` when it takes longer than `timeout_s`; the
+    move goes on.
+    """
+    wanted = frozenset(states)
+    deadline_s = clock.monotonic_s() + timeout_s
+    while True:
+        move = await read()
+        if progress is not None:
+            progress(move)
+        if move.state in wanted or move.is_settled:
+            return move
+        if clock.monotonic_s() > deadline_s:
+            raise LimitError(f"move {move.move_id} is still {move.state} after {timeout_s} s")
+        await asyncio.sleep(poll_s)

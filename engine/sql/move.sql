@@ -224,9 +224,7 @@ select c.relname::text as name,
         join pg_attribute a on a.attrelid = p.conrelid and a.attnum = k.number
         where p.conrelid = c.oid and p.contype = 'p' and a.attname <> 'tenant_id') as key,
        coalesce((select p.condeferrable from pg_constraint p
-                 where p.conrelid = c.oid and p.contype = 'p'), false) as deferrable_key,
-       greatest(c.reltuples, 0)::bigint as estimated_rows,
-       pg_table_size(c.oid) as table_bytes
+                 where p.conrelid = c.oid and p.contype = 'p'), false) as deferrable_key
 from pg_class c
 where c.relnamespace = to_regnamespace(quote_ident($1)) and c.relkind = 'r'
   and exists (select from pg_attribute a
