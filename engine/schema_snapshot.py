@@ -111,6 +111,8 @@ class Index:
     unique: bool = False
     valid: bool = True
     of_constraint: bool = False
+    #: The schema's own functions in its expressions and its predicate.
+    functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

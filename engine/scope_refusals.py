@@ -237,6 +237,13 @@ def _action_reason(key: Constraint, snapshot: SchemaSnapshot) -> str | None:
 def _index_reason(index: Index) -> str | None:
     if not index.valid:
         return "it is not valid; drop it and make it again"
+    if index.functions:
+        # Without a column in the call, PostgreSQL evaluates it when it plans for the table, as
+        # whoever asks: the admin too. A function around it may be inlined, so none is allowed.
+        return (
+            f"it calls {', '.join(index.functions)}, which would run whenever a statement on the "
+            "table is planned; index a stored generated column with that value instead"
+        )
     if index.of_constraint or index.table == VERSION_TABLE:
         return None
     if TENANT_COLUMN in index.keys[1:]:

@@ -309,7 +309,16 @@ select jsonb_build_object(
                 'tail', case
                     when starts_with(pg_get_indexdef(ind.indexrelid), head.text)
                     then substr(pg_get_indexdef(ind.indexrelid), length(head.text) + 1)
-                end
+                end,
+                -- The schema's own functions in its expressions and its predicate.
+                'functions', (
+                    select coalesce(jsonb_agg(distinct routine.proname), '[]')
+                    from pg_depend as depend
+                    join routine on routine.oid = depend.refobjid
+                    where depend.classid = 'pg_class'::regclass
+                      and depend.objid = ind.indexrelid
+                      and depend.refclassid = 'pg_proc'::regclass
+                )
             ) order by ind.relname
         )
         from index_ as ind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ MADE = ("before execute set local role tenancy_owner; create trigger", "", 8)
 HELD = "execute select set_config('lock_timeout', $2"
 CLOSED = ("after execute COMMIT", HELD, 2)
 FLIPPED = ("before fetchval update tenancy.fence", "after fetchval with mine", 1)
+OWN_DATABASE = re.compile("_[0-9a-f]{20}$")
 #: What belongs to moves, and what these tests look at besides.
 OURS = frozenset(
     {
@@ -91,8 +93,9 @@ def told(seen: Sequence[ServerLook], name: str) -> list[Finding]:
 
 def _is_anybodys(finding: Finding, name: str) -> bool:
     """Whether it is about a role or a database that another installation may have left here."""
-    in_own_database = finding.check == "fences" and finding.database.startswith("t_")
-    return in_own_database or (
+    # Whatever its prefix is, a tenant's own database ends in its digits.
+    in_own_database = finding.check == "fences" and OWN_DATABASE.search(finding.database)
+    return bool(in_own_database) or (
         name == "t_" and finding.subject.startswith(("role t_", "database t_"))
     )
 

@@ -286,3 +286,32 @@ async def test_the_keeper_has_nothing_but_what_its_functions_need(install: Insta
             "rolreplication from pg_roles where rolname = 'tenancy_keeper'"
         )
         assert not any(row)
+
+
+_BY_PLANNING = """
+create table things (id int primary key);
+create function who() returns int immutable language plpgsql as
+$f$ begin
+    if current_user <> 'tenancy_owner' then raise exception 'planned as %', current_user; end if;
+    return 1;
+end; $f$;
+"""
+_SPIES = ["on things (id) where who() = 1", "on things ((id + who()))"]
+
+
+@pytest.mark.parametrize("spy", _SPIES)
+async def test_nothing_that_a_migration_leaves_runs_while_the_admin_plans(
+    engine: Engine, install: Install, spy: str
+):
+    with pytest.raises(SchemaError, match="calls who, which would run"):
+        await engine.apply_migration("0001_spy", f"{_BY_PLANNING} create index spy {spy}")
+
+    # What would have been: the admin who only looks runs the migration's function.
+    async with install.connected() as admin:
+        await admin.execute(
+            f"begin; set local role tenancy_owner; set local search_path = app; {_BY_PLANNING} "
+            f"create index spy {spy}; commit"
+        )
+        user = await admin.fetchval("select current_user")
+        with pytest.raises(asyncpg.RaiseError, match=f"planned as {user}"):
+            await admin.fetch("select from app.things")

@@ -363,6 +363,11 @@ REFUSALS = {
     "table t: it has no primary key": "create table t (a int)",
     "function f(a p): it takes or returns rows of table p": "create function f(a p) returns int "
     "language sql return 1",
+    "index by_f: it calls f, which": "create function f() returns int immutable language plpgsql "
+    "as 'begin return 1; end'; create index by_f on p (id) where f() = 1",
+    "index by_f: it calls f, g, which": "create function f(int) returns int immutable language "
+    "plpgsql as 'begin return 1; end'; create function g(int) returns int immutable language sql "
+    "return $1; create index by_f on p (f(id), g(id))",
     "table t: its column a is oid": "create table t (id int primary key, a oid)",
     "table t: its column a holds rows of table p": "create table t (id int primary key, a p)",
     "line 2: CREATE MATERIALIZED VIEW m": "\ncreate materialized view m as select 1",

@@ -455,6 +455,13 @@ def test_other_constraints_that_cannot_be_kept_apart_are_refused(constraint, rea
     ("index", "reason"),
     [
         (Index(table="t", name="i", keys=("a",), tail="a)", valid=False), "not valid"),
+        (Index(table="t", name="i", keys=("a",), tail="a)", functions=("f", "g")), "calls f, g,"),
+        (
+            Index(
+                table="t", name="i", keys=("a",), tail="a)", of_constraint=True, functions=("f",)
+            ),
+            "generated column",
+        ),
         (Index(table="t", name="i", keys=("a", "tenant_id"), tail=""), "not the first"),
         (Index(table="t", name="i", keys=("a",), tail=None), "cannot be extended"),
         (
@@ -578,6 +585,7 @@ def test_a_document_of_the_catalogs_becomes_a_snapshot():
                 "unique": False,
                 "valid": True,
                 "of_constraint": False,
+                "functions": [],
             }
         ],
         "policies": None,
