@@ -149,10 +149,16 @@ class Catalog:
         moved = {TenantId(row["tenant_id"]): Epoch(row["epoch"]) for row in rows if row["epoch"]}
         return rows[0]["now"], moved
 
-    async def arriving(self, limit: int) -> dict[TenantId, Placement]:
-        """Tenants that are about to change their place, and the places, with epochs of before."""
-        rows = await self.pool.rows(_SQL.statement("arriving"), limit)
-        return {TenantId(row["tenant_id"]): placement_of_text(row["target"]) for row in rows}
+    async def moving(self, limit: int) -> dict[TenantId, Placement | None]:
+        """Tenants that may change their place before long, and the places (epochs of before).
+
+        None where it is too early to have anything ready there.
+        """
+        rows = await self.pool.rows(_SQL.statement("moving"), limit)
+        return {
+            TenantId(row["tenant_id"]): row["place"] and placement_of_text(row["place"])
+            for row in rows
+        }
 
     async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
         """Tenants in the order of their names, starting after `after`."""

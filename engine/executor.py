@@ -115,6 +115,7 @@ class Executor:
             limits=route.limits,
             statement=statement,
             arguments=arguments,
+            watched=route.watched,
         )
         ticket.alone = True
         self._submit(ticket)
@@ -138,6 +139,7 @@ class Executor:
             route.placement.epoch,
             limits=route.limits,
             deadline_at=deadline_at,
+            watched=route.watched,
         )
         ticket.program = program
         ticket.plain = plain
@@ -173,6 +175,7 @@ class Executor:
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
+            watched=route.watched,
         )
 
     def deadline_at(self, deadline_s: float | None) -> float:

@@ -14,20 +14,22 @@ Rules this module keeps (keys are noted, and rows are not):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import SchemaError
 from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
 from tenancy.data_isolation.core.move import MoveId
-from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.move_side import MoveSide, SideName
 from tenancy.data_isolation.engine.move_table import MoveTable
-from tenancy.data_isolation.engine.scoping import set_path
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.together import together
 
 _SQL = SqlFile("move.sql")
+#: Commits the transaction of a side.
+Commit: TypeAlias = "Callable[[MoveSide], Awaitable[None]]"
 #: Parts of a copy that were read and not written yet; the driver makes them of some 64 KiB.
 _PARTS_MAX: Final = 16
 
@@ -98,6 +100,26 @@ class MoveCopier:
             await stack.enter_async_context(self.target.working(repeatable=one))
             yield await self.source.changed()
 
+    @asynccontextmanager
+    async def standing_by(self) -> AsyncIterator[Commit]:
+        """Transactions of both sides, with empty stages: all that can be made ready before the
+        tenant is held. Each statement sees what there is when it begins; nobody else changes that
+        while the tenant is held. What is given commits that of a side; all ends with the block.
+        """
+        async with AsyncExitStack() as here, AsyncExitStack() as there:
+            stacks = {SideName.SOURCE: here, SideName.TARGET: there}
+            if self.is_one_database:
+                stacks[self.source.name] = stacks[self.target.name]
+            else:
+                await stacks[self.source.name].enter_async_context(self.source.working())
+            await stacks[self.target.name].enter_async_context(self.target.working())
+            await self.make_stages()
+
+            async def commit(side: MoveSide) -> None:
+                await stacks[side.name].aclose()
+
+            yield commit
+
     async def copy_chunk(self, pair: tuple[MoveTable, MoveTable], rows: int) -> Carried:
         """Carry the next rows of a table's first copy, and the changed rows of it.
 
@@ -107,7 +129,7 @@ class MoveCopier:
         cursor = (await self.cursors()).get(here.name, Cursor())
         carried = Carried()
         async with self.carrying() as changed:
-            await self.target.connection.execute(there.make_stage())
+            await self._make_stages([there])
             end = cursor.end_key or await self._highest_key(here)
             copied = 0
             if end is not None:
@@ -140,23 +162,27 @@ class MoveCopier:
         if not await self.source.backlog():
             return carried
         async with self.carrying() as changed:
+            await self._make_stages(there for here, there in self.pairs() if here.name in changed)
             await self.carry_changed(changed, carried)
         await self.forget(carried)
         return carried
 
     async def carry_changed(self, changed: Mapping[str, Sequence[int]], carried: Carried) -> None:
-        """Carry the rows of `changed` keys, within `carrying`."""
+        """Carry the rows of `changed` keys, through stages that are empty."""
         pairs = [pair for pair in self.pairs() if pair[0].name in changed]
         for here, there in pairs:
-            await self.target.connection.execute(there.make_stage())
             await self._fill(self._changed_rows(here), there, carried)
             carried.notes[here.name] = list(changed[here.name])
         await self._put_in([there for _, there in pairs])
 
+    async def make_stages(self) -> None:
+        """Have an empty stage for each table."""
+        await self._make_stages(there for _, there in self.pairs())
+
     async def stage_keys(self, changed: Mapping[str, Sequence[int]]) -> None:
         """Let the stages of all tables hold the changed keys, within `carrying`."""
+        await self.make_stages()
         for here, there in self.pairs():
-            await self.target.connection.execute(there.make_stage())
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, Carried())
 
@@ -194,12 +220,16 @@ class MoveCopier:
     async def _put_in(self, tables: Sequence[MoveTable]) -> None:
         """Let the target have what is in the stages."""
         schema = self.target.placement.schema
-        await set_path(self.target.connection, schema)
         # All that is gone or was changed goes first, so that no row is in the way of another one.
-        for table in tables:
-            await self.target.run(table.remove_changed(schema, self._tenant_no))
-        for table in tables:
-            await self.target.run(table.take(schema))
+        await self.target.run(
+            *(table.remove_changed(schema, self._tenant_no) for table in tables),
+            *(table.take(schema) for table in tables),
+        )
+
+    async def _make_stages(self, tables: Iterable[MoveTable]) -> None:
+        text = "; ".join(table.make_stage() for table in tables)
+        if text:
+            await self.target.connection.execute(text)
 
     async def _set_cursor(self, name: str, cursor: Cursor) -> None:
         text = _SQL.statement("set_cursor", move=self._move_id)
@@ -232,25 +262,24 @@ class MoveCopier:
             while (part := await parts.get()) is not None:
                 yield part
 
-        async def read() -> None:
-            await self.source.connection.copy_from_query(query, output=take, format="binary")
+        async def read() -> str:
+            status: str = await self.source.connection.copy_from_query(
+                query, output=take, format="binary"
+            )
             await parts.put(None)
+            return status
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(read())
-                writing = group.create_task(
-                    self.target.connection.copy_to_table(
-                        table.stage.rpartition(".")[2],
-                        schema_name="pg_temp",
-                        source=give(),
-                        columns=table.stage_columns,
-                        format="binary",
-                    )
-                )
-        except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
-        status: str = writing.result()
+        async def write() -> str:
+            status: str = await self.target.connection.copy_to_table(
+                table.stage.rpartition(".")[2],
+                schema_name="pg_temp",
+                source=give(),
+                columns=table.stage_columns,
+                format="binary",
+            )
+            return status
+
+        _, status = await together(read(), write())
         return status
 
 

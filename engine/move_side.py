@@ -30,12 +30,14 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 from tenancy.data_isolation.engine.pinning import pinned
-from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.runner import leave_owner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
 _NAMESPACE_SQL = SqlFile("namespace.sql")
+#: Belongs to no tenant.
+NOBODY: Final = TenantNo(-1)
 #: Attempts to get at a table that others keep locked, and the pauses between two, which double: in
 #: them everybody else gets on.
 _LOCK_ATTEMPTS: Final = 30
@@ -81,7 +83,9 @@ class MoveSide:
         self._settings = settings
         self._keys = keys
         self._term = Term(0)
-        #: Whether the tenant is held, so that nothing may take long.
+        #: Whether the tenant may be here from the end of the transaction on.
+        self._let_in = False
+        #: Whether the tenant is held or about to be, so that nothing may take long.
         self.hurried = False
 
     @property
@@ -139,12 +143,12 @@ class MoveSide:
             fence = await self.fence()
             if fence is None:
                 raise ConflictError(f"the tenant has no fence at {self.placement.server}")
+            self._let_in = False
             await self.own(fence.epoch, open_it=not fence.is_open)
             yield connection
-            await self.admin()
             # Users' functions could have been called, as the owner of what runs our statements.
-            await check_runner(connection)
-            if not fence.is_open:
+            await leave_owner(connection)
+            if not fence.is_open and not self._let_in:
                 await self.set_fence(fence.epoch, is_open=False)
 
     @asynccontextmanager
@@ -154,7 +158,8 @@ class MoveSide:
         settings = self._settings
         limits = (settings.move_statement_timeout_ms, settings.move_idle_timeout_ms)
         if self.hurried:
-            limits = (settings.move_hold_max_ms, settings.move_hold_max_ms)
+            # It begins before the last statement of the tenant has ended.
+            limits = (settings.move_drain_ms + settings.move_hold_max_ms,) * 2
         async with self.connection.transaction(isolation=isolation):
             await self.connection.execute(
                 _SQL.statement("enter"),
@@ -196,9 +201,14 @@ class MoveSide:
         """Go on as the admin."""
         await self.connection.execute("reset role")
 
-    async def run(self, text: str) -> str:
-        """Run a statement that may call users' functions, in which no role can be changed."""
-        return await self.connection.execute(_NAMESPACE_SQL.statement("run"), text)
+    async def owner(self) -> None:
+        """Go on as the owner again, in the same transaction."""
+        await self.connection.execute("set local role tenancy_owner")
+
+    async def run(self, *texts: str) -> None:
+        """Run statements that may call users' functions, in which no role can be changed."""
+        if texts:
+            await self.connection.execute(_NAMESPACE_SQL.statement("run"), "; ".join(texts))
 
     # The fence
 
@@ -212,6 +222,26 @@ class MoveSide:
         if await self.connection.fetchval(text, self._tenant_no, epoch, is_open) is None:
             raise SupersededError
 
+    async def let_in(self, epoch: Epoch) -> None:
+        """Open the fence with the transaction of `working`, which would close it otherwise."""
+        await self.set_fence(epoch, is_open=True)
+        self._let_in = True
+
+    async def open_soon(self, epoch: Epoch) -> None:
+        """Open the fence, and do not wait until that is durable.
+
+        A server that crashes just now has it closed again, though the catalog has the tenant here:
+        `move_cutover.reopen` knows that.
+        """
+        text = _SQL.statement("open_fence_soon")
+        if await self.connection.fetchval(text, self._tenant_no, epoch) is None:
+            raise SupersededError
+
+    async def rehearse(self) -> None:
+        """Have the server and the driver know what follows while the tenant is held."""
+        await self.connection.fetchval(_SQL.statement("set_fence"), NOBODY, Epoch(0), False)
+        await self.connection.fetchval(_SQL.statement("open_fence_soon"), NOBODY, Epoch(0))
+
     async def fence(self) -> Fence | None:
         """The tenant's fence here; None where there is none."""
         row = await self.connection.fetchrow(_SQL.statement("fence"), self._tenant_no)
@@ -221,6 +251,7 @@ class MoveSide:
     async def held(self) -> AsyncIterator[None]:
         """Nobody works for the tenant in this database within the block.
 
+        Begins in a transaction of the admin, which goes on as the owner, and may outlive it.
         Raises `OverloadedError` when statements of the tenant do not end in time; nothing is held
         then. The server ends the session, and with it the hold, when it is silent for too long.
         """
@@ -316,6 +347,15 @@ class MoveSide:
             "where tenancy_seq = any ($1::bigint[])"
         )
         await self.connection.execute(text, notes)
+
+    async def analyze(self) -> None:
+        """Have statistics of the tables, unless they are shared: PostgreSQL looks at a table that
+        is new only after a while, and the tenant would work with bad plans until then.
+        """
+        if not self.is_shared:
+            for table in self.tables:
+                at = table.at(self.placement.schema)
+                await self.connection.execute(f"analyze (skip_locked) {at}")
 
     # Parts
 

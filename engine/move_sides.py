@@ -61,13 +61,8 @@ class MoveSides:
 
     def cutover(self, copier: MoveCopier) -> Cutover:
         """What lets the tenant change its place."""
-        there = copier.target.placement
         return Cutover(
-            copier,
-            self.proof(copier),
-            self._desk,
-            clock=self._clock,
-            with_catalog=(there.server, there.database) == self._control,
+            copier, self.proof(copier), self._desk, clock=self._clock, control=self._control
         )
 
     async def prepare(self) -> None:

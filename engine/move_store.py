@@ -235,23 +235,23 @@ class MoveDesk:
 
         `connection` is another one to the same database, in whose transaction it happens.
         """
-        values = (
-            placement.level,
-            placement.server,
-            placement.database,
-            placement.schema,
-            placement.role,
-            placement.epoch,
-            placement.sensitive_schema,
-            left,
-            state,
-        )
+        values = (*_columns(placement), left, state)
         if connection is None:
             await self._change("flip", *values)
             return
         statement = _SQL.statement("flip")
         if not await connection.fetchval(statement, self._move_id, self.term, *values):
             raise SupersededError
+
+    async def rehearse_flip(
+        self, placement: Placement, state: MoveState, connection: asyncpg.Connection | None
+    ) -> None:
+        """Have the server and the driver know `flip`; nothing changes."""
+        values = (Term(-1), *_columns(placement), placement.epoch, state)
+        if connection is None:
+            await self.ask("flip", *values)
+        else:
+            await connection.fetchval(_SQL.statement("flip"), self._move_id, *values)
 
     async def raise_epoch(self, tenant_no: TenantNo, epoch: Epoch, before: Epoch) -> None:
         """Let the tenant stay where it is, under a higher epoch."""
@@ -276,6 +276,19 @@ class MoveDesk:
     async def _change(self, name: str, *arguments: Any) -> None:
         if not await self.ask(name, self.term, *arguments):
             raise SupersededError
+
+
+def _columns(placement: Placement) -> tuple[object, ...]:
+    """A placement as `flip` takes it."""
+    return (
+        placement.level,
+        placement.server,
+        placement.database,
+        placement.schema,
+        placement.role,
+        placement.epoch,
+        placement.sensitive_schema,
+    )
 
 
 def _move(row: asyncpg.Record) -> Move:

@@ -23,6 +23,7 @@ from tenancy.data_isolation.core.identifiers import (
     SchemaName,
     TenantNo,
     quote_identifier,
+    quote_literal,
 )
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.pinning import pinned
@@ -317,7 +318,7 @@ class MoveTable:
     def _key_of(self, texts: Sequence[str]) -> str:
         """A key that is given by texts."""
         parts = zip(self.key, texts, strict=True)
-        return ", ".join(f"{_literal(text)}::{column.key_type}" for column, text in parts)
+        return ", ".join(f"{quote_literal(text)}::{column.key_type}" for column, text in parts)
 
     def _is_row(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the noted key d."""
@@ -328,9 +329,3 @@ class MoveTable:
         """Whether row r of the table is the one of the staged row s."""
         same = " and ".join(f"{column.of('r')} = {column.compared('s')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
-
-
-def _literal(text: str) -> str:
-    """A text as SQL has it, however the server reads a backslash."""
-    quoted = text.replace("'", "''")
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"

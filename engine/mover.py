@@ -211,6 +211,7 @@ class Mover:
         move = await self._converged(move, sides)
         if move.state.is_final:
             return move
+        await sides.target.analyze()
         proofs = await sides.proof(copier).compare_all()
         check_equal(proofs)
         unready = await unready_indexes(sides.target)
@@ -238,12 +239,21 @@ class Mover:
     async def _let_in(self, move: Move, sides: MoveSides) -> Move:
         """Let the tenant change its place, once there are sessions that wait for it there."""
         if not move.progress.cutover_attempts:
-            await self._sleep(self._settings.move_warm_ms / 1_000)
+            await self._be_announced()
         move = await self._converged(move, sides)
         if move.state.is_final:
             return move
         move = await self._desk.advance(move, MoveState.CUTTING_OVER)
         return await self._cut_over(move, sides)
+
+    async def _be_announced(self) -> None:
+        """Let every process hear that the tenant may move, and have sessions ready for it.
+
+        Whoever has not heard by then believes nothing any more (`Routes`). Nobody's wish makes
+        this shorter.
+        """
+        settings = self._settings
+        await asyncio.sleep(max(settings.move_warm_ms, 2 * settings.placement_refresh_ms) / 1_000)
 
     async def _cut_over(self, move: Move, sides: MoveSides) -> Move:
         """Let the tenant change its place; back to `CATCHING_UP` when it cannot be held."""
@@ -311,6 +321,7 @@ class Mover:
         """The same protocol with the sides exchanged."""
         back = sides.copier(back=True)
         check_equal(await sides.proof(back).compare_all())
+        await self._be_announced()
         for attempt in range(self._settings.move_cutover_attempts_max):
             for _ in range(_PASSES_MAX):
                 if await back.backlog() <= self._settings.move_backlog_rows_max:

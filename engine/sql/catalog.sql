@@ -226,12 +226,16 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
--- name: arriving
--- Tenants that are about to be let in at a new place, and where that is.
-select t.tenant_id, m.target
+-- name: moving
+-- Tenants that may change their place before long, and where they will be then: null as long as it is
+-- too early to have anything ready there. A move whose first attempts to hold the tenant came to nothing
+-- never leaves these states in between.
+select t.tenant_id,
+       case when m.state = 'open' then m.source
+            when m.state <> 'catching_up' and not m.reversing then m.target end as place
 from catalog.move m join catalog.tenant t using (tenant_no)
-where m.state in ('verified', 'cutting_over') and not m.reversing
-  and not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
+where m.state in ('catching_up', 'verified', 'cutting_over')
+   or m.state = 'open' and m.wish = 'rollback'
 limit $1;
 
 -- name: moved

@@ -246,9 +246,6 @@ from pg_sequence s join pg_class c on c.oid = s.seqrelid
 where c.relnamespace = to_regnamespace(quote_ident($1))
 order by c.relname;
 
--- name: set_sequence
-select setval($1::text::regclass, $2::bigint);
-
 -- name: may_replicate
 -- Whether the admin may keep triggers from firing for its own writes.
 select has_parameter_privilege(current_user, 'session_replication_role', 'SET');
@@ -273,9 +270,10 @@ select set_config('session_replication_role', 'replica', true),
 -- name: hold
 -- Nobody begins to work for the tenant in this database before it is let go, or the session ends; waits
 -- for those that are at work, no longer than $2 (a time with its unit). A session that is silent for
--- longer than $3 is ended, so that nobody who sleeps holds a tenant.
+-- longer than $3 is ended, so that nobody who sleeps holds a tenant. The owner, as who the transaction
+-- goes on, may not take the lock.
 select set_config('lock_timeout', $2, false), set_config('idle_session_timeout', $3, false),
-       pg_advisory_lock($1::bigint | 4611686018427387904);
+       pg_advisory_lock($1::bigint | 4611686018427387904), set_config('role', 'tenancy_owner', true);
 
 -- name: let_go
 select pg_advisory_unlock($1::bigint | 4611686018427387904),
@@ -292,6 +290,12 @@ on conflict (tenant_no) do nothing;
 -- name: set_fence
 -- Epochs only rise. $2 = the new one.
 update tenancy.fence set epoch = $2, open = $3 where tenant_no = $1 and epoch <= $2 returning epoch;
+
+-- name: open_fence_soon
+-- Without waiting for the disk (manual, 28.4).
+update tenancy.fence set epoch = $2, open = true
+where tenant_no = $1 and epoch <= $2 and set_config('synchronous_commit', 'off', true) is not null
+returning epoch;
 
 -- name: other_movers
 -- Ends sessions of those who carried this move out before; $1 = what they are called.
