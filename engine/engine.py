@@ -51,6 +51,7 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
@@ -132,8 +133,14 @@ class Engine:
             left=self._has_left,
             arriving=self._will_arrive,
         )
+        self._overheard = Overheard()
         self._executor = Executor(
-            settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
+            settings=settings,
+            guard=self.guard,
+            keys=keys,
+            master_key=key,
+            servers=servers,
+            hear=self._overheard.hear,
         )
         self._batches = Batches(settings=settings, executor=self._executor)
         self._beside: set[asyncio.Task[None]] = set()
@@ -326,7 +333,7 @@ class Engine:
 
     def _will_arrive(self, route: Route) -> None:
         """There are sessions where a tenant will be soon, before it comes."""
-        self._aside(warm(self._executor, route, self.shapes.newest))
+        self._aside(warm(self._executor, route, self.shapes.newest, self._overheard))
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it beside everything else."""
