@@ -130,31 +130,32 @@ class MoveCopier:
         carried = Carried()
         async with self.carrying() as changed:
             await self._make_stages([there])
-            end = cursor.end_key or await self._highest_key(here)
-            copied = 0
-            if end is not None:
-                chunk = here.chunk(
-                    self._move_id,
-                    self.source.placement.schema,
-                    self._tenant_no,
-                    after=cursor.last_key,
-                    until=end,
-                    rows=rows,
-                )
-                copied = await self._fill(chunk, there, carried)
+            await self.source.connection.execute(_SQL.statement("read_in_order"))
+            done = await self._next_rows(pair, cursor, rows, carried)
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, carried)
                 carried.notes[here.name] = changed[here.name]
-            await self._put_in([there])
-            last = await self.target.connection.fetchval(there.last_key)
-            done = Cursor(
-                last_key=cursor.last_key if last is None else tuple(last),
-                end_key=end,
-                complete=copied < rows,
-            )
+            await self._put_in([there], replaces=here.name in changed)
             await self._set_cursor(here.name, done)
         await self.forget(carried)
         return carried
+
+    async def _next_rows(
+        self, pair: tuple[MoveTable, MoveTable], cursor: Cursor, rows: int, carried: Carried
+    ) -> Cursor:
+        """Bring the next rows of a table into its stage; how far the copy is with them."""
+        here, there = pair
+        schema, after = self.source.placement.schema, cursor.last_key
+        end = cursor.end_key or await self._highest_key(here)
+        if end is None:
+            return Cursor(complete=True)
+        found = await self.source.connection.fetchval(
+            here.chunk_end(schema, self._tenant_no, after=after, until=end, rows=rows)
+        )
+        last = end if found is None else tuple(found)
+        chunk = here.chunk(self._move_id, schema, self._tenant_no, after=after, until=last)
+        await self._fill(chunk, there, carried)
+        return Cursor(last_key=last, end_key=end, complete=found is None)
 
     async def catch_up(self) -> Carried:
         """Carry the changed rows of all tables as they are in one snapshot."""
@@ -217,12 +218,16 @@ class MoveCopier:
         text = table.highest_key(self.source.placement.schema, self._tenant_no)
         return _key(await self.source.connection.fetchval(text))
 
-    async def _put_in(self, tables: Sequence[MoveTable]) -> None:
-        """Let the target have what is in the stages."""
+    async def _put_in(self, tables: Sequence[MoveTable], *, replaces: bool = True) -> None:
+        """Let the target have what is in the stages; it `replaces` nothing in a first copy."""
         schema = self.target.placement.schema
         # All that is gone or was changed goes first, so that no row is in the way of another one.
         await self.target.run(
-            *(table.remove_changed(schema, self._tenant_no) for table in tables),
+            *(
+                table.remove_changed(schema, self._tenant_no)
+                for table in tables
+                if replaces or table.deferrable_key
+            ),
             *(table.take(schema) for table in tables),
         )
 

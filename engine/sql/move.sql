@@ -179,6 +179,12 @@ select set_config('lock_timeout', $1, true);
 -- name: cursors
 select name, last_key, end_key, complete from {move}.cursor;
 
+-- name: read_in_order
+-- The next rows by an index, however few PostgreSQL believes there are: otherwise it can read and sort
+-- all that is left for each of them. To the end of the transaction.
+select set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_seqscan', 'off', true);
+
 -- name: set_cursor
 insert into {move}.cursor as c (name, last_key, end_key, complete) values ($1, $2, $3, $4)
 on conflict (name) do update

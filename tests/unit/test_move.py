@@ -139,6 +139,20 @@ def test_a_pace_slows_down_when_writes_take_longer_after_copying_than_after_a_re
     assert pace.share == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "looked_up"),
+    [
+        *[("bigint", True), ("character varying(20)", True), ("timestamp(3) with time zone", True)],
+        *[("numeric(10,2)", False), ("public.mood", False), ("jsonb", False)],
+    ],
+)
+def test_rows_are_looked_up_one_by_one_where_row_security_lets_an_index_do_it(kind, looked_up):
+    key = (MoveColumn(name="a", type="bigint"), MoveColumn(name="b", type=kind))
+    table = MoveTable(label="source_0", name="t", columns=key, key=key)
+    text = table.changed_rows(MoveId("m_" + "0" * 20), SchemaName("app"), TenantNo(7))
+    assert (" OFFSET 0" in text) is looked_up
+
+
 def test_names_and_values_of_users_stay_names_and_values():
     evil = MoveColumn(name='a"; drop table x; --', type="text")
     table = MoveTable(label="source_0", name='t"', columns=(evil,), key=(evil,))
@@ -148,7 +162,6 @@ def test_names_and_values_of_users_stay_names_and_values():
         TenantNo(7),
         after=("it's \\ here",),
         until=("z",),
-        rows=5,
     )
     assert '"a""; drop table x; --"' in chunk
     assert "E'it''s \\\\ here'::" in chunk
