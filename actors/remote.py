@@ -45,8 +45,10 @@ from tenancy.data_isolation.core.errors import (
     SetupError,
     TenancyError,
 )
-from tenancy.data_isolation.core.identifiers import Region
+from tenancy.data_isolation.core.identifiers import Region, TenantId
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import TenantSize
+from tenancy.data_isolation.engine.level_review import MeasureSize
 
 NAMESPACE = "tenancy"
 REGION_LABEL = "ray.io/availability-region"
@@ -93,7 +95,7 @@ def start_mover(path: Path) -> Handle:
     Does not wait: `wait_for_mover` does.
     """
     options: dict[str, Any] = dict(_OPTIONS, name=MOVER_NAME)
-    return ray.remote(**options)(MoveActor).remote(MOVER_NAME, str(path))
+    return ray.remote(**options)(MoveActorProcess).remote(MOVER_NAME, str(path))
 
 
 def wait_for_mover(mover: Handle, timeout_s: float) -> None:
@@ -165,6 +167,22 @@ class TenantActorProcess(TenantActor):
     def __init__(self, name: str, configuration_path: str) -> None:
         super().__init__(name, configuration_path)
         relax_collector()
+
+
+class MoveActorProcess(MoveActor):
+    """The mover in a process of its own, beside tenant actors."""
+
+    def measure(self, configuration: ActorConfiguration) -> MeasureSize:
+        """The tenant's own actor counts, whose sessions take up most of what its login may have."""
+        # Imported late: it imports this module.
+        from tenancy.data_isolation.actors.gateway import ActorGateway
+
+        gateway = ActorGateway(configuration.directory, configuration.public_settings())
+
+        async def measured(tenant_id: TenantId, rows_max: int) -> TenantSize:
+            return await gateway.tenant_size(tenant_id, rows_max=rows_max)
+
+        return measured
 
 
 class Actors:
