@@ -379,7 +379,6 @@ class Settings:
             raise SettingError(
                 f"TENANCY_ORCHESTRATION is {self.orchestration!r}; use {', '.join(_ORCHESTRATION)}"
             )
-        self._check_levels()
         for release in self.allowed_vulnerable_releases():
             if not re.fullmatch(r"[0-9]{2}\.[0-9]{1,2}", release):
                 raise SettingError(
@@ -387,8 +386,8 @@ class Settings:
                     "15.12, with commas between them"
                 )
 
-    def _check_levels(self) -> None:
-        """Refuse values by which a tenant would be moved to and fro."""
+    def check_levels(self) -> None:
+        """Raise `SettingError`, naming the variables, for values that move tenants to and fro."""
         for lower, higher in _BELOW:
             if getattr(self, lower) >= getattr(self, higher):
                 raise SettingError(

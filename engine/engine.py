@@ -162,6 +162,7 @@ class Engine:
         """
         config = config or EngineConfig()
         settings = config.resolved_settings()
+        settings.check_levels()
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
             servers = await _servers(config, settings, stack)
@@ -182,6 +183,7 @@ class Engine:
         unless `checked` is false: that is for who wants to look.
         """
         settings = config.resolved_settings()
+        settings.check_levels()
         if not config.servers and settings.postgres_dsn is None:
             raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
         async with AsyncExitStack() as stack:

@@ -21,7 +21,12 @@ from tenancy.data_isolation.core.identifiers import Region
 from tenancy.data_isolation.core.level_policy import Action
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
 from tenancy.data_isolation.core.proposal import Decider, OrchestrationMode, ProposalState
+from tenancy.data_isolation.core.settings import EngineConfig
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, TenantContext
+from tenancy.data_isolation.strategies import (
+    OrchestratorConfig,
+    UltraAdvancedStrategyOrchestrator,
+)
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
@@ -219,9 +224,10 @@ async def test_a_tenant_that_takes_its_neighbours_time_is_promoted(install: Inst
 
 
 async def test_two_processes_decide_once_and_begin_no_more_than_the_budget_has(install: Install):
+    budget = {"orchestrated_moves_per_hour_max": 1}
     async with (
-        fleet(install, orchestrated_moves_per_hour_max=1) as made,
-        opened(install, tables=False, **QUICK) as other,
+        fleet(install, **budget) as made,
+        opened(install, tables=False, **(QUICK | budget)) as other,
     ):
         for name in ("acme", "globex"):
             await make_tenant(made.engine, name, users=1)
@@ -359,3 +365,35 @@ async def test_what_is_counted(made: Fleet, install: Install):
         await made.engine.loads.tell()
         await made.window(look, acme=1)
         assert await connection.fetchval("select count(*) from catalog.load") == 1
+
+
+async def test_the_orchestrator_of_a_library_moves_tenants_itself(made: Fleet):
+    await make_tenant(made.engine, "acme")
+    look = made.review(PROPOSE)
+    await made.windows(2, look, acme=BUSY)
+    await look.close()
+    config = EngineConfig(settings=made.engine.settings, gateway=made.engine)
+
+    proposing = UltraAdvancedStrategyOrchestrator(OrchestratorConfig())
+    await proposing.initialize(config)
+    metrics = await proposing.get_orchestrator_metrics()
+    (told,) = metrics["promotions"]
+    assert (told["tenant_id"], told["isolation_level"]) == ("acme", "schema")
+    assert (metrics["orchestration"], metrics["without_effect"]) == ("propose", {})
+    await proposing.cleanup()
+    assert await made.engine.moves.moves() == []
+
+    # It looks at once, and then every now and then.
+    moving = UltraAdvancedStrategyOrchestrator(
+        OrchestratorConfig(auto_optimization=True, optimization_interval_minutes=5)
+    )
+    await moving.initialize(config)
+    while not (moves := await made.engine.moves.moves()):
+        await asyncio.sleep(0.01)
+    await made.is_open(moves[0].move_id)
+    metrics = await moving.get_orchestrator_metrics()
+    assert (metrics["orchestration"], metrics["without_effect"]) == ("automatic", {})
+    assert metrics["promotions"] == []
+    with pytest.raises(ConflictError, match="accepted already"):
+        await moving.proposals.dismiss(told["proposal_id"])
+    await moving.cleanup()
