@@ -15,6 +15,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import Region, TenantId
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import TenantSize
+from tenancy.data_isolation.engine import level_review
 from tenancy.data_isolation.engine.level_review import MeasureSize
 
 NAMESPACE = "tenancy"
@@ -71,6 +73,7 @@ _OPTIONS = {
     "enable_task_events": False,
 }
 _STOP_TIMEOUT_S = 30.0
+_ACTS = logging.getLogger(level_review.__name__)
 
 
 def start_shared_actors(configuration: ActorConfiguration, path: Path) -> dict[ActorName, Handle]:
@@ -171,6 +174,12 @@ class TenantActorProcess(TenantActor):
 
 class MoveActorProcess(MoveActor):
     """The mover in a process of its own, beside tenant actors."""
+
+    def __init__(self, name: str, configuration_path: str) -> None:
+        super().__init__(name, configuration_path)
+        # Ray's workers tell of nothing below a warning, and what is done to tenants is to be found.
+        _ACTS.setLevel(logging.INFO)
+        _ACTS.addHandler(logging.StreamHandler())
 
     def measure(self, configuration: ActorConfiguration) -> MeasureSize:
         """The tenant's own actor counts, whose sessions take up most of what its login may have."""
