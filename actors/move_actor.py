@@ -96,12 +96,13 @@ class MoveActor:
             await asyncio.sleep(_LOOK_S if failure is None else _RETRY_S)
 
     async def _look(self) -> None:
-        if self._engine is not None:
+        if self._engine is not None and self._review is not None:
             await self._engine.keys.refresh(self._engine.catalog)
             return
         configuration = await asyncio.to_thread(read_configuration, self._path)
-        self._engine = await Engine.attach(configuration.engine_config(self._name))
-        self._engine.moves.work()
+        if self._engine is None:
+            self._engine = await Engine.attach(configuration.engine_config(self._name))
+            self._engine.moves.work()
         self._review = self._engine.level_review(
             rule_book(None),
             OrchestrationMode(configuration.settings.orchestration),

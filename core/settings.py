@@ -391,8 +391,8 @@ class Settings:
         for lower, higher in _BELOW:
             if getattr(self, lower) >= getattr(self, higher):
                 raise SettingError(
-                    f"{_variable(lower)} is {getattr(self, lower):g}; it must be below "
-                    f"{_variable(higher)}, which is {getattr(self, higher):g}"
+                    f"{_variable(lower)} is {getattr(self, lower):,.15g}; it must be below "
+                    f"{_variable(higher)}, which is {getattr(self, higher):,.15g}"
                 )
         if self.promotion_failed_cooldown_s < self.promotion_cooldown_s:
             raise SettingError(

@@ -407,6 +407,10 @@ class LevelReview:
 
     async def _start_moves(self, turn: Turn) -> None:
         for proposal in await self._store.waiting(_MOVES_MAX):
+            # Asked here as well, since planning a move counts the tenant's rows.
+            lately, under_way = await self._store.started_lately(self._clock.now() - _HOUR)
+            if self._budget.against(lately=lately, under_way=under_way) is not None:
+                return
             if not await self._started(turn, proposal):
                 return
 

@@ -92,6 +92,8 @@ class Loads:
         """Count operations that have ended now and were begun at `began_s` (`time.monotonic`)."""
         load = self._counted.tenants.get(route.tenant.tenant_no)
         if load is None:
+            if not self._is_on:
+                return
             load = self._new(route)
         load.operations += operations
         load.busy_s += monotonic() - began_s

@@ -158,8 +158,7 @@ class ProposalStore:
 
         What was counted more than `keep_s` before the newest window is thrown away.
         """
-        done = await self._catalog.pool.write(
-            _SQL.statement("record"),
+        values = (
             turn.holder,
             turn.term,
             turn.looked_upto,
@@ -173,7 +172,16 @@ class ProposalStore:
             at,
             keep_s,
         )
+        try:
+            done = await self._catalog.pool.write(_SQL.statement("record"), *values)
+        except asyncpg.ForeignKeyViolationError:
+            return False  # A tenant was erased meanwhile; the next look does without it.
         return done is not None
+
+    async def started_lately(self, since: datetime) -> tuple[int, int]:
+        """Moves that the orchestrator has started since, and those that are not open yet."""
+        (row,) = await self._catalog.pool.rows(_SQL.statement("started_lately"), since)
+        return row["lately"], row["under_way"]
 
     # Proposals
 

@@ -11,7 +11,9 @@ from tenancy.data_isolation.core.move import PRIORITY_RANGE
 from tenancy.data_isolation.core.proposal import ProposalState
 from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import (
+    STATUS_USAGE,
     AsJson,
+    CommandError,
     note,
     print_fields,
     print_json,
@@ -46,6 +48,8 @@ def list_proposals(
     as_json: AsJson = False,
 ) -> None:
     """List proposals to move tenants, the newest first."""
+    if everything and state is not None:
+        raise CommandError("--state does not go with --all", status=STATUS_USAGE)
     wanted = None if everything else (state or ProposalState.PROPOSED).value
     found: list[dict[str, Any]] = []
     following: str | None = None

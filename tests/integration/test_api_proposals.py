@@ -142,5 +142,7 @@ async def test_the_command_lists_shows_accepts_and_dismisses(acme):
     assert (await running.run("proposal", "list", "--json")).json()["proposals"] == []
     everything = (await running.run("proposal", "list", "--all", "--json")).json()["proposals"]
     assert {item["state"] for item in everything} == {"accepted", "dismissed"}
+    both = await running.run("proposal", "list", "--all", "--state", "refused", status=2)
+    assert "does not go with" in both.err
     missing = await running.run("proposal", "show", NO_PROPOSAL, status=1)
     assert "there is no proposal" in missing.err
