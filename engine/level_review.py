@@ -185,6 +185,9 @@ class LevelReview:
             windows_min=settings.orchestrated_latency_windows,
             operations_min=settings.orchestrated_latency_operations_min,
         )
+        self._measure_timeout_s = (
+            settings.statement_timeout_ms + settings.connection_wait_ms
+        ) / 1_000
         self._holder = secrets.token_hex(10)
         self._has_looked = False
         self._working: asyncio.Task[None] | None = None
@@ -391,9 +394,12 @@ class LevelReview:
             # One that is too large to be counted in time is not tried again before its time.
             size = item.size
             try:
-                size = await self._measure(item.tenant.tenant_id, self._rows_max(item))
+                async with asyncio.timeout(self._measure_timeout_s):
+                    size = await self._measure(item.tenant.tenant_id, self._rows_max(item))
             except TenancyError as error:
                 _log.info("tenant %s was not measured: %s", item.tenant.tenant_id, error.detail)
+            except TimeoutError:
+                _log.info("tenant %s was not measured in time", item.tenant.tenant_id)
             known[item.tenant.tenant_no] = replace(item, size=size, sized_at=now)
         return list(known.values())
 
