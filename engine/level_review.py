@@ -498,7 +498,7 @@ class LevelReview:
             _log.warning("move %s is not confirmed: its copies were not proven equal", move.move_id)
             return
         await self._moves.confirm(move.move_id)
-        told = f"open for {kept_s:g} s, the copies were equal, and its operations are not slower"
+        told = f"open for {kept_s:g} s, the copies were equal, and it is not known to be slower"
         await self._note(proposal, act(now, "confirming", told), now)
 
     async def _worse(self, proposal: Proposal, move: Move) -> str | None:
