@@ -105,6 +105,8 @@ class Loads:
 
     async def tell(self) -> None:
         """Tell all that was counted in windows that have ended. Raises errors of the catalog."""
+        if not self._is_on:
+            return
         self._cut()
         while self._waiting:
             counted = self._waiting[0]

@@ -369,6 +369,17 @@ async def test_what_is_counted(made: Fleet, install: Install):
         assert await connection.fetchval("select count(*) from catalog.load") == 1
 
 
+async def test_switched_off_it_counts_nothing_and_takes_no_place(install: Install):
+    async with fleet(install, orchestration="off") as made:
+        await make_tenant(made.engine, "acme")
+        look = made.review(OrchestrationMode.OFF)
+        look.start()
+        await made.window(acme=BUSY)
+        assert not (await made.engine.proposals.orchestrator())["deciding"]
+        async with install.connected() as connection:
+            assert await connection.fetchval("select count(*) from catalog.load_window") == 0
+
+
 async def test_the_orchestrator_of_a_library_moves_tenants_itself(made: Fleet):
     await make_tenant(made.engine, "acme")
     look = made.review(PROPOSE)
