@@ -127,6 +127,12 @@ class CatalogPool:
             with _translated(write=True):
                 return await connection.fetchval(query, *values)
 
+    async def write_row(self, query: LiteralString, *values: Any) -> asyncpg.Record | None:
+        """As `write`; the first row that the statement returns."""
+        async with self._connection() as connection:
+            with _translated(write=True):
+                return await connection.fetchrow(query, *values)
+
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
         """A connection of the pool, given back whatever happens."""

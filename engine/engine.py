@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TypeGuard
 
@@ -23,7 +24,8 @@ from tenancy.data_isolation.core.errors import (
     TenancyError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
-from tenancy.data_isolation.core.rules import StrategyName
+from tenancy.data_isolation.core.proposal import OrchestrationMode
+from tenancy.data_isolation.core.rules import RuleBook, StrategyName
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -47,12 +49,15 @@ from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport, translated
 from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
+from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
+from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
@@ -124,6 +129,12 @@ class Engine:
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
+        self.proposals = Proposals(settings=settings, catalog=catalog, moves=self.moves)
+        self.loads = Loads(
+            settings=settings,
+            catalog=catalog,
+            servers=tuple(ServerName(server.name) for server in servers),
+        )
         self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
         self._routes = Routes(
             settings=settings,
@@ -158,6 +169,7 @@ class Engine:
         """
         config = config or EngineConfig()
         settings = config.resolved_settings()
+        settings.check_levels()
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
             servers = await _servers(config, settings, stack)
@@ -178,6 +190,7 @@ class Engine:
         unless `checked` is false: that is for who wants to look.
         """
         settings = config.resolved_settings()
+        settings.check_levels()
         if not config.servers and settings.postgres_dsn is None:
             raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
         async with AsyncExitStack() as stack:
@@ -229,6 +242,7 @@ class Engine:
             await self._closing.aclose()
 
     async def _close_own(self) -> None:
+        await self.loads.close()
         await self._routes.close()
         await self.moves.close()
         await self.shapes.close()
@@ -289,6 +303,33 @@ class Engine:
             lambda route: measured_size(
                 self._executor, route, self.shapes.at(route.key), rows_max=rows_max
             ),
+        )
+
+    def level_review(
+        self,
+        book: RuleBook,
+        mode: OrchestrationMode,
+        *,
+        interval_s: float | None = None,
+        measure: MeasureSize | None = None,
+    ) -> LevelReview:
+        """What looks whether tenants are at the right level, and proposes or starts moves.
+
+        `measure` counts tenants' rows; this process does when it is not given. Nothing is begun.
+        """
+
+        async def measured(tenant_id: TenantId, rows_max: int) -> TenantSize:
+            return await self.tenant_size(tenant_id, rows_max=rows_max)
+
+        return LevelReview(
+            settings=self.settings,
+            catalog=self.catalog,
+            moves=self.moves,
+            store=self.proposals.store,
+            book=book,
+            measure=measure or measured,
+            mode=mode,
+            interval_s=interval_s,
         )
 
     async def suspend_tenant(self, tenant_id: TenantId | str) -> Tenant:
@@ -397,6 +438,7 @@ class Engine:
             route = await self._routes.route(parse_tenant_id(tenant_id))
         allowance = route.allowance
         allowance.enter()
+        began_s = monotonic()
         try:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
@@ -415,6 +457,7 @@ class Engine:
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         finally:
             allowance.leave()
+            self.loads.note(route, 1, began_s)
 
     async def execute_batch(
         self,
@@ -444,12 +487,15 @@ class Engine:
         name = parse_tenant_id(tenant_id)
         # First, so that what is refused for its length costs the tenant nothing.
         self._batches.check_length(operations)
-        allowance = (await self._routes.route(name)).allowance
+        route = await self._routes.route(name)
+        allowance = route.allowance
         allowance.enter(len(operations))
+        began_s = monotonic()
         try:
             outcomes = await self._routes.run(name, work)
         finally:
             allowance.leave(len(operations))
+            self.loads.note(route, len(operations), began_s)
         if any(
             isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
         ):

@@ -60,6 +60,9 @@ _SQL = SqlFile("move.sql")
 Measure = Callable[[TenantId], Awaitable[TenantSize]]
 
 
+#: Gives a move to what has asked for it, in the transaction that records it; raises to undo that.
+Claim = Callable[[asyncpg.Connection, MoveId], Awaitable[None]]
+
 #: How often a move that somebody waits for is looked at.
 _POLL_S: Final = 0.05
 #: What a move takes: one connection to the catalog and one to each side.
@@ -160,12 +163,18 @@ class Moves:
     # A move
 
     async def start(
-        self, tenant_id: TenantId | str, target: MoveTarget, *, priority: int = 0
+        self,
+        tenant_id: TenantId | str,
+        target: MoveTarget,
+        *,
+        priority: int = 0,
+        claim: Claim | None = None,
     ) -> Move:
         """Plan a move and record it; a worker carries it out.
 
-        Raises what `plan` raises, `MoveRefusedError` with everything that stands against it, and
-        `ConflictError` and `PlacementChangedError` when things have changed since.
+        `claim` belongs to the same transaction. Raises what it and `plan` raise, `MoveRefusedError`
+        with everything that stands against it, and `ConflictError` and `PlacementChangedError` when
+        things have changed since.
         """
         check_priority(priority)
         plan = await self.plan(tenant_id, target)
@@ -181,6 +190,8 @@ class Moves:
                     priority,
                     unsettled_max=self._settings.moves_unsettled_max,
                 )
+                if claim is not None:
+                    await claim(control, move_id)
         self._worker.wake()
         return await self.store.move(move_id)
 

@@ -416,6 +416,11 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    why = report.get("why")
+    if why is not None:
+        say(f"why: {visible('; '.join(why['reasons']))} ({why['proposal_id']}, by {why['by']})")
+        for item in why["acts"]:
+            say(f"- {visible(item['act'])} at {item['at']}: {visible(item['reason'])}")
     for name, title in (("cutover", "cutover"), ("rollback", "rollback")):
         took = report.get(name)
         if took is not None:

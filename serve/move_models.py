@@ -176,6 +176,7 @@ class MoveReportAnswer(MoveAnswer):
 
     report: dict[str, Any] = Field(
         description=(
+            "`why`: the proposal that asked for it, if one did, and what was done about it since; "
             "`before` and `after`: per table the rows and the digests of both sides, before the "
             "tenant changed its place and after it; `cutover` and `rollback`: how long that took. "
             "A tenant is told what concerns its rows, and how long it was held."

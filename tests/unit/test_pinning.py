@@ -33,8 +33,9 @@ _ELSEWHERE = {
     "databases.sql",
     "keeper.sql",
     "roles.sql",
-    # The catalog's own connections are of that kind too.
+    # The catalog's own connections are of that kind too, and those on which moves are recorded.
     "catalog.sql",
+    "orchestration.sql",
     # In the session of a tenant's login, which is no admin's.
     "idempotency.sql",
     "size.sql",
