@@ -120,11 +120,7 @@ class Engine:
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(
-                settings=replace(settings, admin_connections_max=move_connections_max(settings)),
-                servers=servers,
-                keep_warm=True,
-            ),
+            admin=_connections_of_moves(settings, servers),
             keys=keys,
             maker=self._maker,
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
@@ -539,6 +535,12 @@ def _is_worth_another_look(error: TenancyError) -> bool:
 
 def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
     return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
+
+
+def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
+    """Connections of their own: moves keep theirs for long."""
+    limited = replace(settings, admin_connections_max=move_connections_max(settings))
+    return AdminConnections(settings=limited, servers=servers, keep_warm=True)
 
 
 async def _servers(
