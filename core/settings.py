@@ -398,6 +398,13 @@ class Settings:
             raise SettingError(
                 "TENANCY_PROMOTION_FAILED_COOLDOWN_S must not be below TENANCY_PROMOTION_COOLDOWN_S"
             )
+        if self.orchestrated_retention_s >= self.move_retention_s and (
+            self.orchestration == "automatic"
+        ):
+            raise SettingError(
+                "TENANCY_ORCHESTRATED_RETENTION_S must be below TENANCY_MOVE_RETENTION_S: the mover "
+                "would confirm a move before the orchestrator has seen whether the tenant is slower"
+            )
 
     def allowed_vulnerable_releases(self) -> frozenset[str]:
         """The releases that `vulnerable_postgres_allowed` names."""

@@ -258,6 +258,10 @@ def test_the_settings_make_a_policy_and_say_which_variables_do_not_fit():
         ({"database_demote_operations_per_s": 1e6}, "TENANCY_DATABASE_PROMOTE_OPERATIONS_PER_S"),
         ({"database_promote_bytes": 50_000_000_000}, "TENANCY_DATABASE_PROMOTE_BYTES"),
         ({"promotion_failed_cooldown_s": 1.0}, "TENANCY_PROMOTION_FAILED_COOLDOWN_S"),
+        (
+            {"orchestration": "automatic", "orchestrated_retention_s": 3_600.0},
+            "TENANCY_ORCHESTRATED_RETENTION_S must be below TENANCY_MOVE_RETENTION_S",
+        ),
         ({"orchestration": "on"}, "TENANCY_ORCHESTRATION is 'on'; use off, propose, automatic"),
     ):
         with pytest.raises(SettingError, match=named):
