@@ -69,7 +69,8 @@ _T = TypeVar("_T")
 _SESSIONS_MAX = 1_000
 #: What can be asked of moves through an actor.
 MOVE_METHODS: Final = (
-    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "pause", "resume"),
+    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "abandon"),
+    *("pause", "resume"),
 )
 #: A client that has not asked for so long is gone, and with it who waits for its answers.
 _SESSION_IDLE_S = 60.0

@@ -129,14 +129,14 @@ class Catalog:
         row = await self.pool.row(_SQL.statement("tenant"), tenant_id)
         if row is None:
             raise TenantNotFoundError(f"there is no tenant {tenant_id}")
-        return _tenant(row)
+        return tenant_of(row)
 
     async def tenant_by_number(self, tenant_no: TenantNo) -> Tenant:
         """The tenant of that number, or `TenantNotFoundError`."""
         row = await self.pool.row(_SQL.statement("tenant_by_number"), tenant_no)
         if row is None:
             raise TenantNotFoundError(f"there is no tenant with number {tenant_no}")
-        return _tenant(row)
+        return tenant_of(row)
 
     async def moved(
         self, since: datetime | None, limit: int
@@ -157,7 +157,7 @@ class Catalog:
     async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
         """Tenants in the order of their names, starting after `after`."""
         rows = await self.pool.rows(_SQL.statement("tenants"), after or "", self.page_length(limit))
-        return [_tenant(row) for row in rows]
+        return [tenant_of(row) for row in rows]
 
     async def metadata(self, tenant_no: TenantNo) -> dict[str, Any]:
         """The tenant's metadata as it was given when the tenant was added."""
@@ -424,7 +424,8 @@ def _placement_values(placement: Placement) -> tuple[str | int | None, ...]:
     )
 
 
-def _tenant(row: asyncpg.Record) -> Tenant:
+def tenant_of(row: asyncpg.Record) -> Tenant:
+    """The tenant of a row of `tenant` or `tenant_by_number` in `sql/catalog.sql`."""
     placement = None
     if row["level"] is not None:
         placement = Placement(

@@ -49,6 +49,7 @@ from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
@@ -111,16 +112,18 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
+        moving = AdminConnections(
+            settings=replace(settings, admin_connections_max=move_connections_max(settings)),
+            servers=servers,
+            keep_warm=True,
+            command_timeout_s=answer_limit_s(settings),
+        )
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(
-                settings=replace(settings, admin_connections_max=move_connections_max(settings)),
-                servers=servers,
-                keep_warm=True,
-            ),
+            admin=moving,
             keys=keys,
-            maker=self._maker,
+            maker=self._maker.over(moving, silent_max_ms=settings.move_idle_timeout_ms),
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
         self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)

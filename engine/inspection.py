@@ -100,6 +100,8 @@ class ServerLook:
     fingerprint: Fingerprint | None
     #: Databases whose tables were not held against the server's reference, because it is behind.
     not_compared: int
+    #: Whether it was looked at: it did not answer otherwise.
+    reached: bool = True
 
 
 class Inspection:
@@ -150,11 +152,20 @@ class Inspection:
     async def look(
         self, key: MasterKey, *, progress: Callable[[str], None] | None = None
     ) -> list[ServerLook]:
-        """Everything about every server. Raises as `audit` does."""
+        """Everything about every server. Raises as `audit` does.
+
+        That a server does not answer is a finding, unless it is the one that has the catalog.
+        """
         looks = []
         for index, config in enumerate(self._admin.servers):
-            with _our_errors(ServerName(config.name)):
-                looks.append(await self._look(config, key, index == 0, progress or _silent))
+            server = ServerName(config.name)
+            try:
+                with _our_errors(server):
+                    looks.append(await self._look(config, key, index == 0, progress or _silent))
+            except ServerUnavailableError as error:
+                if index == 0:
+                    raise
+                looks.append(_not_reached(server, error))
         return looks
 
     async def audit_server(self, config: ServerConfig) -> list[Finding]:
@@ -516,6 +527,24 @@ async def _compared(
     if reference is None or not schemas:
         return [], []
     return await compare_with_reference(connection, schemas, reference=reference, server=server)
+
+
+def _not_reached(server: ServerName, error: ServerUnavailableError) -> ServerLook:
+    """A server that does not answer."""
+    finding = Finding(
+        check="reachable",
+        severity=Severity.BROKEN,
+        server=server,
+        database="",
+        subject=f"server {server}",
+        problem=f"was not looked at: {error.detail}",
+        advice="start it again, then look again; where it is lost for good, see docs/moves.md on "
+        "moves that wait for it",
+        by_hand=True,
+    )
+    return ServerLook(
+        server=server, findings=(finding,), fingerprint=None, not_compared=0, reached=False
+    )
 
 
 def _closed(server: ServerName, database: DatabaseName, error: ServerUnavailableError) -> _Inside:

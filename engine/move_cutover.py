@@ -21,6 +21,7 @@ from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import Epoch
 from tenancy.data_isolation.core.move import Move, MoveState
 from tenancy.data_isolation.core.types import Placement
+from tenancy.data_isolation.engine.impatient_connection import given_up_after
 from tenancy.data_isolation.engine.move_copy import Carried, MoveCopier
 from tenancy.data_isolation.engine.move_proof import (
     MoveProof,
@@ -86,7 +87,9 @@ class Cutover:
         placement = replace(target.placement, epoch=epoch)
         source.hurried = target.hurried = True
         try:
-            return await self._held(placement, left, after)
+            lines = (source.connection, target.connection, self._desk.control)
+            with given_up_after(source.hold_limit_s, lines):
+                return await self._held(placement, left, after)
         finally:
             source.hurried = target.hurried = False
 

@@ -94,6 +94,11 @@ class MoveSide:
         """How long the tenant may be held, in seconds."""
         return self._settings.move_hold_max_ms / 1_000
 
+    @property
+    def hold_limit_s(self) -> float:
+        """How long an attempt to change the tenant's place may take in all, in seconds."""
+        return (self._settings.move_drain_ms + self._settings.move_hold_max_ms) / 1_000
+
     # The move's own schema
 
     async def prepare(self, term: Term, own_pids: Sequence[int]) -> None:
@@ -228,7 +233,9 @@ class MoveSide:
         budget = f"{settings.move_drain_ms}ms"
         idle = f"{settings.move_hold_max_ms}ms"
         try:
-            await self.connection.execute(_SQL.statement("hold"), self._tenant_no, budget, idle)
+            await self.connection.execute(
+                _SQL.statement("hold"), self._tenant_no, budget, idle, timeout=self.hold_limit_s
+            )
         except asyncpg.LockNotAvailableError:
             raise OverloadedError(
                 f"a statement of the tenant still ran after {settings.move_drain_ms} ms "
@@ -238,7 +245,9 @@ class MoveSide:
             yield
         finally:
             if not self.connection.is_closed():
-                await self.connection.execute(_SQL.statement("let_go"), self._tenant_no)
+                await self.connection.execute(
+                    _SQL.statement("let_go"), self._tenant_no, timeout=self.hold_max_s
+                )
 
     async def count(self, table: MoveTable) -> int:
         """How many rows of the tenant a table has; within `working`."""

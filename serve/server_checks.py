@@ -243,10 +243,14 @@ class _Examination:
                 yield check
             looks = await self._inspection.look(self._key, progress=self._options.progress)
         for look in looks:
+            if not look.reached:
+                for finding in look.findings:
+                    yield found(f"servers {look.server}", finding)
+                continue
             facts = await self._facts(look.server)
             for check in self._of_server(look, facts, alone=len(looks) == 1):
                 yield check
-        for clock in [await self._clock(look.server) for look in looks]:
+        for clock in [await self._clock(look.server) for look in looks if look.reached]:
             yield clock
         if all(map(_is_ours, looks)):
             async for check in self._of_engine():
