@@ -68,6 +68,7 @@ from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
 from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
+from tenancy.data_isolation.engine.server_look import ServerLook, not_reached
 from tenancy.data_isolation.engine.shape_audit import audit_defaults, audit_shape
 from tenancy.data_isolation.engine.shape_comparison import (
     Loss,
@@ -88,20 +89,6 @@ _PRINT_SQL = SqlFile("fingerprint.sql")
 _OWNERSHIP: Final = frozenset({FUNCTIONS, "relation_owners", "schema_owners"})
 #: Databases of single tenants that are looked at at the same time.
 _DATABASES_AT_ONCE = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerLook:
-    """What was seen on one server."""
-
-    server: ServerName
-    findings: tuple[Finding, ...]
-    #: None when tables of the runtime's own could not be read: then there is nothing to compare.
-    fingerprint: Fingerprint | None
-    #: Databases whose tables were not held against the server's reference, because it is behind.
-    not_compared: int
-    #: Whether it was looked at: it did not answer otherwise.
-    reached: bool = True
 
 
 class Inspection:
@@ -165,7 +152,7 @@ class Inspection:
             except ServerUnavailableError as error:
                 if index == 0:
                     raise
-                looks.append(_not_reached(server, error))
+                looks.append(not_reached(server, error))
         return looks
 
     async def audit_server(self, config: ServerConfig) -> list[Finding]:
@@ -527,24 +514,6 @@ async def _compared(
     if reference is None or not schemas:
         return [], []
     return await compare_with_reference(connection, schemas, reference=reference, server=server)
-
-
-def _not_reached(server: ServerName, error: ServerUnavailableError) -> ServerLook:
-    """A server that does not answer."""
-    finding = Finding(
-        check="reachable",
-        severity=Severity.BROKEN,
-        server=server,
-        database="",
-        subject=f"server {server}",
-        problem=f"was not looked at: {error.detail}",
-        advice="start it again, then look again; where it is lost for good, see docs/moves.md on "
-        "moves that wait for it",
-        by_hand=True,
-    )
-    return ServerLook(
-        server=server, findings=(finding,), fingerprint=None, not_compared=0, reached=False
-    )
 
 
 def _closed(server: ServerName, database: DatabaseName, error: ServerUnavailableError) -> _Inside:
