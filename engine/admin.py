@@ -59,12 +59,16 @@ class AdminConnections:
         servers: Sequence[ServerConfig],
         keep_warm: bool = False,
         command_timeout_s: float | None = None,
+        silent_max_ms: int = 0,
     ) -> None:
         """`keep_warm` keeps connections to shared databases until `close`.
 
-        `command_timeout_s` is what `connect` takes when it is not told another one.
+        `command_timeout_s` is what `connect` takes when it is not told another one. A session that
+        is silent within a transaction for `silent_max_ms` is ended by its server, and with it all
+        locks that it has; 0 = never.
         """
         self._command_timeout_s = command_timeout_s
+        self._silent_max_ms = silent_max_ms
         self._settings = settings
         self._servers = {ServerName(server.name): server for server in servers}
         self._slots = asyncio.Semaphore(settings.admin_connections_max)
@@ -191,6 +195,7 @@ class AdminConnections:
                     "search_path": "pg_catalog, pg_temp",
                     # Reading the catalogs looks dear to the planner and is not; compiling is.
                     "jit": "off",
+                    "idle_in_transaction_session_timeout": f"{self._silent_max_ms}ms",
                 },
             )
         except (*_UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:

@@ -117,6 +117,7 @@ class Engine:
             servers=servers,
             keep_warm=True,
             command_timeout_s=answer_limit_s(settings),
+            silent_max_ms=settings.move_idle_timeout_ms,
         )
         self.moves = Moves(
             settings=settings,

@@ -1,5 +1,8 @@
 """A connection that is given up together with a statement that has no answer in time.
 
+And with one that the driver does not send, because it has heard from the server that the session
+ends, and not yet seen it: it calls that an error of its own.
+
 The driver would keep it: it asks the server to cancel the statement and waits for that answer
 before anything else, as long again. Over a connection on which nothing passes any more both waits
 are for nothing, and a transaction that is rolled back on the way out adds a third one. The server
@@ -17,7 +20,10 @@ import asyncpg
 
 
 class ImpatientConnection(asyncpg.Connection):
-    """A connection whose `TimeoutError`s close it. What is called on it then fails at once."""
+    """A connection whose `TimeoutError`s close it. What is called on it then fails at once.
+
+    Raises no `InternalClientError`, but `ConnectionDoesNotExistError`.
+    """
 
     __slots__ = ()
 
@@ -61,6 +67,9 @@ class ImpatientConnection(asyncpg.Connection):
         except TimeoutError:
             self.terminate()
             raise
+        except asyncpg.InternalClientError as error:
+            self.terminate()
+            raise asyncpg.ConnectionDoesNotExistError(str(error)) from None
 
 
 @contextmanager

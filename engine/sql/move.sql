@@ -190,7 +190,9 @@ select term from {move}.mover where term = $1 for share;
 update {move}.mover set term = term where term = $1 returning term;
 
 -- name: lock_limit
-select set_config('lock_timeout', $1, true);
+-- How long to wait for a table, and how long to be silent while it is ours.
+select set_config('lock_timeout', $1, true),
+       set_config('idle_in_transaction_session_timeout', $2, true);
 
 -- name: cursors
 select name, last_key, end_key, complete from {move}.cursor;

@@ -14,8 +14,7 @@ select pg_catalog.set_config('lock_timeout', $1, false);
 
 -- name: end_when_silent
 -- The server ends the session, and with it the lock, after so long without a statement; 0 = never.
-select pg_catalog.set_config('idle_session_timeout', $1, false),
-       pg_catalog.set_config('idle_in_transaction_session_timeout', $1, false);
+select pg_catalog.set_config('idle_session_timeout', $1, false);
 
 -- name: open_fence
 -- $1 = tenant, $2 = epoch. An epoch only rises; opening it again at the same epoch changes nothing.

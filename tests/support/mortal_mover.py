@@ -141,7 +141,10 @@ async def mover(
     """A mover beside the engine's own, at work within the block, at one move alone or at all."""
     settings = engine.settings
     admin = MortalAdmin(
-        settings=settings, servers=engine.servers, command_timeout_s=answer_limit_s(settings)
+        settings=settings,
+        servers=engine.servers,
+        command_timeout_s=answer_limit_s(settings),
+        silent_max_ms=settings.move_idle_timeout_ms,
     )
     admin.fate = fate
     worker = MoveWorker(
