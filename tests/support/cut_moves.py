@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,12 +31,14 @@ LIMITS: Final[dict[str, Any]] = {
     "move_follow_s": 0.05,
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
-    "move_chunk_rows": 20,
+    "move_chunk_rows": 40,
     "move_owner_timeout_s": 2.0,
     "move_retry_s": 0.2,
+    "moves_at_once_max": 8,
     "move_hold_max_ms": 500,
     "move_statement_timeout_ms": 2_000,
     "move_answer_timeout_s": 0.5,
+    "move_idle_timeout_ms": 1_000,
 }
 #: How long a tenant may be closed to its clients by what its mover does not hear: the limit of the
 #: hold, and what looking again takes on a machine that does other things. Far below what the mover
@@ -58,6 +60,8 @@ class Point:
 #: Requests of a move, by name. What a server is asked for may be done, or not.
 POINTS: Final[dict[str, Point]] = {
     "make the move's schema": Point("before execute create schema"),
+    # From then on everybody's writes of it wait, until the mover goes on or its session ends.
+    "lock a table": Point("before execute set local role tenancy_owner; create trigger"),
     "read a chunk": Point("before copy out"),
     "write a chunk": Point("before copy in"),
     "commit a chunk": Point("before execute COMMIT", "copy in"),
@@ -114,6 +118,19 @@ class Stage:
         writer.check(await contents(self.near, name), before)
         assert writer.longest_gap_s < CLOSED_MAX_S, (point, loss)
         return move
+
+
+async def tried_out(stage: Stage, trials: Sequence[tuple[str, Loss]], at_once: int = 4) -> None:
+    """Carry trials out, some at a time, each with a tenant and a mover of its own."""
+    turns = asyncio.Semaphore(at_once)
+
+    async def one(number: int, point: str, loss: Loss) -> None:
+        async with turns:
+            await stage.try_out(f"tenant{number}", POINTS[point], loss)
+
+    async with asyncio.TaskGroup() as group:
+        for number, (point, loss) in enumerate(trials):
+            group.create_task(one(number, point, loss))
 
 
 @asynccontextmanager
