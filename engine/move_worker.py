@@ -184,7 +184,7 @@ class MoveWorker:
                     async with self._owned(move) as desk:
                         return desk is not None and await self._attempt(move, desk)
                 except CutOffError as error:
-                    _log.warning("move %s was cut off: %s", move.move_id, error.__cause__)
+                    _log.warning("move %s was cut off: %s", move.move_id, error)
             self._try_later(move, 1)
         except asyncio.CancelledError:
             raise

@@ -298,7 +298,7 @@ class Mover:
         lost = sides.is_cut_off or self._desk.control.is_closed()
         if lost or isinstance(error, TimeoutError):
             self._desk.control.terminate()
-            raise CutOffError from error
+            raise CutOffError(told(error)) from error
 
     async def _later(self, move: Move, error: Exception) -> Move:
         """Try to hold the tenant again after a pause that grows."""

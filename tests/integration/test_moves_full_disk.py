@@ -103,6 +103,7 @@ async def on_small_disk(
     place = disk.path / "tables"
     place.mkdir(mode=0o700)
     if user := service_user():
+        user.make_reachable(disk.path)
         user.own(place)
     with postgres_running(postgres_bin) as server:
         second = ServerConfig(name=SECOND, dsn=server.admin_dsn)
