@@ -42,7 +42,7 @@ QUICK: dict[str, Any] = {
     "control_timeout_s": 0.001,
 }
 #: More than the disk has room for.
-DISK_MIB, ROWS, ROW_BYTES = 48, 300, 200_000
+DISK_MIB, ROWS, ROW_BYTES = 40, 150, 200_000
 
 
 async def filled(engine: Engine, rows: int, row_bytes: int) -> list[list[Any]]:
