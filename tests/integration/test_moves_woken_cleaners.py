@@ -9,7 +9,7 @@ import pytest
 from support.sleeping_cleaners import all_slept
 from support.two_servers import TwoServers
 
-NAPS = ("drop the tenant's schema", "delete rows", "delete rows beside")
+NAPS = ("drop the tenant's schema", "delete rows")
 
 
 @pytest.mark.timeout(180)

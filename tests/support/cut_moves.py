@@ -27,7 +27,7 @@ WAIT_S: Final = 60.0
 #: What the steps of the cutover come after.
 HELD: Final = "execute select set_config('lock_timeout', $2"
 LIMITS: Final[dict[str, Any]] = {
-    "move_poll_s": 0.05,
+    "move_poll_s": 0.1,
     "move_follow_s": 0.05,
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,

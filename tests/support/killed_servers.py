@@ -36,7 +36,7 @@ POINTS: dict[str, tuple[str, str, int]] = {
     "the source is about to go": ('before execute drop schema if exists "m_', "", 1),
 }
 QUICK: dict[str, Any] = {
-    "move_poll_s": 0.05,
+    "move_poll_s": 0.1,
     "move_follow_s": 0.05,
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
@@ -120,7 +120,7 @@ async def killed_trial(postgres_bin: Path, home: Path, kills: Sequence[tuple[str
                 seconds=1,
                 nemesis=nemesis,
                 nemesis_s=WAIT_S * len(kills),
-                plan=Plan(opening_amount=1_000_000, rate_per_s=100),
+                plan=Plan(opening_amount=1_000_000, rate_per_s=60),
             )
     assert told.final == []
     # The control: clients did meet a server that was gone.

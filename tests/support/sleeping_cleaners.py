@@ -21,7 +21,7 @@ MAIN: Final = ServerName("main")
 WAIT_S: Final = 60.0
 AT_ONCE: Final = 4
 QUICK: Final[dict[str, Any]] = {
-    "move_poll_s": 0.05,
+    "move_poll_s": 0.1,
     "move_follow_s": 0.05,
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,

@@ -78,7 +78,7 @@ class Writer:
                 now_s = time.monotonic()
                 self.longest_gap_s = max(self.longest_gap_s, now_s - last_s)
                 last_s = now_s
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     async def more(self, count: int) -> None:
         """Wait until so many more writes are acknowledged."""
