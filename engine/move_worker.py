@@ -273,7 +273,7 @@ class MoveWorker:
             if lost is not None:
                 wait_ms = round(timeout_s * 1_000)
                 await connection.execute(_SQL.statement("end_own"), lost, wait_ms)
-                del self._lost[move.move_id]
+                self._lost.pop(move.move_id, None)
             if not await connection.fetchval(_SQL.statement("try_own"), move.move_id):
                 yield None
                 return

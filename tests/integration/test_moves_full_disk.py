@@ -50,9 +50,7 @@ async def filled(engine: Engine, rows: int, row_bytes: int) -> list[list[Any]]:
     # What pglz cannot make smaller, 32 bytes at a time.
     parts = f"generate_series(1, {row_bytes // 32}) part"
     content = f"select string_agg(md5(n::text || part::text), '') from {parts}"
-    text = (
-        f"insert into files (id, content) select n, ({content}) from generate_series(1, {rows}) n"
-    )
+    text = f"insert into files select n, ({content}) from generate_series(1, {rows}) n"
     await ask(engine, "acme", text)
     return await digests(engine)
 
