@@ -40,9 +40,15 @@ LIMITS: Final[dict[str, Any]] = {
     "move_answer_timeout_s": 0.5,
     "move_idle_timeout_ms": 1_000,
 }
+#: Limits of all but the hold that are far beyond what a tenant may be closed for. No mover may wait
+#: for them while it has closed one.
+PATIENT: Final[dict[str, Any]] = {
+    "move_owner_timeout_s": 60.0,
+    "move_statement_timeout_ms": 60_000,
+    "move_answer_timeout_s": 60.0,
+}
 #: How long a tenant may be closed to its clients by what its mover does not hear: the limit of the
-#: hold, and what looking again takes on a machine that does other things. Far below what the mover
-#: waits for any other answer, twice.
+#: hold, and what looking again takes on a machine that does other things.
 CLOSED_MAX_S: Final = 10.0
 
 
@@ -79,6 +85,16 @@ POINTS: Final[dict[str, Point]] = {
     "take the source away": Point('before execute drop schema if exists "t_'),
     "note that it is clean": Point("before fetchval update catalog.move set cleaned"),
 }
+#: Those at which the tenant is held, or closed.
+HOLDING: Final = (
+    "hold the tenant",
+    "commit the last rows",
+    "close the source",
+    "flip",
+    "open the target",
+    "let go",
+    "flip at once",
+)
 
 
 class Stage:
