@@ -532,13 +532,13 @@ def _complete(cursors: dict[str, Cursor]) -> int:
 
 def told_of(move: Move, error: Exception) -> str:
     """What an operator reads of an error of that move, and can do about it."""
-    text = told(error)
-    if isinstance(error, asyncpg.DiskFullError):
-        text += (
-            f"; free some space on {move.target.server}, which needs as much as the tenant has, or "
-            f"on {move.source.server} where that is the one that is full; then start the move again"
-        )
-    return text
+    if not isinstance(error, asyncpg.DiskFullError):
+        return told(error)
+    return (
+        f"the disk of a server is full ({error.sqlstate}: {error.args[0]}); free some space on "
+        f"{move.target.server}, which needs as much as the tenant has, or on {move.source.server} "
+        "where that is the one that is full; then start the move again"
+    )
 
 
 def told(error: Exception) -> str:

@@ -8,14 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.killed_servers import POINTS, killed_trial
+from support.killed_servers import killed_trial
 
 #: One goes to another server with each move, so these are all four of server and side.
-SIDES = ("source", "source", "target", "target", "source", "source")
+KILLS = (
+    ("a chunk is copied", "source"),
+    ("the copies are compared", "source"),
+    ("the source is closed", "target"),
+    ("the catalog has the target", "target"),
+)
 
 
 @pytest.mark.timeout(240)
 async def test_nothing_is_lost_when_a_server_is_killed(postgres_bin: Path, tmp_path: Path):
-    kills = list(zip(POINTS, SIDES, strict=True))
-    trial = await killed_trial(postgres_bin, tmp_path, kills)
+    trial = await killed_trial(postgres_bin, tmp_path, KILLS)
     assert trial.anomalies == [], str(trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding
+from tenancy.data_isolation.serve.check import Check, Result
+from tenancy.data_isolation.serve.server_checks import DoctorOptions, _Examination
 
 WAIT_S = 40.0
 ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA
@@ -73,6 +75,14 @@ async def findings(install: Install, engine: Engine) -> list[Finding]:
     return [finding for finding in told if finding.check in ("moves", "reachable")]
 
 
+async def checked(engine: Engine) -> dict[str, Check]:
+    """What `tenancy doctor` says, by the names of its checks."""
+    config = EngineConfig(servers=engine.servers, settings=engine.settings)
+    async with AsyncExitStack() as stack:
+        examination = await _Examination.begin(config, DoctorOptions(), stack)
+        return {check.name: check async for check in examination.checks()}
+
+
 async def stuck(engine: Engine, move: Move) -> Move:
     """The move, once it has said what it waits for."""
     async with asyncio.timeout(WAIT_S):
@@ -106,6 +116,13 @@ async def test_a_tenant_is_served_when_the_server_that_it_has_left_is_lost(
                 )
                 assert unreachable.subject == "server second"
                 assert f"tenancy move abandon {move.move_id}" in waits.advice
+
+                checks = await checked(engine)
+                assert checks["servers second"].result is Result.FAIL
+                assert "does not answer" in checks["servers second"].detail
+                # The other one was looked at all the same.
+                assert {"tables main", "clock of main"} <= checks.keys()
+                assert "clock of second" not in checks
 
                 await engine.moves.abandon(move.move_id)
                 done = await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
