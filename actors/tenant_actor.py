@@ -69,7 +69,8 @@ _T = TypeVar("_T")
 _SESSIONS_MAX = 1_000
 #: What can be asked of moves through an actor.
 MOVE_METHODS: Final = (
-    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "pause", "resume"),
+    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "abandon"),
+    *("pause", "resume"),
 )
 #: And of proposals to move tenants.
 PROPOSAL_METHODS: Final = ("proposal", "proposals", "orchestrator", "accept", "dismiss")

@@ -202,13 +202,18 @@ class Settings:
     move_warm_ms: int = 1_000
     #: How long one attempt to hold the tenant waits for its last statement: new ones wait as long.
     move_drain_ms: int = 50
-    #: How long the server lets anything take while the tenant is held; then it lets the tenant go.
+    #: How long the server lets anything take while the tenant is held, and how long it is held at
+    #: most; then it is let go. When there is no answer for so long the mover gives its connections
+    #: up and looks over new ones at which side the tenant is.
     move_hold_max_ms: int = 1_000
     #: How long a move waits for a table's lock before it tries again, since others queue behind it,
     #: how long one of its statements may take, and how long it may be silent in a transaction.
     move_lock_timeout_ms: int = 100
     move_statement_timeout_ms: int = 600_000
     move_idle_timeout_ms: int = 60_000
+    #: How much longer than that the answer to a statement may take. What has not come then is taken
+    #: for lost, together with the connection.
+    move_answer_timeout_s: float = 30.0
     #: Attempts to hold the tenant before the move fails, and the longest pause between two.
     move_cutover_attempts_max: int = 100
     move_cutover_pause_s: float = 2.0
@@ -402,8 +407,8 @@ class Settings:
             self.orchestration == "automatic"
         ):
             raise SettingError(
-                "TENANCY_ORCHESTRATED_RETENTION_S must be below TENANCY_MOVE_RETENTION_S: the mover "
-                "would confirm a move before the orchestrator has seen whether the tenant is slower"
+                "TENANCY_ORCHESTRATED_RETENTION_S must be below TENANCY_MOVE_RETENTION_S: "
+                "otherwise a move is confirmed before it is known whether the tenant is slower"
             )
 
     def allowed_vulnerable_releases(self) -> frozenset[str]:

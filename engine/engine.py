@@ -53,6 +53,7 @@ from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
 from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.overheard import Overheard
@@ -117,12 +118,13 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
+        moving = _connections_of_moves(settings, servers)
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=_connections_of_moves(settings, servers),
+            admin=moving,
             keys=keys,
-            maker=self._maker,
+            maker=self._maker.over(moving, silent_max_ms=settings.move_idle_timeout_ms),
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
         self.proposals = Proposals(settings=settings, catalog=catalog, moves=self.moves)
@@ -539,8 +541,13 @@ def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[Placemen
 
 def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
     """Connections of their own: moves keep theirs for long."""
-    limited = replace(settings, admin_connections_max=move_connections_max(settings))
-    return AdminConnections(settings=limited, servers=servers, keep_warm=True)
+    return AdminConnections(
+        settings=replace(settings, admin_connections_max=move_connections_max(settings)),
+        servers=servers,
+        keep_warm=True,
+        command_timeout_s=answer_limit_s(settings),
+        silent_max_ms=settings.move_idle_timeout_ms,
+    )
 
 
 async def _servers(

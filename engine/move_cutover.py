@@ -23,6 +23,7 @@ from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import DatabaseName, Epoch, ServerName
 from tenancy.data_isolation.core.move import Move, MoveState
 from tenancy.data_isolation.core.types import Placement
+from tenancy.data_isolation.engine.impatient_connection import given_up_after
 from tenancy.data_isolation.engine.move_copy import Carried, Commit, MoveCopier
 from tenancy.data_isolation.engine.move_proof import MoveProof, TableProof
 from tenancy.data_isolation.engine.move_sequences import MoveSequences
@@ -106,10 +107,12 @@ class Cutover:
             source.hurried = target.hurried = False
 
     async def _held(self, turn: Turn) -> CutoverReport:
-        source, carried = self._copier.source, Carried()
+        source, target, carried = self._copier.source, self._copier.target, Carried()
+        lines = (source.connection, target.connection, self._desk.control)
         # The hold outlives the transactions, which are there before it.
         async with AsyncExitStack() as hold, self._copier.standing_by() as commit:
             await self._rehearse(turn)
+            hold.enter_context(given_up_after(source.hold_limit_s, lines))
             asked_s = self._clock.monotonic_s()
             await hold.enter_async_context(source.held())
             held_s = self._clock.monotonic_s()

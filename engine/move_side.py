@@ -98,10 +98,16 @@ class MoveSide:
         """How long the tenant may be held, in seconds."""
         return self._settings.move_hold_max_ms / 1_000
 
+    @property
+    def hold_limit_s(self) -> float:
+        """How long an attempt to change the tenant's place may take in all, in seconds."""
+        return (self._settings.move_drain_ms + self._settings.move_hold_max_ms) / 1_000
+
     # The move's own schema
 
     async def prepare(self, term: Term, own_pids: Sequence[int]) -> None:
         """Make the move's schema if it is not there, and take the term; waits for older ones."""
+        await self._end_others(own_pids)
         async with self.connection.transaction():
             await self.connection.execute(_SQL.statement("make_schema", move=self._move_id))
             await self.connection.execute("set local role tenancy_keeper")
@@ -114,12 +120,16 @@ class MoveSide:
         Their sessions, all but `own_pids`, are ended first, since one that is frozen could keep
         the term locked.
         """
-        name = session_name(self._move_id)
-        await self.connection.execute(_SQL.statement("other_movers"), name, list(own_pids))
+        await self._end_others(own_pids)
         text = _SQL.statement("take_term", move=self._move_id)
         if await self.connection.fetchval(text, term) is None:
             raise SupersededError
         self._term = term
+
+    async def _end_others(self, own_pids: Sequence[int]) -> None:
+        """End the sessions of all who have carried this move out."""
+        name = session_name(self._move_id)
+        await self.connection.execute(_SQL.statement("other_movers"), name, list(own_pids))
 
     async def has_schema(self) -> bool:
         """Whether the move's schema is there."""
@@ -259,7 +269,9 @@ class MoveSide:
         budget = f"{settings.move_drain_ms}ms"
         idle = f"{settings.move_hold_max_ms}ms"
         try:
-            await self.connection.execute(_SQL.statement("hold"), self._tenant_no, budget, idle)
+            await self.connection.execute(
+                _SQL.statement("hold"), self._tenant_no, budget, idle, timeout=self.hold_limit_s
+            )
         except asyncpg.LockNotAvailableError:
             raise OverloadedError(
                 f"a statement of the tenant still ran after {settings.move_drain_ms} ms "
@@ -269,7 +281,9 @@ class MoveSide:
             yield
         finally:
             if not self.connection.is_closed():
-                await self.connection.execute(_SQL.statement("let_go"), self._tenant_no)
+                await self.connection.execute(
+                    _SQL.statement("let_go"), self._tenant_no, timeout=self.hold_max_s
+                )
 
     async def count(self, table: MoveTable) -> int:
         """How many rows of the tenant a table has; within `working`."""
@@ -368,13 +382,16 @@ class MoveSide:
     async def _with_lock(self, table: MoveTable, text: str) -> None:
         """Run definitions that need the table for themselves, again and again until they get it.
 
-        They wait a moment only each time, because everybody else's writes queue up behind them.
+        They wait a moment only each time, because everybody else's writes queue up behind them, and
+        who has the table and is silent loses it as soon as one who holds a tenant would.
         """
+        settings = self._settings
         for attempt in range(_LOCK_ATTEMPTS):
             try:
                 async with self.connection.transaction():
-                    limit = f"{self._settings.move_lock_timeout_ms}ms"
-                    await self.connection.execute(_SQL.statement("lock_limit"), limit)
+                    limits = (settings.move_lock_timeout_ms, settings.move_hold_max_ms)
+                    text_of_limits = _SQL.statement("lock_limit")
+                    await self.connection.execute(text_of_limits, *(f"{ms}ms" for ms in limits))
                     await self.connection.execute(f"set local role tenancy_owner; {text}")
             except asyncpg.LockNotAvailableError:
                 if attempt + 1 == _LOCK_ATTEMPTS:

@@ -39,11 +39,12 @@ from tenancy.data_isolation.core.move import (
 )
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import Placement, Tenant
-from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog import Catalog, tenant_of_row
 from tenancy.data_isolation.engine.catalog_records import placement_of_text, placement_text
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
+_CATALOG_SQL = SqlFile("catalog.sql")
 
 
 class SupersededError(Exception):
@@ -113,6 +114,14 @@ class MoveStore:
             now.check_wish(wish)
             raise ConflictError(f"move {move_id} is already about to {now.wish or 'roll back'}")
         return await self.move(move_id)
+
+    async def abandon(self, move: Move) -> Move:
+        """Wait no more for the server of the other side. Raises `ConflictError`."""
+        text = _SQL.statement("set_abandoned")
+        server = move.other_side.server
+        if not await self._catalog.pool.write(text, move.move_id, server, move.state):
+            raise ConflictError(f"move {move.move_id} has gone on meanwhile; look at it again")
+        return await self.move(move.move_id)
 
     async def pause(self, move_id: str, *, paused: bool) -> Move:
         """Let a move stand still, or go on. Raises `MoveNotFoundError` and `ConflictError`."""
@@ -206,6 +215,18 @@ class MoveDesk:
         if move.term != self.term:
             raise SupersededError
         return move
+
+    async def tenant(self, tenant_no: TenantNo) -> Tenant:
+        """The tenant as the catalog has it now.
+
+        Over this connection, which is known to work, because a tenant may be closed meanwhile.
+        """
+        async with self._turn:
+            text = _CATALOG_SQL.statement("tenant_by_number")
+            row = await self.control.fetchrow(text, tenant_no)
+        if row is None:
+            raise SupersededError
+        return tenant_of_row(row)
 
     async def advance(
         self,

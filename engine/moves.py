@@ -48,6 +48,7 @@ from tenancy.data_isolation.engine.move_plan import (
 )
 from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
 from tenancy.data_isolation.engine.move_worker import MoveWorker
+from tenancy.data_isolation.engine.mover import answers
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
@@ -226,6 +227,24 @@ class Moves:
     async def confirm(self, move_id: str) -> Move:
         """Let the tenant stay, and take away what was at its old place."""
         return await self._asked(move_id, MoveWish.CONFIRM)
+
+    async def abandon(self, move_id: str) -> Move:
+        """Settle a move of which a server is lost for good: the one that the tenant is not at.
+
+        What is there is not taken away, and where the copies were not compared after the tenant
+        had changed its place, they never will be. Raises `MoveNotFoundError`, and `ConflictError`
+        when that server answers, or the move has not come so far.
+        """
+        move = await self.store.move(move_id)
+        move.check_abandonment()
+        if await answers(self._admin, move.other_side.server):
+            raise ConflictError(
+                f"server {move.other_side.server} answers, so nothing has to be given up: confirm "
+                "the move or roll it back, and wait until it is cleaned up"
+            )
+        move = await self.store.abandon(move)
+        self._worker.wake()
+        return move
 
     async def pause(self, move_id: str) -> Move:
         """Let the move stand still until it is resumed; the tenant goes on working."""

@@ -25,6 +25,7 @@ from tenancy.data_isolation.serve.terminal import (
     STATUS_USAGE,
     AsJson,
     CommandError,
+    confirmed,
     note,
     print_fields,
     print_json,
@@ -198,6 +199,25 @@ def cancel(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
             "place; roll it back instead",
             f"tenancy move rollback {found['move_id']}",
         )
+
+
+@app.command()
+def abandon(
+    move_id: MoveId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Settle a move of which a server is lost for good: the one that the tenant is not at.
+
+    Nothing is taken away there, and an open move cannot be rolled back any more.
+    """
+    confirmed(f"Is the server that move {move_id} waits for lost for good?", yes=yes)
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found: dict[str, Any] = client.post(f"{_PATH}/{segment(move_id)}/abandon")
+        if wait:
+            found = _Watch(client).until(found, _SETTLED)
+    _tell(found, as_json)
 
 
 @app.command()

@@ -58,6 +58,17 @@ where move_id = $1 and not (state in ('confirmed', 'failed', 'cancelled', 'rolle
   and not ($2 and (state = 'open' or reversing))
 returning move_id;
 
+-- name: set_abandoned
+-- The server of the other side, $2, is lost for good: nothing waits for it any more, and a move that is
+-- open or on its way back is to be confirmed.
+update catalog.move
+set report = report || jsonb_build_object(
+        'abandoned', jsonb_build_object('server', $2::text, 'at', clock_timestamp())),
+    wish = case when state in ('open', 'cutting_over') then 'confirm' else wish end,
+    paused = false, changed_at = clock_timestamp()
+where move_id = $1 and state = $3 and not cleaned
+returning move_id;
+
 -- name: try_own
 -- Whether the move is ours from now on, until the session ends.
 select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903);
@@ -66,6 +77,11 @@ select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686
 -- Whether nobody works at the move now.
 select case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end
 from (select hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903 as k) key;
+
+-- name: end_own
+-- Ends session $1, which owned the move and whose connection was lost; waits at most $2 ms for its end.
+select pg_terminate_backend(pid, $2) from pg_stat_activity
+where pid = $1 and application_name = 'tenancy mover' and usename = current_user;
 
 -- name: end_when_silent
 -- The server ends the session, and the ownership with it, after so long without a statement.
@@ -174,7 +190,9 @@ select term from {move}.mover where term = $1 for share;
 update {move}.mover set term = term where term = $1 returning term;
 
 -- name: lock_limit
-select set_config('lock_timeout', $1, true);
+-- How long to wait for a table, and how long to be silent while it is ours.
+select set_config('lock_timeout', $1, true),
+       set_config('idle_in_transaction_session_timeout', $2, true);
 
 -- name: cursors
 select name, last_key, end_key, complete from {move}.cursor;

@@ -24,9 +24,9 @@ from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.drift import Record, compared
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding
-from tenancy.data_isolation.engine.inspection import ServerLook
 from tenancy.data_isolation.engine.mending import can_mend, mend
 from tenancy.data_isolation.engine.move_rescue import carry_on
+from tenancy.data_isolation.engine.server_look import ServerLook
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA

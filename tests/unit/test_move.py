@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -101,6 +102,34 @@ def test_a_wish_is_granted_only_where_it_can_be(wish):
             with pytest.raises(ConflictError, match=str(state)):
                 move.check_wish(wish)
     assert not any(state.is_final for state in ASKABLE[wish])
+
+
+def test_the_other_side_is_where_the_tenant_does_not_work():
+    there = replace(PLACE, server=ServerName("second"))
+    for state in MoveState:
+        for reversing in (False, True):
+            move = replace(move_in(state), target=there, reversing=reversing)
+            at_target = state in (MoveState.OPEN, MoveState.CONFIRMED) or (
+                reversing and not state.is_final
+            )
+            assert move.other_side == (PLACE if at_target else there)
+
+
+def test_only_what_waits_for_its_other_side_can_be_abandoned():
+    for state in MoveState:
+        move = move_in(state)
+        assert not move.is_abandoned
+        if state.is_final or state is MoveState.OPEN:
+            move.check_abandonment()
+        else:
+            with pytest.raises(ConflictError, match="cancel it first"):
+                move.check_abandonment()
+        # On the way back the tenant is at the target until the end.
+        replace(move, reversing=True).check_abandonment()
+        if state.is_final:
+            with pytest.raises(ConflictError, match="is settled"):
+                replace(move, cleaned=True).check_abandonment()
+    assert replace(move_in(MoveState.OPEN), report={"abandoned": {}}).is_abandoned
 
 
 def test_a_target_says_something_and_a_priority_is_a_small_number():
