@@ -181,6 +181,7 @@ clean:
 bench-moves: $(STAMP)
 	$(BIN)/python loadtests/moves.py
 
-# Hundreds of moves of a tenant in use, while movers and sessions die: some minutes.
+# Hundreds of moves of tenants in use, while movers, sessions and servers die, lines to servers are lost
+# and cleaners sleep: some minutes.
 soak: $(STAMP)
 	$(call PYTEST,tests/soak -s)

@@ -20,5 +20,5 @@ async def test_every_request_of_a_move_can_be_lost_in_every_way(two_servers, see
     async with staged(two_servers, **PATIENT) as stage:
         await tried_out(stage, [trial for trial in trials if trial[0] in HOLDING])
     async with staged(two_servers) as stage:
-        await tried_out(stage, [trial for trial in trials if trial[0] not in HOLDING])
+        await tried_out(stage, [trial for trial in trials if trial[0] not in HOLDING], name="other")
     print(f"round {seed}: {len(trials)} moves", flush=True)

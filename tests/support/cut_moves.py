@@ -24,6 +24,7 @@ from tenancy.data_isolation.engine.engine import Engine
 ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA
 MAIN = ServerName("main")
 WAIT_S: Final = 60.0
+AT_ONCE: Final = 4
 #: What the steps of the cutover come after.
 HELD: Final = "execute select set_config('lock_timeout', $2"
 LIMITS: Final[dict[str, Any]] = {
@@ -136,13 +137,15 @@ class Stage:
         return move
 
 
-async def tried_out(stage: Stage, trials: Sequence[tuple[str, Loss]], at_once: int = 4) -> None:
-    """Carry trials out, some at a time, each with a tenant and a mover of its own."""
-    turns = asyncio.Semaphore(at_once)
+async def tried_out(
+    stage: Stage, trials: Sequence[tuple[str, Loss]], *, name: str = "tenant"
+) -> None:
+    """Carry trials out, some at a time, each with a mover and a tenant of its own."""
+    turns = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int, point: str, loss: Loss) -> None:
         async with turns:
-            await stage.try_out(f"tenant{number}", POINTS[point], loss)
+            await stage.try_out(f"{name}{number}", POINTS[point], loss)
 
     async with asyncio.TaskGroup() as group:
         for number, (point, loss) in enumerate(trials):
