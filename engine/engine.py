@@ -128,11 +128,8 @@ class Engine:
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
         )
         self.proposals = Proposals(settings=settings, catalog=catalog, moves=self.moves)
-        self.loads = Loads(
-            settings=settings,
-            catalog=catalog,
-            servers=tuple(ServerName(server.name) for server in servers),
-        )
+        names = tuple(ServerName(server.name) for server in servers)
+        self.loads = Loads(settings=settings, catalog=catalog, servers=names)
         self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
         self._routes = Routes(
             settings=settings,
