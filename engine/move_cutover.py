@@ -18,6 +18,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import asyncpg
+
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import DatabaseName, Epoch, ServerName
@@ -155,6 +157,9 @@ class Cutover:
                     await commit(target)
                 await source.admin()
                 await close()
+                if target.connection.is_closed():
+                    # It has died since: the tenant stays where it is.
+                    raise asyncpg.ConnectionDoesNotExistError("the target's connection is gone")
                 if source in self._with_catalog:
                     await self._flip(turn, source)
                 await commit(source)

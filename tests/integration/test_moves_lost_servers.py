@@ -97,7 +97,7 @@ async def test_a_tenant_is_served_when_the_server_that_it_has_left_is_lost(
 ):
     async with opened_with(install, second) as engine:
         before = await filled(engine, "acme", level=SCHEMA, server=ServerName(SECOND))
-        fate = Fate("after fetchval with mine as", beyond=HELD, act=lambda _: second.kill())
+        fate = Fate("after execute COMMIT", beyond=HELD, nth=2, act=lambda _: second.kill())
         async with written_to(engine, "acme") as writer:
             move = await engine.moves.start("acme", MoveTarget(level=ROW, server=MAIN))
             async with mover(engine, fate):
@@ -151,7 +151,7 @@ async def test_a_move_whose_target_is_lost_fails_and_can_be_settled(
 ):
     async with opened_with(install, second) as engine:
         before = await filled(engine, "acme", level=SCHEMA, server=MAIN)
-        fate = Fate("after execute COMMIT", beyond=HELD, nth=2, act=lambda _: second.kill())
+        fate = Fate("after execute COMMIT", beyond=HELD, act=lambda _: second.kill())
         async with written_to(engine, "acme") as writer:
             move = await engine.moves.start(
                 "acme", MoveTarget(level=SCHEMA, server=ServerName(SECOND))
