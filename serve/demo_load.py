@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tenancy.data_isolation.core import IsolationLevel, Settings
-from tenancy.data_isolation.serve.demo_data import TABLES, Airline, Row, read_airlines
+from tenancy.data_isolation.serve.demo_data import TABLES, Airline, Row, read_airlines, tenant_ids
 from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import STATUS_USAGE, CommandError
 
@@ -101,13 +101,12 @@ def progress_bar(console: Console, *, transient: bool = False) -> Progress:
 
 
 def _airline(carrier: str) -> Airline:
-    airlines = {airline.tenant_id: airline for airline in read_airlines()}
-    found = airlines.get(carrier.lower())
-    if found is None:
+    known = tenant_ids()
+    if carrier.lower() not in known:
         raise CommandError(
-            f"there is no airline {carrier!r}; there are {', '.join(sorted(airlines))}",
-            status=STATUS_USAGE,
+            f"there is no airline {carrier!r}; there are {', '.join(known)}", status=STATUS_USAGE
         )
+    (found,) = [item for item in read_airlines() if item.tenant_id == carrier.lower()]
     return found
 
 
