@@ -112,6 +112,11 @@ class Traffic:
         points = [began, *inside, ended]
         return max(later - at for at, later in itertools.pairwise(points)) * 1_000
 
+    @property
+    def writes(self) -> int:
+        """Acknowledged ones: planes, and seats that were added to them."""
+        return len(self._planes) + sum(self._planes.values())
+
     async def check(self, leg: str) -> None:
         """Hold what is there against what was acknowledged, and the answers against the source."""
         for question, answer in self._answers:
@@ -207,13 +212,18 @@ class MoveInUse:
             f"moving      {self._airline.name}, with {_WRITERS} clients that write it and "
             f"{_READERS + 1} that read it over HTTP"
         )
-        legs = []
+        legs, began = [], time.perf_counter()
         for there in _LEGS:
             leg = await self._leg(here, there)
             self._console.print(f"            {leg.line()}", soft_wrap=True, highlight=False)
             legs.append(leg)
             here = there
+        writes = self._traffic.writes
         await self._traffic.forget()
+        self._console.print(
+            f"moved       there and back in {time.perf_counter() - began:.0f} s; {writes:,} "
+            "acknowledged writes were held against what is there"
+        )
         return legs
 
     async def _leg(self, here: IsolationLevel, there: IsolationLevel) -> Leg:
