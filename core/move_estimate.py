@@ -77,6 +77,8 @@ class MoveEstimate:
     def basis(self) -> str:
         """What it rests on, in words."""
         rate = f"{self.rows_per_s:,.0f} rows/s"
+        if self.bytes_per_s is not None:
+            rate += f", {self.bytes_per_s / 1e6:.3g} MB/s"
         pause = f"a pause of {self.pause_ms:g} ms"
         match self.moves > 0, self.pauses > 0:
             case True, _:

@@ -98,15 +98,17 @@ def test_each_figure_says_on_how_much_it_rests():
     assert estimate(alike(seen())).basis == "from 1 move here: 100,000 rows/s; pause from 1"
     # What has measured nothing is not divided by.
     assert estimate(alike(seen(carry_s=0.0))).moves == 0
-    document = estimate(alike(seen(size=30))).document()
+    document = estimate(alike(seen(size=30_000))).document()
     assert document == {
         "rows_per_s": 100_000,
-        "bytes_per_s": 30,
+        "bytes_per_s": 30_000,
         "setup_s": 0.3,
         "moves": 1,
         "pauses": 1,
-        "basis": "from 1 move here: 100,000 rows/s; pause from 1",
+        "basis": "from 1 move here: 100,000 rows/s, 0.03 MB/s; pause from 1",
     }
+    wide = estimate(alike(seen(size=2_460_000)))
+    assert wide.basis == "from 1 move here: 100,000 rows/s, 2.46 MB/s; pause from 1"
     assert pickle.loads(pickle.dumps(few)) == few
 
 
