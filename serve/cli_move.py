@@ -41,6 +41,8 @@ _AWAY_MAX_S: Final = 120.0
 #: Planning counts the tenant's rows.
 _START_TIMEOUT_S: Final = 600.0
 _PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
+#: Rows from which on it is told how fast they were copied.
+_RATE_ROWS_MIN: Final = 1_000
 #: Phases in which somebody has to decide, or nothing is left to do.
 _OPEN: Final = frozenset({"open", "settled"})
 _SETTLED: Final = frozenset({"settled"})
@@ -334,7 +336,7 @@ def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
 def _more(how: dict[str, Any]) -> str:
     # Within one database rows do not travel.
     parts = [_bytes(how["bytes_copied"])] if how["bytes_copied"] else []
-    if how["copy_s"]:
+    if how["rows_copied"] >= _RATE_ROWS_MIN:
         parts.append(_rate(how))
     if how["backlog_rows"]:
         parts.append(f"{how['backlog_rows']:,} behind")
@@ -432,9 +434,11 @@ def _print(found: dict[str, Any]) -> None:
 
 def _took(how: dict[str, Any]) -> str | None:
     """What the parts of a move have taken so far."""
+    # Of a few rows it says nothing.
+    rate = f" ({_rate(how)})" if how["rows_copied"] >= _RATE_ROWS_MIN else ""
     parts = [
         ("prepare_s", "to prepare"),
-        ("copy_s", f"to copy ({_rate(how)})"),
+        ("copy_s", f"to copy{rate}"),
         ("prove_s", "to prove"),
     ]
     return ", ".join(f"{_seconds(how[name])} {words}" for name, words in parts if how[name]) or None

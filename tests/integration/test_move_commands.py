@@ -69,9 +69,7 @@ async def test_a_tenant_is_moved_and_the_move_confirmed(acme: RunningApi):
     shown = await acme.run("move", "show", move_id)
     assert "compared after the cutover:" in shown.out
     assert "planned: about " in shown.out
-    assert re.search(
-        r"^took +.* s to prepare, .* s to copy \(.* rows/s\), .* s to prove$", shown.out, re.M
-    )
+    assert re.search(r"^took +.* s to prepare, .* s to copy, .* s to prove$", shown.out, re.M)
     assert (await acme.run("move", "watch", move_id, "--json")).json()["state"] == "confirmed"
     assert (await acme.run("move", "show", move_id, "--json")).json()["report"]["after"]
     assert move_id in (await acme.run("move", "list")).out
