@@ -287,6 +287,15 @@ select set_config('session_replication_role', 'replica', true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);
 
+-- name: in_order
+-- A scan of an index, and a join that keeps its order; to the end of the transaction at most.
+set local enable_bitmapscan = off;
+set local enable_hashjoin = off;
+
+-- name: in_any_order
+set local enable_bitmapscan to default;
+set local enable_hashjoin to default;
+
 -- name: hold
 -- Nobody begins to work for the tenant in this database before it is let go, or the session ends; waits
 -- for those that are at work, no longer than $2 (a time with its unit). A session that is silent for
