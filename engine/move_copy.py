@@ -119,7 +119,7 @@ class MoveCopier:
                     until=end,
                     rows=rows,
                 )
-                async with self._in_order():
+                async with _planned(self.source, "in_order"):
                     copied = await self._fill(chunk, there, carried)
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, carried)
@@ -192,24 +192,14 @@ class MoveCopier:
         text = table.highest_key(self.source.placement.schema, self._tenant_no)
         return _key(await self.source.connection.fetchval(text))
 
-    @asynccontextmanager
-    async def _in_order(self) -> AsyncIterator[None]:
-        """Read the source by the index of the key within the block.
-
-        Of a table that was filled just now the planner knows nothing: for each chunk it would read
-        and sort all that is left, so that a copy of twice the rows took four times as long.
-        """
-        await self.source.connection.execute(_SQL.statement("in_order"))
-        yield
-        await self.source.connection.execute(_SQL.statement("in_any_order"))
-
     async def _put_in(self, tables: Sequence[MoveTable]) -> None:
         """Let the target have what is in the stages."""
         schema = self.target.placement.schema
         await set_path(self.target.connection, schema)
         # All that is gone or was changed goes first, so that no row is in the way of another one.
-        for table in tables:
-            await self.target.run(table.remove_changed(schema, self._tenant_no))
+        async with _planned(self.target, "row_by_row"):
+            for table in tables:
+                await self.target.run(table.remove_changed(schema, self._tenant_no))
         for table in tables:
             await self.target.run(table.take(schema))
 
@@ -264,6 +254,19 @@ class MoveCopier:
             raise group_error.exceptions[0] from None
         status: str = writing.result()
         return status
+
+
+@asynccontextmanager
+async def _planned(side: MoveSide, how: str) -> AsyncIterator[None]:
+    """Let a side's statements be planned like that within the block, which is in a transaction.
+
+    Of a table that is being filled the planner knows nothing: for each chunk it would read all that
+    is left at the source, or all that is at the target, so that a copy of twice the rows would take
+    four times as long.
+    """
+    await side.connection.execute(_SQL.statement(how))
+    yield
+    await side.connection.execute(_SQL.statement("as_usual"))
 
 
 def _key(texts: Sequence[str] | None) -> tuple[str, ...] | None:

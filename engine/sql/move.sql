@@ -292,8 +292,14 @@ select set_config('session_replication_role', 'replica', true),
 set local enable_bitmapscan = off;
 set local enable_hashjoin = off;
 
--- name: in_any_order
+-- name: row_by_row
+-- Each row of the stage finds its row by the key.
+set local enable_mergejoin = off;
+set local enable_hashjoin = off;
+
+-- name: as_usual
 set local enable_bitmapscan to default;
+set local enable_mergejoin to default;
 set local enable_hashjoin to default;
 
 -- name: hold

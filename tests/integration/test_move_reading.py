@@ -1,4 +1,4 @@
-"""How the rows of a table are read for its first copy."""
+"""How rows are found while they are copied: by their keys, whatever is known of the table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from support.install import Install
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.move_copy import Carried, MoveCopier
+from tenancy.data_isolation.engine.move_side import MoveSide
 from tenancy.data_isolation.engine.move_table import MoveTable
 
 QUICK: dict[str, Any] = {"move_poll_s": 0.05, "move_warm_ms": 10, "move_chunk_rows": 100}
@@ -27,11 +28,12 @@ _ROWS = 2_000
         ),
     ],
 )
-async def test_a_chunk_is_read_by_its_index_though_nothing_is_known_of_the_table(
+async def test_rows_are_found_by_their_keys_though_nothing_is_known_of_the_table(
     install: Install, monkeypatch: pytest.MonkeyPatch, table: str, fill: str
 ):
     plans: list[str] = []
-    fill_stage = MoveCopier._fill
+    removals: list[str] = []
+    fill_stage, run = MoveCopier._fill, MoveSide.run
 
     async def explained(self: MoveCopier, query: str, to: MoveTable, carried: Carried) -> int:
         if "LIMIT" in query and to.name == "items":
@@ -39,7 +41,14 @@ async def test_a_chunk_is_read_by_its_index_though_nothing_is_known_of_the_table
             plans.append("\n".join(row[0] for row in rows))
         return await fill_stage(self, query, to, carried)
 
+    async def removing(self: MoveSide, text: str) -> str:
+        if text.startswith("DELETE"):
+            rows = await self.connection.fetch(f"explain (costs off) {text}")
+            removals.append("\n".join(row[0] for row in rows))
+        return await run(self, text)
+
     monkeypatch.setattr(MoveCopier, "_fill", explained)
+    monkeypatch.setattr(MoveSide, "run", removing)
     async with opened(install, tables=False, **QUICK) as engine:
         await engine.apply_migration("0001_items", f"create table {table}")
         await engine.create_tenant(TenantContext(tenant_id="acme"), level=IsolationLevel.ROW)
@@ -54,3 +63,8 @@ async def test_a_chunk_is_read_by_its_index_though_nothing_is_known_of_the_table
         assert "Index Scan using items_pkey on items" in plan
         assert "Sort Key: r." not in plan
         assert f"rows={_ROWS}" not in plan
+    assert len(removals) >= len(plans)
+    for plan in (item for item in removals if " on items r" in item):
+        assert "Nested Loop" in plan
+        assert "Seq Scan on items r" not in plan
+    assert any(" on items r" in item for item in removals)
