@@ -36,6 +36,7 @@ from ray.exceptions import GetTimeoutError, PendingCallsLimitExceeded, RayError,
 from tenancy.data_isolation.actors.directory import Directory
 from tenancy.data_isolation.actors.gateway import ActorGateway
 from tenancy.data_isolation.actors.move_gateway import ActorMoves
+from tenancy.data_isolation.actors.proposal_gateway import ActorProposals
 from tenancy.data_isolation.actors.remote import NAMESPACE, Handle, own_error, read_directory
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
@@ -98,6 +99,11 @@ class TenancyClient:
     def moves(self) -> ActorMoves:
         """Moves of tenants to other isolation levels, servers and regions. Asynchronous."""
         return self.gateway.moves
+
+    @property
+    def proposals(self) -> ActorProposals:
+        """Proposals to move tenants: listing, accepting and dismissing them. Asynchronous."""
+        return self.gateway.proposals
 
     def tenant(self, tenant_id: str) -> TenantHandle:
         """A handle whose methods give Ray object references.

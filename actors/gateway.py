@@ -21,6 +21,7 @@ from typing import Any
 from tenancy.data_isolation.actors.channel import ActorChannel, ActorLostError, Limits
 from tenancy.data_isolation.actors.directory import ActorName, Directory, is_dedicated
 from tenancy.data_isolation.actors.move_gateway import ActorMoves
+from tenancy.data_isolation.actors.proposal_gateway import ActorProposals
 from tenancy.data_isolation.actors.remote import Actors
 from tenancy.data_isolation.actors.statement_kind import changes_nothing
 from tenancy.data_isolation.actors.wire import (
@@ -70,6 +71,8 @@ class ActorGateway:
         self._clock = SystemClock()
         #: Moves of tenants.
         self.moves = ActorMoves(self._control, self._clock)
+        #: What is proposed for tenants.
+        self.proposals = ActorProposals(self._control)
         self._default_deadline_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000

@@ -1,4 +1,4 @@
-"""The actor that carries moves out: a process of its own, which hosts no tenants.
+"""The actor that carries moves out, and looks which are to be made: it hosts no tenants.
 
 A plain class. Ray makes an actor of it (`remote.py`), and tests use it as it is.
 
@@ -9,7 +9,7 @@ Rules this module keeps:
 * The constructor does nothing that can fail, because an actor whose constructor fails is dead for
   good. What stands in the way is tried again for ever, and told to whoever asks how it is.
 * Any number of such processes may work on one installation: a move is carried out by who holds its
-  lock in the catalog.
+  lock in the catalog, and of those that look which tenants are at the wrong level one decides.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from tenancy.data_isolation.actors.configuration import read_configuration
+from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
 from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.actors.peaceful_end import close_on
 from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.proposal import OrchestrationMode
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
+from tenancy.data_isolation.strategies.base import rule_book
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class MoveActor:
         self._name = ActorName(name)
         self._path = Path(configuration_path)
         self._engine: Engine | None = None
+        self._review: LevelReview | None = None
         self._failure: TenancyError | None = None
         self._tried = asyncio.Event()
         # Ray calls constructors of asynchronous actors on their event loop (2.60).
@@ -60,9 +64,16 @@ class MoveActor:
         """Let go of all moves and close the connections."""
         self._working.cancel()
         await asyncio.wait([self._working])
+        review, self._review = self._review, None
+        if review is not None:
+            await review.close()
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.close()
+
+    def measure(self, configuration: ActorConfiguration) -> MeasureSize | None:
+        """What counts tenants' rows; None = the engine of this process."""
+        return None
 
     def __ray_shutdown__(self) -> None:
         """What Ray calls when it ends the actor in peace."""
@@ -85,9 +96,16 @@ class MoveActor:
             await asyncio.sleep(_LOOK_S if failure is None else _RETRY_S)
 
     async def _look(self) -> None:
-        if self._engine is not None:
+        if self._engine is not None and self._review is not None:
             await self._engine.keys.refresh(self._engine.catalog)
             return
         configuration = await asyncio.to_thread(read_configuration, self._path)
-        self._engine = await Engine.attach(configuration.engine_config(self._name))
-        self._engine.moves.work()
+        if self._engine is None:
+            self._engine = await Engine.attach(configuration.engine_config(self._name))
+            self._engine.moves.work()
+        self._review = self._engine.level_review(
+            rule_book(None),
+            OrchestrationMode(configuration.settings.orchestration),
+            measure=self.measure(configuration),
+        )
+        self._review.start()

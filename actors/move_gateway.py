@@ -86,6 +86,10 @@ class ActorMoves:
         """Let the tenant stay, and take away what was at its old place."""
         return await self._of("confirm", move_id)
 
+    async def abandon(self, move_id: str) -> Move:
+        """Settle a move of which a server is lost for good: the one that the tenant is not at."""
+        return await self._of("abandon", move_id)
+
     async def pause(self, move_id: str) -> Move:
         """Let the move stand still until it is resumed; the tenant goes on working."""
         return await self._of("pause", move_id)

@@ -15,6 +15,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -45,8 +46,11 @@ from tenancy.data_isolation.core.errors import (
     SetupError,
     TenancyError,
 )
-from tenancy.data_isolation.core.identifiers import Region
+from tenancy.data_isolation.core.identifiers import Region, TenantId
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import TenantSize
+from tenancy.data_isolation.engine import level_review
+from tenancy.data_isolation.engine.level_review import MeasureSize
 
 NAMESPACE = "tenancy"
 REGION_LABEL = "ray.io/availability-region"
@@ -69,6 +73,7 @@ _OPTIONS = {
     "enable_task_events": False,
 }
 _STOP_TIMEOUT_S = 30.0
+_ACTS = logging.getLogger(level_review.__name__)
 
 
 def start_shared_actors(configuration: ActorConfiguration, path: Path) -> dict[ActorName, Handle]:
@@ -93,7 +98,7 @@ def start_mover(path: Path) -> Handle:
     Does not wait: `wait_for_mover` does.
     """
     options: dict[str, Any] = dict(_OPTIONS, name=MOVER_NAME)
-    return ray.remote(**options)(MoveActor).remote(MOVER_NAME, str(path))
+    return ray.remote(**options)(MoveActorProcess).remote(MOVER_NAME, str(path))
 
 
 def wait_for_mover(mover: Handle, timeout_s: float) -> None:
@@ -165,6 +170,28 @@ class TenantActorProcess(TenantActor):
     def __init__(self, name: str, configuration_path: str) -> None:
         super().__init__(name, configuration_path)
         relax_collector()
+
+
+class MoveActorProcess(MoveActor):
+    """The mover in a process of its own, beside tenant actors."""
+
+    def __init__(self, name: str, configuration_path: str) -> None:
+        super().__init__(name, configuration_path)
+        # Ray's workers tell of nothing below a warning, and what is done to tenants is to be found.
+        _ACTS.setLevel(logging.INFO)
+        _ACTS.addHandler(logging.StreamHandler())
+
+    def measure(self, configuration: ActorConfiguration) -> MeasureSize:
+        """The tenant's own actor counts, whose sessions take up most of what its login may have."""
+        # Imported late: it imports this module.
+        from tenancy.data_isolation.actors.gateway import ActorGateway
+
+        gateway = ActorGateway(configuration.directory, configuration.public_settings())
+
+        async def measured(tenant_id: TenantId, rows_max: int) -> TenantSize:
+            return await gateway.tenant_size(tenant_id, rows_max=rows_max)
+
+        return measured
 
 
 class Actors:

@@ -69,8 +69,11 @@ _T = TypeVar("_T")
 _SESSIONS_MAX = 1_000
 #: What can be asked of moves through an actor.
 MOVE_METHODS: Final = (
-    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "pause", "resume"),
+    *("plan", "start", "move", "moves", "cancel", "roll_back", "confirm", "abandon"),
+    *("pause", "resume"),
 )
+#: And of proposals to move tenants.
+PROPOSAL_METHODS: Final = ("proposal", "proposals", "orchestrator", "accept", "dismiss")
 #: A client that has not asked for so long is gone, and with it who waits for its answers.
 _SESSION_IDLE_S = 60.0
 _RETRY_AFTER_S = 1.0
@@ -209,6 +212,15 @@ class TenantActor:
         moves = (await self._opened()).engine.moves
         return await _only_our_errors(getattr(moves, method)(*args, **kwargs))
 
+    async def proposals(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """As the method of that name of `Engine.proposals`; one of `PROPOSAL_METHODS`."""
+        if method not in PROPOSAL_METHODS:
+            raise InvalidInputError(
+                f"proposals have no {method!r}; there are {', '.join(PROPOSAL_METHODS)}"
+            )
+        proposals = (await self._opened()).engine.proposals
+        return await _only_our_errors(getattr(proposals, method)(*args, **kwargs))
+
     # The actor itself
 
     async def route(self, tenant_id: str) -> ActorName:
@@ -270,6 +282,8 @@ class TenantActor:
         try:
             configuration = await self._read()
             engine = await _only_our_errors(Engine.attach(configuration.engine_config(self._name)))
+            # Also that it has nothing to do is told, so that idle tenants are known to be idle.
+            engine.loads.start()
             self._host = _Host(self._name, configuration, engine)
             return self._host
         finally:

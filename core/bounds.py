@@ -60,6 +60,8 @@ def _whole(number: float) -> str:
 _MILLISECONDS: Final = Bounds(1, INT4_MAX, "PostgreSQL counts milliseconds in 4 bytes")
 _SECONDS: Final = Bounds(1e-3, 10 * _YEAR_S, "10 years")
 _BYTES: Final = Bounds(1, 1 << 60, "1 EiB")
+_RATE: Final = Bounds(1e-3, 1e9)
+_PERCENT: Final = Bounds(0.1, 100)
 _COUNT: Final = Bounds(1, INT4_MAX, "4 bytes")
 _PORT: Final = Bounds(0, 65_535, "a port number; 0 is for any that is free")
 _CONNECTIONS: Final = Bounds(
@@ -89,7 +91,7 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "credential_cache_ms": Bounds(1, 1_000, "so that revocations hold within a second"),
     "watchdog_tick_ms": Bounds(1, 500, "who looks less often than each second does not watch"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),
-    "operations_per_s": Bounds(1e-3, 1e9),
+    "operations_per_s": _RATE,
     "shared_actors": _PROCESSES,
     "dedicated_actors_max": _PROCESSES,
     "http_replicas": _PROCESSES,
@@ -103,6 +105,10 @@ def bounds(name: str) -> Bounds:
         return found
     if name.endswith("_port"):
         return _PORT
+    if name.endswith("_operations_per_s"):
+        return _RATE
+    if name.endswith("_percent"):
+        return _PERCENT
     if name.endswith("_ms"):
         return _MILLISECONDS
     if name.endswith("_s"):

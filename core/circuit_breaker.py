@@ -54,6 +54,14 @@ class CircuitBreaker:
         #: How often it has opened.
         self.openings = 0
 
+    def document(self, now_s: float) -> dict[str, str | int | float]:
+        """As metrics show it."""
+        return {
+            "state": str(self.state(now_s)),
+            "openings": self.openings,
+            "retry_after_s": self.retry_after_s(now_s),
+        }
+
     def state(self, now_s: float) -> BreakerState:
         """The state at that time."""
         if self._state is BreakerState.OPEN and now_s - self._opened_at >= self._limits.open_s:

@@ -10,6 +10,7 @@
     │   ├── TenantNotFoundError
     │   ├── OperationNotFoundError
     │   ├── MoveNotFoundError
+    │   ├── ProposalNotFoundError
     │   ├── ServerNotFoundError
     │   └── StrategyNotFoundError
     ├── ConflictError                                                                        409
@@ -134,6 +135,12 @@ class MoveNotFoundError(NotFoundError):
     """There is no such move."""
 
     slug = "move-not-found"
+
+
+class ProposalNotFoundError(NotFoundError):
+    """There is no such proposal."""
+
+    slug = "proposal-not-found"
 
 
 class ServerNotFoundError(NotFoundError):

@@ -69,6 +69,12 @@ def quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def quote_literal(text: str) -> str:
+    """`text` as an SQL string, however the server reads a backslash (PostgreSQL manual, 4.1.2)."""
+    quoted = text.replace("'", "''")
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"
+
+
 def _shown(value: object) -> str:
     """`value` for an error message: quoted, and cut so that a message stays a line."""
     text = repr(value)

@@ -112,6 +112,10 @@ ASKABLE: Final[Mapping[MoveWish, frozenset[MoveState]]] = {
 }
 
 
+#: What the report calls that the server of the other side was given up, since it is lost for good.
+ABANDONED: Final = "abandoned"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MoveTarget:
     """Where a tenant shall go; what is None stays as it is.
@@ -200,6 +204,29 @@ class Move:
     def is_settled(self) -> bool:
         """Whether nothing is left to do for it."""
         return self.state.is_final and self.cleaned
+
+    @property
+    def other_side(self) -> Placement:
+        """The side at which the tenant does not work."""
+        on_the_way_back = self.reversing and not self.state.is_final
+        at_target = on_the_way_back or self.state in (MoveState.OPEN, MoveState.CONFIRMED)
+        return self.source if at_target else self.target
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the server of the other side any more."""
+        return ABANDONED in self.report
+
+    def check_abandonment(self) -> None:
+        """Raise `ConflictError` unless the other side can be given up as things stand."""
+        if self.is_settled:
+            raise ConflictError(f"move {self.move_id} is settled; nothing of it waits for a server")
+        if self.state.is_final or self.state is MoveState.OPEN or self.reversing:
+            return
+        raise ConflictError(
+            f"move {self.move_id} is {self.state}; cancel it first, and give its target up when it "
+            "is cancelled and cannot be cleaned up"
+        )
 
     def check_next(self, state: MoveState) -> None:
         """Raise `ConflictError` unless `state` may follow."""

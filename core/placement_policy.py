@@ -88,8 +88,8 @@ class PlacementPolicy:
         """Raise `ConflictError` when a tenant's level is not what is wished or demanded."""
         if facts.wish is not None and facts.wish is not level:
             raise ConflictError(
-                f"tenant {tenant_id} is at level {level} and {facts.wish} is asked for; moving a "
-                f"tenant is not possible yet, so leave isolation_level out or set it to {level}"
+                f"tenant {tenant_id} is at level {level} and {facts.wish} is asked for; leave "
+                f"isolation_level out, set it to {level}, or move the tenant first"
             )
         if not self.compliance_validation or not facts.compliance:
             return
@@ -97,8 +97,8 @@ class PlacementPolicy:
         if demand is not None and strength(level) < strength(demand[0]):
             raise ConflictError(
                 f"tenant {tenant_id} is at level {level}, and rule '{demand[1].name}' demands at "
-                f"least {demand[0]} for its compliance; moving a tenant is not possible yet, so "
-                f"make a new tenant and copy the data, or set compliance_validation=False"
+                f"least {demand[0]} for its compliance; move it there, or set "
+                "compliance_validation=False"
             )
 
     def _choose(self, facts: Facts, closed: Mapping[StrategyName, float] | None = None) -> Choice:

@@ -95,6 +95,11 @@ def placed_by(placement: Placement) -> StrategyName:
     return STRATEGY_OF_LEVEL[placement.level]
 
 
+def distribution(counts: Mapping[StrategyName, int]) -> dict[str, int]:
+    """Tenants per strategy that places data, those that have none included."""
+    return {str(name): counts.get(name, 0) for name in LEVEL_OF_STRATEGY}
+
+
 def strength(level: IsolationLevel) -> int:
     """How strongly a level keeps tenants apart: row 0, schema 1, database 2."""
     return _LEVELS.index(level)

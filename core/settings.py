@@ -21,6 +21,23 @@ from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable
 
 _PREFIX = "TENANCY_"
+#: As `core.proposal.OrchestrationMode` has them, which needs more of `core` than settings may.
+_ORCHESTRATION = ("off", "propose", "automatic")
+_MEASURES = ("operations_per_s", "rows", "bytes")
+#: Of each pair the first has to be below the second.
+_BELOW = (
+    ("schema_demote_busy_percent", "schema_promote_busy_percent"),
+    *(
+        (f"{level}_demote_{name}", f"{level}_promote_{name}")
+        for level in ("schema", "database")
+        for name in _MEASURES
+    ),
+    *(
+        (f"schema_{side}_{name}", f"database_{side}_{name}")
+        for side in ("promote", "demote")
+        for name in _MEASURES
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,13 +202,18 @@ class Settings:
     move_warm_ms: int = 1_000
     #: How long one attempt to hold the tenant waits for its last statement: new ones wait as long.
     move_drain_ms: int = 50
-    #: How long the server lets anything take while the tenant is held; then it lets the tenant go.
+    #: How long the server lets anything take while the tenant is held, and how long it is held at
+    #: most; then it is let go. When there is no answer for so long the mover gives its connections
+    #: up and looks over new ones at which side the tenant is.
     move_hold_max_ms: int = 1_000
     #: How long a move waits for a table's lock before it tries again, since others queue behind it,
     #: how long one of its statements may take, and how long it may be silent in a transaction.
     move_lock_timeout_ms: int = 100
     move_statement_timeout_ms: int = 600_000
     move_idle_timeout_ms: int = 60_000
+    #: How much longer than that the answer to a statement may take. What has not come then is taken
+    #: for lost, together with the connection.
+    move_answer_timeout_s: float = 30.0
     #: Attempts to hold the tenant before the move fails, and the longest pause between two.
     move_cutover_attempts_max: int = 100
     move_cutover_pause_s: float = 2.0
@@ -209,6 +231,53 @@ class Settings:
     #: least so many rows: what a smaller one takes says nothing of it.
     move_estimate_moves: int = 10
     move_estimate_rows_min: int = 10_000
+
+    #: What the orchestrator does about tenants that are at the wrong level: off, propose (somebody
+    #: has to accept), or automatic.
+    orchestration: str = "propose"
+    #: Operations are counted in windows of so long; tenants that one process tells the counts of by
+    #: name, the busiest, and how often a tenant's rows are counted again, so many at a time.
+    load_window_s: float = 60.0
+    load_tenants_max: int = 1_000
+    tenant_size_interval_s: float = 3_600.0
+    tenant_sizes_per_review_max: int = 20
+    #: A tenant gets a schema of its own from these, and goes back to the shared tables below those:
+    #: operations per second, rows, bytes, and its share of the time in which its server works for
+    #: tenants, if the others do so many operations per second at least.
+    schema_promote_operations_per_s: float = 500.0
+    schema_demote_operations_per_s: float = 100.0
+    schema_promote_rows: int = 10_000_000
+    schema_demote_rows: int = 4_000_000
+    schema_promote_bytes: int = 50_000_000_000
+    schema_demote_bytes: int = 20_000_000_000
+    schema_promote_busy_percent: float = 50.0
+    schema_demote_busy_percent: float = 20.0
+    busy_neighbours_operations_per_s: float = 50.0
+    #: A tenant gets a database of its own from these, and loses it below those.
+    database_promote_operations_per_s: float = 5_000.0
+    database_demote_operations_per_s: float = 1_000.0
+    database_promote_rows: int = 1_000_000_000
+    database_demote_rows: int = 400_000_000
+    database_promote_bytes: int = 500_000_000_000
+    database_demote_bytes: int = 200_000_000_000
+    #: Windows in a row that lead up, and down.
+    promote_windows: int = 5
+    demote_windows: int = 1_440
+    #: A tenant is left alone for so long after a move, and after one that did not stay, or a
+    #: proposal that was dismissed or refused.
+    promotion_cooldown_s: float = 21_600.0
+    promotion_failed_cooldown_s: float = 86_400.0
+    #: Moves that the orchestrator starts by itself, over all tenants.
+    orchestrated_moves_per_hour_max: int = 4
+    orchestrated_moves_at_once_max: int = 1
+    #: After how long it confirms a move of its own whose proof has held, and when it rolls one
+    #: back: the tenant's operations take so many times as long as before, and so much longer, in
+    #: the middle one of so many windows with so many operations each.
+    orchestrated_retention_s: float = 1_800.0
+    orchestrated_latency_factor: float = 2.0
+    orchestrated_latency_slack_ms: float = 2.0
+    orchestrated_latency_windows: int = 3
+    orchestrated_latency_operations_min: int = 100
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
@@ -315,12 +384,36 @@ class Settings:
                 continue
             bounds(item.name).check(_variable(item.name), value)
         _check_key(self.master_key)
+        if self.orchestration not in _ORCHESTRATION:
+            raise SettingError(
+                f"TENANCY_ORCHESTRATION is {self.orchestration!r}; use {', '.join(_ORCHESTRATION)}"
+            )
         for release in self.allowed_vulnerable_releases():
             if not re.fullmatch(r"[0-9]{2}\.[0-9]{1,2}", release):
                 raise SettingError(
                     f"TENANCY_VULNERABLE_POSTGRES_ALLOWED names {release!r}; name releases as in "
                     "15.12, with commas between them"
                 )
+
+    def check_levels(self) -> None:
+        """Raise `SettingError`, naming the variables, for values that move tenants to and fro."""
+        for lower, higher in _BELOW:
+            if getattr(self, lower) >= getattr(self, higher):
+                raise SettingError(
+                    f"{_variable(lower)} is {getattr(self, lower):,.15g}; it must be below "
+                    f"{_variable(higher)}, which is {getattr(self, higher):,.15g}"
+                )
+        if self.promotion_failed_cooldown_s < self.promotion_cooldown_s:
+            raise SettingError(
+                "TENANCY_PROMOTION_FAILED_COOLDOWN_S must not be below TENANCY_PROMOTION_COOLDOWN_S"
+            )
+        if self.orchestrated_retention_s >= self.move_retention_s and (
+            self.orchestration == "automatic"
+        ):
+            raise SettingError(
+                "TENANCY_ORCHESTRATED_RETENTION_S must be below TENANCY_MOVE_RETENTION_S: "
+                "otherwise a move is confirmed before it is known whether the tenant is slower"
+            )
 
     def allowed_vulnerable_releases(self) -> frozenset[str]:
         """The releases that `vulnerable_postgres_allowed` names."""

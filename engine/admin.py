@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.engine.impatient_connection import ImpatientConnection
 from tenancy.data_isolation.engine.server_connection import open_connection
 
 #: What a connection can fail with while it is being made (manual, appendix A, classes 08, 53, 57).
@@ -52,9 +53,22 @@ class AdminConnections:
     """
 
     def __init__(
-        self, *, settings: Settings, servers: Sequence[ServerConfig], keep_warm: bool = False
+        self,
+        *,
+        settings: Settings,
+        servers: Sequence[ServerConfig],
+        keep_warm: bool = False,
+        command_timeout_s: float | None = None,
+        silent_max_ms: int = 0,
     ) -> None:
-        """`keep_warm` keeps connections to shared databases until `close`."""
+        """`keep_warm` keeps connections to shared databases until `close`.
+
+        `command_timeout_s` is what `connect` takes when it is not told another one. A session that
+        is silent within a transaction for `silent_max_ms` is ended by its server, and with it all
+        locks that it has; 0 = never.
+        """
+        self._command_timeout_s = command_timeout_s
+        self._silent_max_ms = silent_max_ms
         self._settings = settings
         self._servers = {ServerName(server.name): server for server in servers}
         self._slots = asyncio.Semaphore(settings.admin_connections_max)
@@ -65,6 +79,11 @@ class AdminConnections:
     def servers(self) -> tuple[ServerConfig, ...]:
         """The configured servers; the first one holds the catalog."""
         return tuple(self._servers.values())
+
+    @property
+    def close_timeout_s(self) -> float:
+        """How long a connection that is closed may take for it, in seconds."""
+        return self._settings.connect_timeout_s
 
     def server(self, name: ServerName) -> ServerConfig:
         """The server of that name, or `ServerNotFoundError`."""
@@ -85,7 +104,7 @@ class AdminConnections:
         """A connection to `database`, or to the maintenance database that the DSN names.
 
         It calls itself `name` where the server lists its sessions. A statement that has no answer
-        after `command_timeout_s` is given up.
+        after `command_timeout_s` is given up, and the connection with it.
 
         Raises `ServerUnavailableError`, `ServerNotFoundError`, `OverloadedError` when no slot gets
         free in time, and `SettingError` when the server refuses the DSN's role.
@@ -169,12 +188,14 @@ class AdminConnections:
                 config,
                 database=database,
                 timeout=self._settings.connect_timeout_s,
-                command_timeout=command_timeout_s,
+                command_timeout=command_timeout_s or self._command_timeout_s,
+                connection_class=ImpatientConnection,
                 server_settings={
                     "application_name": name,
                     "search_path": "pg_catalog, pg_temp",
                     # Reading the catalogs looks dear to the planner and is not; compiling is.
                     "jit": "off",
+                    "idle_in_transaction_session_timeout": f"{self._silent_max_ms}ms",
                 },
             )
         except (*_UNREACHABLE, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:

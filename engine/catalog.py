@@ -129,14 +129,14 @@ class Catalog:
         row = await self.pool.row(_SQL.statement("tenant"), tenant_id)
         if row is None:
             raise TenantNotFoundError(f"there is no tenant {tenant_id}")
-        return _tenant(row)
+        return tenant_of_row(row)
 
     async def tenant_by_number(self, tenant_no: TenantNo) -> Tenant:
         """The tenant of that number, or `TenantNotFoundError`."""
         row = await self.pool.row(_SQL.statement("tenant_by_number"), tenant_no)
         if row is None:
             raise TenantNotFoundError(f"there is no tenant with number {tenant_no}")
-        return _tenant(row)
+        return tenant_of_row(row)
 
     async def moved(
         self, since: datetime | None, limit: int
@@ -149,15 +149,21 @@ class Catalog:
         moved = {TenantId(row["tenant_id"]): Epoch(row["epoch"]) for row in rows if row["epoch"]}
         return rows[0]["now"], moved
 
-    async def arriving(self, limit: int) -> dict[TenantId, Placement]:
-        """Tenants that are about to change their place, and the places, with epochs of before."""
-        rows = await self.pool.rows(_SQL.statement("arriving"), limit)
-        return {TenantId(row["tenant_id"]): placement_of_text(row["target"]) for row in rows}
+    async def moving(self, limit: int) -> dict[TenantId, Placement | None]:
+        """Tenants that may change their place before long, and the places (epochs of before).
+
+        None where it is too early to have anything ready there.
+        """
+        rows = await self.pool.rows(_SQL.statement("moving"), limit)
+        return {
+            TenantId(row["tenant_id"]): row["place"] and placement_of_text(row["place"])
+            for row in rows
+        }
 
     async def tenants(self, *, after: TenantId | None = None, limit: int = 100) -> list[Tenant]:
         """Tenants in the order of their names, starting after `after`."""
         rows = await self.pool.rows(_SQL.statement("tenants"), after or "", self.page_length(limit))
-        return [_tenant(row) for row in rows]
+        return [tenant_of_row(row) for row in rows]
 
     async def metadata(self, tenant_no: TenantNo) -> dict[str, Any]:
         """The tenant's metadata as it was given when the tenant was added."""
@@ -424,7 +430,8 @@ def _placement_values(placement: Placement) -> tuple[str | int | None, ...]:
     )
 
 
-def _tenant(row: asyncpg.Record) -> Tenant:
+def tenant_of_row(row: asyncpg.Record) -> Tenant:
+    """The tenant that a row of the catalog is, joined with its placement."""
     placement = None
     if row["level"] is not None:
         placement = Placement(

@@ -32,6 +32,7 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.engine.impatient_connection import ImpatientConnection
 from tenancy.data_isolation.engine.layout import CONTROL_ROLE, shared_database
 from tenancy.data_isolation.engine.server_connection import open_connection
 
@@ -75,6 +76,7 @@ class CatalogPool:
             max_size=settings.catalog_connections_max,
             max_inactive_connection_lifetime=settings.connection_idle_s,
             timeout=timeout_s,
+            connection_class=ImpatientConnection,
             reset=_leave_as_it_is,
             command_timeout=settings.statement_timeout_ms / 1_000,
             server_settings={
@@ -126,6 +128,12 @@ class CatalogPool:
         async with self._connection() as connection:
             with _translated(write=True):
                 return await connection.fetchval(query, *values)
+
+    async def write_row(self, query: LiteralString, *values: Any) -> asyncpg.Record | None:
+        """As `write`; the first row that the statement returns."""
+        async with self._connection() as connection:
+            with _translated(write=True):
+                return await connection.fetchrow(query, *values)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:

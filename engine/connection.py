@@ -269,6 +269,17 @@ class Connection:
             raise self._error(section)
         return await self.describe_shape(step.parameters, step.row_shape)
 
+    async def plan(self, text: str, parameters: int) -> None:
+        """Have the server plan a prepared text, with nulls. Raises the statement's error."""
+        name = self.prepared(text)
+        if name is None:
+            return
+        # The Describe is there to be answered: a Bind alone has no step.
+        section = Section([wire.bind(name, [None] * parameters), wire.describe(name)], [Step()])
+        await self.perform([section])
+        if section.error is not None or not section.ended:
+            raise self._error(section)
+
     async def describe_shape(self, raw_parameters: bytes, raw_columns: bytes | None) -> Description:
         """A description from what the server said; asks for types that are not known yet."""
         parameters = wire.parameter_types(raw_parameters)

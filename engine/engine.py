@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, TypeGuard
 
@@ -23,7 +24,8 @@ from tenancy.data_isolation.core.errors import (
     TenancyError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
-from tenancy.data_isolation.core.rules import StrategyName
+from tenancy.data_isolation.core.proposal import OrchestrationMode
+from tenancy.data_isolation.core.rules import RuleBook, StrategyName
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -47,11 +49,16 @@ from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport, translated
 from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
+from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
+from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
+from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
@@ -111,17 +118,20 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
+        moving = _connections_of_moves(settings, servers)
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
-            admin=AdminConnections(
-                settings=replace(settings, admin_connections_max=move_connections_max(settings)),
-                servers=servers,
-                keep_warm=True,
-            ),
+            admin=moving,
             keys=keys,
-            maker=self._maker,
+            maker=self._maker.over(moving, silent_max_ms=settings.move_idle_timeout_ms),
             measure=lambda tenant_id: self.tenant_size(tenant_id, rows_max=PLAN_ROWS_MAX),
+        )
+        self.proposals = Proposals(settings=settings, catalog=catalog, moves=self.moves)
+        self.loads = Loads(
+            settings=settings,
+            catalog=catalog,
+            servers=tuple(ServerName(server.name) for server in servers),
         )
         self.databases = TenantDatabases(settings=settings, catalog=catalog, admin=admin)
         self._routes = Routes(
@@ -132,8 +142,14 @@ class Engine:
             left=self._has_left,
             arriving=self._will_arrive,
         )
+        self._overheard = Overheard()
         self._executor = Executor(
-            settings=settings, guard=self.guard, keys=keys, master_key=key, servers=servers
+            settings=settings,
+            guard=self.guard,
+            keys=keys,
+            master_key=key,
+            servers=servers,
+            hear=self._overheard.hear,
         )
         self._batches = Batches(settings=settings, executor=self._executor)
         self._beside: set[asyncio.Task[None]] = set()
@@ -151,6 +167,7 @@ class Engine:
         """
         config = config or EngineConfig()
         settings = config.resolved_settings()
+        settings.check_levels()
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
             servers = await _servers(config, settings, stack)
@@ -171,6 +188,7 @@ class Engine:
         unless `checked` is false: that is for who wants to look.
         """
         settings = config.resolved_settings()
+        settings.check_levels()
         if not config.servers and settings.postgres_dsn is None:
             raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
         async with AsyncExitStack() as stack:
@@ -222,6 +240,7 @@ class Engine:
             await self._closing.aclose()
 
     async def _close_own(self) -> None:
+        await self.loads.close()
         await self._routes.close()
         await self.moves.close()
         await self.shapes.close()
@@ -284,6 +303,33 @@ class Engine:
             ),
         )
 
+    def level_review(
+        self,
+        book: RuleBook,
+        mode: OrchestrationMode,
+        *,
+        interval_s: float | None = None,
+        measure: MeasureSize | None = None,
+    ) -> LevelReview:
+        """What looks whether tenants are at the right level, and proposes or starts moves.
+
+        `measure` counts tenants' rows; this process does when it is not given. Nothing is begun.
+        """
+
+        async def measured(tenant_id: TenantId, rows_max: int) -> TenantSize:
+            return await self.tenant_size(tenant_id, rows_max=rows_max)
+
+        return LevelReview(
+            settings=self.settings,
+            catalog=self.catalog,
+            moves=self.moves,
+            store=self.proposals.store,
+            book=book,
+            measure=measure or measured,
+            mode=mode,
+            interval_s=interval_s,
+        )
+
     async def suspend_tenant(self, tenant_id: TenantId | str) -> Tenant:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
         tenant = await self.tenant(tenant_id)
@@ -326,7 +372,7 @@ class Engine:
 
     def _will_arrive(self, route: Route) -> None:
         """There are sessions where a tenant will be soon, before it comes."""
-        self._aside(warm(self._executor, route, self.shapes.newest))
+        self._aside(warm(self._executor, route, self.shapes.newest, self._overheard))
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it beside everything else."""
@@ -390,6 +436,7 @@ class Engine:
             route = await self._routes.route(parse_tenant_id(tenant_id))
         allowance = route.allowance
         allowance.enter()
+        began_s = monotonic()
         try:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
@@ -408,6 +455,7 @@ class Engine:
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         finally:
             allowance.leave()
+            self.loads.note(route, 1, began_s)
 
     async def execute_batch(
         self,
@@ -437,12 +485,15 @@ class Engine:
         name = parse_tenant_id(tenant_id)
         # First, so that what is refused for its length costs the tenant nothing.
         self._batches.check_length(operations)
-        allowance = (await self._routes.route(name)).allowance
+        route = await self._routes.route(name)
+        allowance = route.allowance
         allowance.enter(len(operations))
+        began_s = monotonic()
         try:
             outcomes = await self._routes.run(name, work)
         finally:
             allowance.leave(len(operations))
+            self.loads.note(route, len(operations), began_s)
         if any(
             isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
         ):
@@ -486,6 +537,17 @@ def _is_worth_another_look(error: TenancyError) -> bool:
 
 def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
     return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
+
+
+def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
+    """Connections of their own: moves keep theirs for long."""
+    return AdminConnections(
+        settings=replace(settings, admin_connections_max=move_connections_max(settings)),
+        servers=servers,
+        keep_warm=True,
+        command_timeout_s=answer_limit_s(settings),
+        silent_max_ms=settings.move_idle_timeout_ms,
+    )
 
 
 async def _servers(

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from tenancy.data_isolation.core.crypto import MasterKey, role_password, session_mark
 from tenancy.data_isolation.core.errors import ServerNotFoundError, TenancyError
-from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName
+from tenancy.data_isolation.core.identifiers import DatabaseName, ServerName, TenantNo
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.core.types import Operation, Placement, QueryResult
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
@@ -41,6 +41,8 @@ _TYPE_MAPS_MAX: Final = 1_024
 _TEXTS_MAX: Final = 4_096
 #: Longest text among them.
 _TEXT_CHARS_MAX: Final = 2_000
+#: How long a session may be kept from other work to learn statements.
+_LEARNING_S: Final = 1.0
 _FOREVER: Final = float("inf")
 
 
@@ -59,7 +61,10 @@ class Executor:
         keys: BindingKeys,
         master_key: MasterKey,
         servers: Sequence[ServerConfig],
+        hear: Callable[[TenantNo, Statement], None],
     ) -> None:
+        """`hear` is told what tenants ask for that may move before long."""
+        self._hear = hear
         self.flights = Flights(
             settings=settings, keys=keys, resubmit=self._submit, crowded=self._crowded
         )
@@ -115,6 +120,7 @@ class Executor:
             limits=route.limits,
             statement=statement,
             arguments=arguments,
+            watched=route.watched,
         )
         ticket.alone = True
         self._submit(ticket)
@@ -124,6 +130,15 @@ class Executor:
             ticket.abandon()
             raise
         return result
+
+    async def learn(self, route: Route, texts: Sequence[str]) -> None:
+        """Have a session there that has these texts prepared and planned; nothing runs."""
+
+        async def program(connection: Connection, _: Ticket) -> None:
+            for text in texts:
+                await self.flights.learn(connection, text)
+
+        await self.run(route, program, self.deadline_at(_LEARNING_S), plain=True)
 
     async def run(
         self, route: Route, program: Program, deadline_at: float, *, plain: bool = False
@@ -138,6 +153,7 @@ class Executor:
             route.placement.epoch,
             limits=route.limits,
             deadline_at=deadline_at,
+            watched=route.watched,
         )
         ticket.program = program
         ticket.plain = plain
@@ -154,6 +170,8 @@ class Executor:
     def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""
         statement = self._statement(operation.query, schema)
+        if route.watched:
+            self._hear(route.tenant.tenant_no, statement)
         params = operation.params
         if (
             (type(params) is list or type(params) is tuple)
@@ -173,6 +191,7 @@ class Executor:
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
+            watched=route.watched,
         )
 
     def deadline_at(self, deadline_s: float | None) -> float:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from tenancy.data_isolation.core.identifiers import quote_literal
+
 #: How a mend starts that works as the owner.
 OWNERS_CALL: Final = "select tenancy.run("
 #: The part of a mend that has the server read its configuration again.
@@ -71,7 +73,5 @@ def by_owner(statements: Sequence[str]) -> tuple[str, ...]:
     """
     if not statements:
         return ()
-    text = ";\n".join(statements).replace("'", "''")
-    # As quote_literal writes it, so that it does not matter how the server reads a backslash.
-    literal = "E'" + text.replace("\\", "\\\\") + "'" if "\\" in text else f"'{text}'"
+    literal = quote_literal(";\n".join(statements))
     return (f"{OWNERS_CALL}{literal}::pg_catalog.text)",)

@@ -171,6 +171,14 @@ class Flights:
             description = await self._describe(connection, ticket)
         ticket.encode(description)
 
+    async def learn(self, connection: Connection, text: str) -> None:
+        """Have a text prepared and planned in a session."""
+        known = self._descriptions.of(connection.key).get(text)
+        if known is None or connection.prepared(text) is None:
+            known = await connection.describe(text)
+            self._descriptions.put(connection.key, text, known)
+        await connection.plan(text, len(known.encoders))
+
     def forget(self, connection: Connection, ticket: Ticket) -> None:
         """What was known of the ticket's statement is out of date."""
         connection.unprepare(ticket.text)

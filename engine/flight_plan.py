@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from tenancy.data_isolation.core.errors import ResultTooLargeError
 from tenancy.data_isolation.core.types import QueryResult
@@ -12,6 +13,8 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.connection import Binding, Connection
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
+
+_FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
 
 
 class Seat:
@@ -93,7 +96,7 @@ class Planner:
         plan = Plan(bound=connection.bound)
         key_id = self._keys.signing_id
         section: Section | None = None
-        after_write = sent = False
+        after_write = sent = watched = False
         for ticket in tickets:
             bound = plan.bound
             is_bound = (
@@ -102,7 +105,8 @@ class Planner:
                 and bound.epoch == ticket.epoch
                 and bound.key_id == key_id
             )
-            if section is None or not is_bound or ordered or ticket.writes or after_write:
+            unseen = ticket.watched and not watched
+            if section is None or not is_bound or ordered or ticket.writes or after_write or unseen:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
                 # in force again: another tenant's, and valid. So once a flight has sent a binding,
@@ -110,6 +114,9 @@ class Planner:
                 if sent or not is_bound:
                     self._bind(connection, plan, section, ticket)
                     sent = True
+                watched = ticket.watched
+                if watched:
+                    _ask_for_fence(section)
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
         return plan
@@ -125,6 +132,8 @@ class Planner:
             plan.bound = self._binding(tickets[0])
         elif plan.bound != self._binding(tickets[0]):
             self._bind(connection, plan, section, tickets[0])
+        if tickets[0].watched and not bound:
+            _ask_for_fence(section)
         for ticket in tickets:
             self._take_in(connection, plan, section, ticket)
         return plan
@@ -219,6 +228,15 @@ def _new_section(plan: Plan) -> Section:
     section = Section([], [])
     plan.sections.append(section)
     return section
+
+
+def _ask_for_fence(section: Section) -> None:
+    """A step that fails when the tenant is not here: what reads no row would not notice that.
+
+    It keeps the fence as it is until the section ends.
+    """
+    section.messages += _FENCE
+    section.steps.append(Step())
 
 
 def _changed(tag: bytes) -> int:

@@ -68,6 +68,7 @@ from tenancy.data_isolation.engine.password_audit import password_findings
 from tenancy.data_isolation.engine.patch_level import patch_findings
 from tenancy.data_isolation.engine.roles import audit_database, audit_server, runtime_roles
 from tenancy.data_isolation.engine.server_audit import audit_access, audit_session, audit_settings
+from tenancy.data_isolation.engine.server_look import ServerLook, not_reached
 from tenancy.data_isolation.engine.shape_audit import audit_defaults, audit_shape
 from tenancy.data_isolation.engine.shape_comparison import (
     Loss,
@@ -88,18 +89,6 @@ _PRINT_SQL = SqlFile("fingerprint.sql")
 _OWNERSHIP: Final = frozenset({FUNCTIONS, "relation_owners", "schema_owners"})
 #: Databases of single tenants that are looked at at the same time.
 _DATABASES_AT_ONCE = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServerLook:
-    """What was seen on one server."""
-
-    server: ServerName
-    findings: tuple[Finding, ...]
-    #: None when tables of the runtime's own could not be read: then there is nothing to compare.
-    fingerprint: Fingerprint | None
-    #: Databases whose tables were not held against the server's reference, because it is behind.
-    not_compared: int
 
 
 class Inspection:
@@ -150,11 +139,20 @@ class Inspection:
     async def look(
         self, key: MasterKey, *, progress: Callable[[str], None] | None = None
     ) -> list[ServerLook]:
-        """Everything about every server. Raises as `audit` does."""
+        """Everything about every server. Raises as `audit` does.
+
+        That a server does not answer is a finding, unless it is the one that has the catalog.
+        """
         looks = []
         for index, config in enumerate(self._admin.servers):
-            with _our_errors(ServerName(config.name)):
-                looks.append(await self._look(config, key, index == 0, progress or _silent))
+            server = ServerName(config.name)
+            try:
+                with _our_errors(server):
+                    looks.append(await self._look(config, key, index == 0, progress or _silent))
+            except ServerUnavailableError as error:
+                if index == 0:
+                    raise
+                looks.append(not_reached(server, error))
         return looks
 
     async def audit_server(self, config: ServerConfig) -> list[Finding]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenancy.data_isolation.core.identifiers import quote_literal
 from tenancy.data_isolation.core.types import IsolationLevel, TenantStatus
 from tenancy.data_isolation.engine.findings import Finding, Severity
 from tenancy.data_isolation.engine.move_traces import KnownMoves
@@ -224,7 +225,7 @@ def _unused(contents: ServerContents, database: str, schema: str) -> Finding:
         database=contents.catalog,
         subject=f"entry for schema {schema} of database {database} in catalog.namespace",
         problem=f"is of no tenant, and server {contents.server} has no such schema",
-        statements=(_text("forget_namespace", *(_literal(name) for name in names)),),
+        statements=(_text("forget_namespace", *(quote_literal(name) for name in names)),),
     )
 
 
@@ -309,12 +310,6 @@ def _text(name: str, *numbers: int | bool | str) -> str:
         literal = number if isinstance(number, str) else str(number).lower()
         text = text.replace(f"${place}", literal)
     return text.rstrip(";")
-
-
-def _literal(text: str) -> str:
-    """A text as SQL has it, however the server reads a backslash."""
-    quoted = text.replace("'", "''")
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"
 
 
 def _named(name: str, **identifiers: str) -> str:

@@ -14,20 +14,22 @@ Rules this module keeps (keys are noted, and rows are not):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import SchemaError
 from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
 from tenancy.data_isolation.core.move import MoveId
-from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.move_side import MoveSide, SideName
 from tenancy.data_isolation.engine.move_table import MoveTable
-from tenancy.data_isolation.engine.scoping import set_path
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.together import together
 
 _SQL = SqlFile("move.sql")
+#: Commits the transaction of a side.
+Commit: TypeAlias = "Callable[[MoveSide], Awaitable[None]]"
 #: Parts of a copy that were read and not written yet; the driver makes them of some 64 KiB.
 _PARTS_MAX: Final = 16
 
@@ -98,6 +100,26 @@ class MoveCopier:
             await stack.enter_async_context(self.target.working(repeatable=one))
             yield await self.source.changed()
 
+    @asynccontextmanager
+    async def standing_by(self) -> AsyncIterator[Commit]:
+        """Transactions of both sides, with empty stages: all that can be made ready before the
+        tenant is held. Each statement sees what there is when it begins; nobody else changes that
+        while the tenant is held. What is given commits that of a side; all ends with the block.
+        """
+        async with AsyncExitStack() as here, AsyncExitStack() as there:
+            stacks = {SideName.SOURCE: here, SideName.TARGET: there}
+            if self.is_one_database:
+                stacks[self.source.name] = stacks[self.target.name]
+            else:
+                await stacks[self.source.name].enter_async_context(self.source.working())
+            await stacks[self.target.name].enter_async_context(self.target.working())
+            await self.make_stages()
+
+            async def commit(side: MoveSide) -> None:
+                await stacks[side.name].aclose()
+
+            yield commit
+
     async def copy_chunk(self, pair: tuple[MoveTable, MoveTable], rows: int) -> Carried:
         """Carry the next rows of a table's first copy, and the changed rows of it.
 
@@ -107,33 +129,33 @@ class MoveCopier:
         cursor = (await self.cursors()).get(here.name, Cursor())
         carried = Carried()
         async with self.carrying() as changed:
-            await self.target.connection.execute(there.make_stage())
-            end = cursor.end_key or await self._highest_key(here)
-            copied = 0
-            if end is not None:
-                chunk = here.chunk(
-                    self._move_id,
-                    self.source.placement.schema,
-                    self._tenant_no,
-                    after=cursor.last_key,
-                    until=end,
-                    rows=rows,
-                )
-                async with _planned(self.source, "in_order"):
-                    copied = await self._fill(chunk, there, carried)
+            await self._make_stages([there])
+            await self.source.connection.execute(_SQL.statement("read_in_order"))
+            done = await self._next_rows(pair, cursor, rows, carried)
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, carried)
                 carried.notes[here.name] = changed[here.name]
-            await self._put_in([there])
-            last = await self.target.connection.fetchval(there.last_key)
-            done = Cursor(
-                last_key=cursor.last_key if last is None else tuple(last),
-                end_key=end,
-                complete=copied < rows,
-            )
+            await self._put_in([there], replaces=here.name in changed)
             await self._set_cursor(here.name, done)
         await self.forget(carried)
         return carried
+
+    async def _next_rows(
+        self, pair: tuple[MoveTable, MoveTable], cursor: Cursor, rows: int, carried: Carried
+    ) -> Cursor:
+        """Bring the next rows of a table into its stage; how far the copy is with them."""
+        here, there = pair
+        schema, after = self.source.placement.schema, cursor.last_key
+        end = cursor.end_key or await self._highest_key(here)
+        if end is None:
+            return Cursor(complete=True)
+        found = await self.source.connection.fetchval(
+            here.chunk_end(schema, self._tenant_no, after=after, until=end, rows=rows)
+        )
+        last = end if found is None else tuple(found)
+        chunk = here.chunk(self._move_id, schema, self._tenant_no, after=after, until=last)
+        await self._fill(chunk, there, carried)
+        return Cursor(last_key=last, end_key=end, complete=found is None)
 
     async def catch_up(self) -> Carried:
         """Carry the changed rows of all tables as they are in one snapshot."""
@@ -141,23 +163,27 @@ class MoveCopier:
         if not await self.source.backlog():
             return carried
         async with self.carrying() as changed:
+            await self._make_stages(there for here, there in self.pairs() if here.name in changed)
             await self.carry_changed(changed, carried)
         await self.forget(carried)
         return carried
 
     async def carry_changed(self, changed: Mapping[str, Sequence[int]], carried: Carried) -> None:
-        """Carry the rows of `changed` keys, within `carrying`."""
+        """Carry the rows of `changed` keys, through stages that are empty."""
         pairs = [pair for pair in self.pairs() if pair[0].name in changed]
         for here, there in pairs:
-            await self.target.connection.execute(there.make_stage())
             await self._fill(self._changed_rows(here), there, carried)
             carried.notes[here.name] = list(changed[here.name])
         await self._put_in([there for _, there in pairs])
 
+    async def make_stages(self) -> None:
+        """Have an empty stage for each table."""
+        await self._make_stages(there for _, there in self.pairs())
+
     async def stage_keys(self, changed: Mapping[str, Sequence[int]]) -> None:
         """Let the stages of all tables hold the changed keys, within `carrying`."""
+        await self.make_stages()
         for here, there in self.pairs():
-            await self.target.connection.execute(there.make_stage())
             if here.name in changed:
                 await self._fill(self._changed_rows(here), there, Carried())
 
@@ -192,16 +218,25 @@ class MoveCopier:
         text = table.highest_key(self.source.placement.schema, self._tenant_no)
         return _key(await self.source.connection.fetchval(text))
 
-    async def _put_in(self, tables: Sequence[MoveTable]) -> None:
-        """Let the target have what is in the stages."""
+    async def _put_in(self, tables: Sequence[MoveTable], *, replaces: bool = True) -> None:
+        """Let the target have what is in the stages; it `replaces` nothing in a first copy."""
         schema = self.target.placement.schema
-        await set_path(self.target.connection, schema)
+        if replaces:
+            await self.target.connection.execute(_SQL.statement("remove_by_key"))
         # All that is gone or was changed goes first, so that no row is in the way of another one.
-        async with _planned(self.target, "row_by_row"):
-            for table in tables:
-                await self.target.run(table.remove_changed(schema, self._tenant_no))
-        for table in tables:
-            await self.target.run(table.take(schema))
+        await self.target.run(
+            *(
+                table.remove_changed(schema, self._tenant_no)
+                for table in tables
+                if replaces or table.deferrable_key
+            ),
+            *(table.take(schema) for table in tables),
+        )
+
+    async def _make_stages(self, tables: Iterable[MoveTable]) -> None:
+        text = "; ".join(table.make_stage() for table in tables)
+        if text:
+            await self.target.connection.execute(text)
 
     async def _set_cursor(self, name: str, cursor: Cursor) -> None:
         text = _SQL.statement("set_cursor", move=self._move_id)
@@ -234,39 +269,25 @@ class MoveCopier:
             while (part := await parts.get()) is not None:
                 yield part
 
-        async def read() -> None:
-            await self.source.connection.copy_from_query(query, output=take, format="binary")
+        async def read() -> str:
+            status: str = await self.source.connection.copy_from_query(
+                query, output=take, format="binary"
+            )
             await parts.put(None)
+            return status
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(read())
-                writing = group.create_task(
-                    self.target.connection.copy_to_table(
-                        table.stage.rpartition(".")[2],
-                        schema_name="pg_temp",
-                        source=give(),
-                        columns=table.stage_columns,
-                        format="binary",
-                    )
-                )
-        except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
-        status: str = writing.result()
+        async def write() -> str:
+            status: str = await self.target.connection.copy_to_table(
+                table.stage.rpartition(".")[2],
+                schema_name="pg_temp",
+                source=give(),
+                columns=table.stage_columns,
+                format="binary",
+            )
+            return status
+
+        _, status = await together(read(), write())
         return status
-
-
-@asynccontextmanager
-async def _planned(side: MoveSide, how: str) -> AsyncIterator[None]:
-    """Let a side's statements be planned like that within the block, which is in a transaction.
-
-    Of a table that is being filled the planner knows nothing: for each chunk it would read all that
-    is left at the source, or all that is at the target, so that a copy of twice the rows would take
-    four times as long.
-    """
-    await side.connection.execute(_SQL.statement(how))
-    yield
-    await side.connection.execute(_SQL.statement("as_usual"))
 
 
 def _key(texts: Sequence[str] | None) -> tuple[str, ...] | None:

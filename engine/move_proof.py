@@ -1,4 +1,4 @@
-"""The proof that both sides of a move hold the same: counts, hashes, sequences, definitions.
+"""The proof that both sides of a move hold the same: counts, hashes, definitions.
 
 Rows that change while they are compared are left out: their keys are noted at the side at which the
 tenant works, in the snapshot that is compared, and will be carried and compared in their turn.
@@ -6,20 +6,19 @@ tenant works, in the snapshot that is compared, and will be carried and compared
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.move_copy import MoveCopier
 from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.move_table import MoveTable
 from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
-from tenancy.data_isolation.engine.scoping import read_snapshot, set_path
-from tenancy.data_isolation.engine.sql_files import SqlFile
-
-_SQL = SqlFile("move.sql")
+from tenancy.data_isolation.engine.scoping import read_snapshot
+from tenancy.data_isolation.engine.together import together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,31 +72,41 @@ class MoveProof:
         """Compare every row of every table, but for those whose keys are noted at the source."""
         async with self._copier.carrying() as changed:
             await self._copier.stage_keys(changed)
-            return await self._compare(changed, only=False)
+            proofs = []
+            for pair in self._copier.pairs():
+                left_out = len(changed.get(pair[0].name, ()))
+                proofs += await self._compare([pair], only=False, left_out=left_out)
+            return proofs
 
     async def compare_changed(self, changed: Mapping[str, list[int]]) -> list[TableProof]:
         """Compare the rows that were carried just now, within the transaction that did it."""
-        return await self._compare(changed, only=True)
+        pairs = [pair for pair in self._copier.pairs() if pair[0].name in changed]
+        return await self._compare(pairs, only=True)
 
-    async def _compare(self, changed: Mapping[str, list[int]], *, only: bool) -> list[TableProof]:
+    async def _compare(
+        self, pairs: Sequence[tuple[MoveTable, MoveTable]], *, only: bool, left_out: int = 0
+    ) -> list[TableProof]:
+        """Compare tables, in one round trip to each database."""
+        if not pairs:
+            return []
         source, target = self._copier.source, self._copier.target
-        found = []
-        for here, there in self._copier.pairs():
-            if only and here.name not in changed:
-                continue
-            ours = here.digest(
-                source.placement.schema, self._tenant_no, notes=self._move_id, only=only
-            )
-            theirs = there.digest(target.placement.schema, self._tenant_no, notes=None, only=only)
-            found.append(
-                TableProof(
-                    table=here.name,
-                    source=await _digest(source, ours),
-                    target=await _digest(target, theirs),
-                    left_out=0 if only else len(changed.get(here.name, ())),
-                )
-            )
-        return found
+        theirs = [
+            there.digest(target.placement.schema, self._tenant_no, notes=None, only=only)
+            for _, there in pairs
+        ]
+        ours = [
+            here.digest(source.placement.schema, self._tenant_no, notes=self._move_id, only=only)
+            for here, _ in pairs
+        ]
+        if self._copier.is_one_database:
+            found = await _digests(source, ours + theirs)
+            sides = [found[: len(pairs)], found[len(pairs) :]]
+        else:
+            sides = await together(_digests(source, ours), _digests(target, theirs))
+        return [
+            TableProof(table=here.name, source=one, target=other, left_out=left_out)
+            for (here, _), one, other in zip(pairs, *sides, strict=True)
+        ]
 
 
 async def definition_differences(source: MoveSide, target: MoveSide) -> list[str]:
@@ -121,73 +130,13 @@ async def unready_indexes(side: MoveSide) -> list[str]:
     return found + [item.name for item in snapshot.constraints if not item.validated]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Position:
-    """How far a sequence has counted, and in which direction."""
-
-    last: int
-    is_called: bool
-    increment: int
-
-    def is_behind(self, other: Position) -> bool:
-        """Whether it would give out a number that the other one has given out."""
-        if not other.is_called:
-            return False
-        if not self.is_called:
-            return (self.last - other.last) * _sign(self.increment) <= 0
-        return (self.last - other.last) * _sign(self.increment) < 0
-
-
-async def positions(side: MoveSide) -> dict[str, Position]:
-    """Where the sequences of a side stand; as the owner."""
-    rows = await side.connection.fetch(_SQL.statement("sequences"), side.placement.schema)
-    if not rows:
-        return {}
+async def _digests(side: MoveSide, texts: Sequence[str]) -> list[Digest]:
     text = " union all ".join(
-        f"select {place}::int as place, last_value, is_called "  # noqa: S608 - quoted names
-        f"from {_sequence(side.placement.schema, row['name'])}"
-        for place, row in enumerate(rows)
+        f"select {place} as place, d.* from ({text}) d"  # noqa: S608 - texts of ours
+        for place, text in enumerate(texts)
     )
-    found = {}
-    for item in await side.connection.fetch(text):
-        row = rows[item["place"]]
-        found[row["name"]] = Position(
-            last=item["last_value"], is_called=item["is_called"], increment=row["increment"]
-        )
-    return found
-
-
-async def advance_sequences(side: MoveSide, wanted: Mapping[str, Position]) -> None:
-    """Let no sequence of a side give out what the other side's has.
-
-    Where others draw from them too, nobody does until the transaction ends: a sequence must not go
-    back, so it is looked at once more.
-    """
-    behind = _behind(await positions(side), wanted)
-    if behind and side.is_shared:
-        for name in behind:
-            increment = wanted[name].increment
-            await side.connection.execute(
-                f"alter sequence {_sequence(side.placement.schema, name)} "
-                f"increment by {increment:d}"
-            )
-        behind = _behind(await positions(side), wanted)
-    for name in behind:
-        await side.connection.execute(
-            _SQL.statement("set_sequence"),
-            _sequence(side.placement.schema, name),
-            wanted[name].last,
-        )
-
-
-def _behind(here: Mapping[str, Position], there: Mapping[str, Position]) -> list[str]:
-    return [name for name, at in here.items() if name in there and at.is_behind(there[name])]
-
-
-async def _digest(side: MoveSide, text: str) -> Digest:
-    await set_path(side.connection, side.placement.schema)
-    (row,) = await side.connection.fetch(text)
-    return Digest(rows=row["rows"], sum=row["sum"], xor=row["xor"])
+    rows = sorted(await side.connection.fetch(text), key=lambda row: row["place"])
+    return [Digest(rows=row["rows"], sum=row["sum"], xor=row["xor"]) for row in rows]
 
 
 async def _snapshot(side: MoveSide) -> SchemaSnapshot:
@@ -227,11 +176,3 @@ def _without_texts(snapshot: SchemaSnapshot) -> SchemaSnapshot:
         routines=tuple(replace(item, definition="") for item in snapshot.routines),
         types=tuple(replace(item, definition="") for item in snapshot.types),
     )
-
-
-def _sequence(schema: SchemaName, name: str) -> str:
-    return f"{quote_identifier(schema)}.{quote_identifier(name)}"
-
-
-def _sign(number: int) -> int:
-    return 1 if number > 0 else -1

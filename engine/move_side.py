@@ -30,12 +30,14 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 from tenancy.data_isolation.engine.pinning import pinned
-from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.runner import leave_owner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
 _NAMESPACE_SQL = SqlFile("namespace.sql")
+#: Belongs to no tenant.
+NOBODY: Final = TenantNo(-1)
 #: Attempts to get at a table that others keep locked, and the pauses between two, which double: in
 #: them everybody else gets on.
 _LOCK_ATTEMPTS: Final = 30
@@ -81,7 +83,9 @@ class MoveSide:
         self._settings = settings
         self._keys = keys
         self._term = Term(0)
-        #: Whether the tenant is held, so that nothing may take long.
+        #: Whether the tenant may be here from the end of the transaction on.
+        self._let_in = False
+        #: Whether the tenant is held or about to be, so that nothing may take long.
         self.hurried = False
 
     @property
@@ -94,10 +98,16 @@ class MoveSide:
         """How long the tenant may be held, in seconds."""
         return self._settings.move_hold_max_ms / 1_000
 
+    @property
+    def hold_limit_s(self) -> float:
+        """How long an attempt to change the tenant's place may take in all, in seconds."""
+        return (self._settings.move_drain_ms + self._settings.move_hold_max_ms) / 1_000
+
     # The move's own schema
 
     async def prepare(self, term: Term, own_pids: Sequence[int]) -> None:
         """Make the move's schema if it is not there, and take the term; waits for older ones."""
+        await self._end_others(own_pids)
         async with self.connection.transaction():
             await self.connection.execute(_SQL.statement("make_schema", move=self._move_id))
             await self.connection.execute("set local role tenancy_keeper")
@@ -110,12 +120,16 @@ class MoveSide:
         Their sessions, all but `own_pids`, are ended first, since one that is frozen could keep
         the term locked.
         """
-        name = session_name(self._move_id)
-        await self.connection.execute(_SQL.statement("other_movers"), name, list(own_pids))
+        await self._end_others(own_pids)
         text = _SQL.statement("take_term", move=self._move_id)
         if await self.connection.fetchval(text, term) is None:
             raise SupersededError
         self._term = term
+
+    async def _end_others(self, own_pids: Sequence[int]) -> None:
+        """End the sessions of all who have carried this move out."""
+        name = session_name(self._move_id)
+        await self.connection.execute(_SQL.statement("other_movers"), name, list(own_pids))
 
     async def has_schema(self) -> bool:
         """Whether the move's schema is there."""
@@ -139,12 +153,12 @@ class MoveSide:
             fence = await self.fence()
             if fence is None:
                 raise ConflictError(f"the tenant has no fence at {self.placement.server}")
+            self._let_in = False
             await self.own(fence.epoch, open_it=not fence.is_open)
             yield connection
-            await self.admin()
             # Users' functions could have been called, as the owner of what runs our statements.
-            await check_runner(connection)
-            if not fence.is_open:
+            await leave_owner(connection)
+            if not fence.is_open and not self._let_in:
                 await self.set_fence(fence.epoch, is_open=False)
 
     @asynccontextmanager
@@ -154,7 +168,8 @@ class MoveSide:
         settings = self._settings
         limits = (settings.move_statement_timeout_ms, settings.move_idle_timeout_ms)
         if self.hurried:
-            limits = (settings.move_hold_max_ms, settings.move_hold_max_ms)
+            # It begins before the last statement of the tenant has ended.
+            limits = (settings.move_drain_ms + settings.move_hold_max_ms,) * 2
         async with self.connection.transaction(isolation=isolation):
             await self.connection.execute(
                 _SQL.statement("enter"),
@@ -196,9 +211,14 @@ class MoveSide:
         """Go on as the admin."""
         await self.connection.execute("reset role")
 
-    async def run(self, text: str) -> str:
-        """Run a statement that may call users' functions, in which no role can be changed."""
-        return await self.connection.execute(_NAMESPACE_SQL.statement("run"), text)
+    async def owner(self) -> None:
+        """Go on as the owner again, in the same transaction."""
+        await self.connection.execute("set local role tenancy_owner")
+
+    async def run(self, *texts: str) -> None:
+        """Run statements that may call users' functions, in which no role can be changed."""
+        if texts:
+            await self.connection.execute(_NAMESPACE_SQL.statement("run"), "; ".join(texts))
 
     # The fence
 
@@ -212,6 +232,26 @@ class MoveSide:
         if await self.connection.fetchval(text, self._tenant_no, epoch, is_open) is None:
             raise SupersededError
 
+    async def let_in(self, epoch: Epoch) -> None:
+        """Open the fence with the transaction of `working`, which would close it otherwise."""
+        await self.set_fence(epoch, is_open=True)
+        self._let_in = True
+
+    async def open_soon(self, epoch: Epoch) -> None:
+        """Open the fence, and do not wait until that is durable.
+
+        A server that crashes just now has it closed again, though the catalog has the tenant here:
+        `move_cutover.reopen` knows that.
+        """
+        text = _SQL.statement("open_fence_soon")
+        if await self.connection.fetchval(text, self._tenant_no, epoch) is None:
+            raise SupersededError
+
+    async def rehearse(self) -> None:
+        """Have the server and the driver know what follows while the tenant is held."""
+        await self.connection.fetchval(_SQL.statement("set_fence"), NOBODY, Epoch(0), False)
+        await self.connection.fetchval(_SQL.statement("open_fence_soon"), NOBODY, Epoch(0))
+
     async def fence(self) -> Fence | None:
         """The tenant's fence here; None where there is none."""
         row = await self.connection.fetchrow(_SQL.statement("fence"), self._tenant_no)
@@ -221,6 +261,7 @@ class MoveSide:
     async def held(self) -> AsyncIterator[None]:
         """Nobody works for the tenant in this database within the block.
 
+        Begins in a transaction of the admin, which goes on as the owner, and may outlive it.
         Raises `OverloadedError` when statements of the tenant do not end in time; nothing is held
         then. The server ends the session, and with it the hold, when it is silent for too long.
         """
@@ -228,7 +269,9 @@ class MoveSide:
         budget = f"{settings.move_drain_ms}ms"
         idle = f"{settings.move_hold_max_ms}ms"
         try:
-            await self.connection.execute(_SQL.statement("hold"), self._tenant_no, budget, idle)
+            await self.connection.execute(
+                _SQL.statement("hold"), self._tenant_no, budget, idle, timeout=self.hold_limit_s
+            )
         except asyncpg.LockNotAvailableError:
             raise OverloadedError(
                 f"a statement of the tenant still ran after {settings.move_drain_ms} ms "
@@ -238,7 +281,9 @@ class MoveSide:
             yield
         finally:
             if not self.connection.is_closed():
-                await self.connection.execute(_SQL.statement("let_go"), self._tenant_no)
+                await self.connection.execute(
+                    _SQL.statement("let_go"), self._tenant_no, timeout=self.hold_max_s
+                )
 
     async def count(self, table: MoveTable) -> int:
         """How many rows of the tenant a table has; within `working`."""
@@ -317,6 +362,15 @@ class MoveSide:
         )
         await self.connection.execute(text, notes)
 
+    async def analyze(self) -> None:
+        """Have statistics of the tables, unless they are shared: PostgreSQL looks at a table that
+        is new only after a while, and the tenant would work with bad plans until then.
+        """
+        if not self.is_shared:
+            for table in self.tables:
+                at = table.at(self.placement.schema)
+                await self.connection.execute(f"analyze (skip_locked) {at}")
+
     # Parts
 
     async def _triggers(self, table: MoveTable) -> list[str]:
@@ -328,13 +382,16 @@ class MoveSide:
     async def _with_lock(self, table: MoveTable, text: str) -> None:
         """Run definitions that need the table for themselves, again and again until they get it.
 
-        They wait a moment only each time, because everybody else's writes queue up behind them.
+        They wait a moment only each time, because everybody else's writes queue up behind them, and
+        who has the table and is silent loses it as soon as one who holds a tenant would.
         """
+        settings = self._settings
         for attempt in range(_LOCK_ATTEMPTS):
             try:
                 async with self.connection.transaction():
-                    limit = f"{self._settings.move_lock_timeout_ms}ms"
-                    await self.connection.execute(_SQL.statement("lock_limit"), limit)
+                    limits = (settings.move_lock_timeout_ms, settings.move_hold_max_ms)
+                    text_of_limits = _SQL.statement("lock_limit")
+                    await self.connection.execute(text_of_limits, *(f"{ms}ms" for ms in limits))
                     await self.connection.execute(f"set local role tenancy_owner; {text}")
             except asyncpg.LockNotAvailableError:
                 if attempt + 1 == _LOCK_ATTEMPTS:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import asyncpg
 
@@ -25,9 +24,6 @@ from tenancy.data_isolation.engine.move_cutover import Cutover
 from tenancy.data_isolation.engine.move_proof import MoveProof
 from tenancy.data_isolation.engine.move_side import MoveSide, SideName, session_name
 from tenancy.data_isolation.engine.move_store import MoveDesk
-
-#: How long an answer may be on its way after the server has ended the statement.
-_ANSWER_S: Final = 30.0
 
 
 class MoveSides:
@@ -50,6 +46,11 @@ class MoveSides:
         self._clock = clock
         self._control = control
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a connection to a side is gone."""
+        return self.source.connection.is_closed() or self.target.connection.is_closed()
+
     def copier(self, *, back: bool = False) -> MoveCopier:
         """What carries rows to the target, or back to the source."""
         ends = (self.target, self.source) if back else (self.source, self.target)
@@ -61,13 +62,8 @@ class MoveSides:
 
     def cutover(self, copier: MoveCopier) -> Cutover:
         """What lets the tenant change its place."""
-        there = copier.target.placement
         return Cutover(
-            copier,
-            self.proof(copier),
-            self._desk,
-            clock=self._clock,
-            with_catalog=(there.server, there.database) == self._control,
+            copier, self.proof(copier), self._desk, clock=self._clock, control=self._control
         )
 
     async def prepare(self) -> None:
@@ -100,6 +96,11 @@ class MoveSides:
             await side.read_tables()
 
 
+def answer_limit_s(settings: Settings) -> float:
+    """How long a move waits for the answer to any statement, in seconds."""
+    return settings.move_statement_timeout_ms / 1_000 + settings.move_answer_timeout_s
+
+
 @asynccontextmanager
 async def opened_sides(
     move: Move,
@@ -119,7 +120,7 @@ async def opened_sides(
             connections[place] = await admin.connect(
                 *place,
                 name=session_name(move.move_id),
-                command_timeout_s=settings.move_statement_timeout_ms / 1_000 + _ANSWER_S,
+                command_timeout_s=answer_limit_s(settings),
             )
         return MoveSide(
             connections[place],

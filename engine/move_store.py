@@ -40,11 +40,12 @@ from tenancy.data_isolation.core.move import (
 from tenancy.data_isolation.core.move_estimate import SeenMove
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
-from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.catalog import Catalog, tenant_of_row
 from tenancy.data_isolation.engine.catalog_records import placement_of_text, placement_text
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("move.sql")
+_CATALOG_SQL = SqlFile("catalog.sql")
 
 
 class SupersededError(Exception):
@@ -124,6 +125,14 @@ class MoveStore:
             now.check_wish(wish)
             raise ConflictError(f"move {move_id} is already about to {now.wish or 'roll back'}")
         return await self.move(move_id)
+
+    async def abandon(self, move: Move) -> Move:
+        """Wait no more for the server of the other side. Raises `ConflictError`."""
+        text = _SQL.statement("set_abandoned")
+        server = move.other_side.server
+        if not await self._catalog.pool.write(text, move.move_id, server, move.state):
+            raise ConflictError(f"move {move.move_id} has gone on meanwhile; look at it again")
+        return await self.move(move.move_id)
 
     async def pause(self, move_id: str, *, paused: bool) -> Move:
         """Let a move stand still, or go on. Raises `MoveNotFoundError` and `ConflictError`."""
@@ -222,6 +231,18 @@ class MoveDesk:
             raise SupersededError
         return move
 
+    async def tenant(self, tenant_no: TenantNo) -> Tenant:
+        """The tenant as the catalog has it now.
+
+        Over this connection, which is known to work, because a tenant may be closed meanwhile.
+        """
+        async with self._turn:
+            text = _CATALOG_SQL.statement("tenant_by_number")
+            row = await self.control.fetchrow(text, tenant_no)
+        if row is None:
+            raise SupersededError
+        return tenant_of_row(row)
+
     async def advance(
         self,
         move: Move,
@@ -250,23 +271,23 @@ class MoveDesk:
 
         `connection` is another one to the same database, in whose transaction it happens.
         """
-        values = (
-            placement.level,
-            placement.server,
-            placement.database,
-            placement.schema,
-            placement.role,
-            placement.epoch,
-            placement.sensitive_schema,
-            left,
-            state,
-        )
+        values = (*_columns(placement), left, state)
         if connection is None:
             await self._change("flip", *values)
             return
         statement = _SQL.statement("flip")
         if not await connection.fetchval(statement, self._move_id, self.term, *values):
             raise SupersededError
+
+    async def rehearse_flip(
+        self, placement: Placement, state: MoveState, connection: asyncpg.Connection | None
+    ) -> None:
+        """Have the server and the driver know `flip`; nothing changes."""
+        values = (Term(-1), *_columns(placement), placement.epoch, state)
+        if connection is None:
+            await self.ask("flip", *values)
+        else:
+            await connection.fetchval(_SQL.statement("flip"), self._move_id, *values)
 
     async def raise_epoch(self, tenant_no: TenantNo, epoch: Epoch, before: Epoch) -> None:
         """Let the tenant stay where it is, under a higher epoch."""
@@ -291,6 +312,19 @@ class MoveDesk:
     async def _change(self, name: str, *arguments: Any) -> None:
         if not await self.ask(name, self.term, *arguments):
             raise SupersededError
+
+
+def _columns(placement: Placement) -> tuple[object, ...]:
+    """A placement as `flip` takes it."""
+    return (
+        placement.level,
+        placement.server,
+        placement.database,
+        placement.schema,
+        placement.role,
+        placement.epoch,
+        placement.sensitive_schema,
+    )
 
 
 def _move(row: asyncpg.Record) -> Move:

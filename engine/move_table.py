@@ -15,6 +15,7 @@ The queries run in a users' schema, so their functions and operators are pinned 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from tenancy.data_isolation.core.identifiers import (
     SchemaName,
     TenantNo,
     quote_identifier,
+    quote_literal,
 )
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.pinning import pinned
@@ -49,6 +51,18 @@ _HASHED_AS_THEY_ARE: Final = frozenset(
         "timestamp with time zone",
     }
 )
+#: Types whose comparisons are LEAKPROOF in all versions: not numeric, jsonb, enums and ranges.
+_LEAKPROOF: Final = frozenset(
+    {
+        *("boolean", "smallint", "integer", "bigint", "real", "double precision", "oid"),
+        *("text", "character varying", "character", "bytea", "uuid", "bit", "bit varying"),
+        *("date", "interval", "inet", "macaddr"),
+        *("time without time zone", "time with time zone"),
+        *("timestamp without time zone", "timestamp with time zone"),
+    }
+)
+#: What a type's length or precision is written as.
+_MODIFIER: Final = re.compile(r"\([0-9,]*\)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +100,13 @@ class MoveColumn:
     def key_type(self) -> str:
         """The type in which keys are compared."""
         return self.base_type or self.type
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether an index finds a row by it although there is row security: whether its operators
+        are LEAKPROOF (manual, 5.9 and 39.5).
+        """
+        return _MODIFIER.sub("", self.key_type) in _LEAKPROOF
 
     def of(self, alias: str) -> str:
         """The column of a table that is called `alias`."""
@@ -213,11 +234,32 @@ class MoveTable:
             else column.carried("r")
             for column in self.columns
         ]
-        names = ", ".join(column.quoted for column in self.key)
         return pinned(
             f"select case when {gone} then {GONE} else {CHANGED} end::smallint, "
-            f"{', '.join(values)} from (select distinct {names} from {self.notes(move)}) d "
-            f"left join {self.at(schema)} r on {self._is_row(tenant_no)}"
+            f"{', '.join(values)} from {self._noted(move)} d "
+            f"left join {self._row(schema, self._is_row(tenant_no))} r on true"
+        )
+
+    def chunk_end(
+        self,
+        schema: SchemaName,
+        tenant_no: TenantNo,
+        *,
+        after: Sequence[str] | None,
+        until: Sequence[str],
+        rows: int,
+    ) -> str:
+        """The key of the row that comes so many after a key, as texts; no row when it is too few.
+
+        `until` is the highest key that there was when changes were noted already: what comes beyond
+        it later is noted, and a copy that followed it might never end.
+        """
+        texts = ", ".join(f"{column.of('r')}::pg_catalog.text" for column in self.key)
+        key = ", ".join(column.of("r") for column in self.key)
+        return pinned(
+            f"select array[{texts}] from {self.at(schema)} r "
+            f"where {self._between(tenant_no, after, until)} "
+            f"order by {key} offset {rows - 1:d} limit 1"
         )
 
     def chunk(
@@ -228,23 +270,13 @@ class MoveTable:
         *,
         after: Sequence[str] | None,
         until: Sequence[str],
-        rows: int,
     ) -> str:
-        """The next rows of the first copy, in the order of their keys, but for those noted.
-
-        `until` is the highest key that there was when changes were noted already: what comes beyond
-        it later is noted, and a copy that followed it might never end.
-        """
+        """The rows of the first copy up to a key, but for those noted."""
         values = ", ".join(column.carried("r") for column in self.columns)
-        key = ", ".join(column.of("r") for column in self.key)
-        beyond = f"and ({key}) <= ({self._key_of(until)}) "
-        if after is not None:
-            beyond += f"and ({key}) > ({self._key_of(after)}) "
         noted = f"select from {self.notes(move)} d where {self._is_row(tenant_no)}"
         return pinned(
             f"select {CHUNK}::smallint, {values} from {self.at(schema)} r "
-            f"where r.{TENANT_COLUMN} = {tenant_no:d} {beyond}and not exists ({noted}) "
-            f"order by {key} limit {rows:d}"
+            f"where {self._between(tenant_no, after, until)} and not exists ({noted})"
         )
 
     def highest_key(self, schema: SchemaName, tenant_no: TenantNo) -> str:
@@ -256,17 +288,6 @@ class MoveTable:
             f"where r.{TENANT_COLUMN} = {tenant_no:d} order by {order} limit 1"
         )
 
-    @property
-    def last_key(self) -> str:
-        """The highest key of the chunk in the stage, as texts; null for none."""
-        key = ", ".join(column.compared("s") for column in self.key)
-        texts = ", ".join(f"{column.of('s')}::pg_catalog.text" for column in self.key)
-        order = ", ".join(f"{column.compared('s')} desc" for column in self.key)
-        return pinned(
-            f"select array[{texts}] from {self.stage} s where s.{_KIND} = {CHUNK} "
-            f"and ({key}) is not null order by {order} limit 1"
-        )
-
     # What the target does
 
     def remove_changed(self, schema: SchemaName, tenant_no: TenantNo) -> str:
@@ -274,10 +295,12 @@ class MoveTable:
 
         With a deferrable key they are taken away too: it cannot decide about conflicts.
         """
-        which = "" if self.deferrable_key else f"s.{_KIND} <> {CHUNK} and "
+        which = "" if self.deferrable_key else f"where s.{_KIND} <> {CHUNK}"
+        row = self._row(schema, self._is_staged(tenant_no), "r.ctid as place")
         return pinned(
-            f"delete from {self.at(schema)} r using {self.stage} s "
-            f"where {which}{self._is_staged(tenant_no)}"
+            f"delete from {self.at(schema)} r using (select x.place from "
+            f"{self._staged(which)} s cross join {row} x) gone "
+            f"where r.{TENANT_COLUMN} = {tenant_no:d} and r.ctid = gone.place"
         )
 
     def take(self, schema: SchemaName) -> str:
@@ -302,22 +325,53 @@ class MoveTable:
         otherwise all but those. The order of rows is of no account.
         """
         values = ", ".join(column.hashed("r") for column in self.columns)
-        if notes is None:
-            keys = f"select from {self.stage} s where {self._is_staged(tenant_no)}"
+        is_row = self._is_staged(tenant_no) if notes is None else self._is_row(tenant_no)
+        if only:
+            keys = f"{self._staged()} s" if notes is None else f"{self._noted(notes)} d"
+            rows = f"{keys} cross join {self._row(schema, is_row)} r"
         else:
-            keys = f"select from {self.notes(notes)} d where {self._is_row(tenant_no)}"
+            keys = f"{self.stage} s" if notes is None else f"{self.notes(notes)} d"
+            rows = (
+                f"{self.at(schema)} r where r.{TENANT_COLUMN} = {tenant_no:d} "
+                f"and not exists (select from {keys} where {is_row})"
+            )
         return pinned(
             "select count(*)::bigint as rows, coalesce(sum(h::numeric), 0)::text as sum, "
             "coalesce(bit_xor(h), 0) as xor from ("
-            f"select hash_record_extended(row({values}), 0) as h from {self.at(schema)} r "
-            f"where r.{TENANT_COLUMN} = {tenant_no:d} "
-            f"and {'' if only else 'not '}exists ({keys})) hashes"
+            f"select hash_record_extended(row({values}), 0) as h from {rows}) hashes"
         )
+
+    def _noted(self, move: MoveId) -> str:
+        """Each key that is noted, once."""
+        names = ", ".join(column.quoted for column in self.key)
+        return f"(select distinct {names} from {self.notes(move)})"
+
+    def _staged(self, which: str = "") -> str:
+        """Each key in the stage, once."""
+        names = ", ".join(column.quoted for column in self.key)
+        return f"(select distinct {names} from {self.stage} s {which})"
+
+    def _row(self, schema: SchemaName, is_row: str, values: str = "r.*") -> str:
+        """The row of a key, looked up for each key.
+
+        OFFSET keeps PostgreSQL from joining the tables in another way, whatever it believes of how
+        many rows they have: a tenant that is held cannot wait until all its rows were read. Keys
+        for which row security lets no index be used are joined as PostgreSQL likes.
+        """
+        fence = " offset 0" if all(column.is_looked_up for column in self.key) else ""
+        return f"lateral (select {values} from {self.at(schema)} r where {is_row}{fence})"
+
+    def _between(
+        self, tenant_no: TenantNo, after: Sequence[str] | None, until: Sequence[str]
+    ) -> str:
+        key = ", ".join(column.of("r") for column in self.key)
+        text = f"r.{TENANT_COLUMN} = {tenant_no:d} and ({key}) <= ({self._key_of(until)})"
+        return text if after is None else f"{text} and ({key}) > ({self._key_of(after)})"
 
     def _key_of(self, texts: Sequence[str]) -> str:
         """A key that is given by texts."""
         parts = zip(self.key, texts, strict=True)
-        return ", ".join(f"{_literal(text)}::{column.key_type}" for column, text in parts)
+        return ", ".join(f"{quote_literal(text)}::{column.key_type}" for column, text in parts)
 
     def _is_row(self, tenant_no: TenantNo) -> str:
         """Whether row r of the table is the one of the noted key d."""
@@ -328,9 +382,3 @@ class MoveTable:
         """Whether row r of the table is the one of the staged row s."""
         same = " and ".join(f"{column.of('r')} = {column.compared('s')}" for column in self.key)
         return f"r.{TENANT_COLUMN} = {tenant_no:d} and {same}"
-
-
-def _literal(text: str) -> str:
-    """A text as SQL has it, however the server reads a backslash."""
-    quoted = text.replace("'", "''")
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in text else f"'{quoted}'"

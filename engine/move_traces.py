@@ -224,6 +224,8 @@ def move_findings(
             settings.move_retention_s + wait_s
         ):
             yield _overdue(move, settings)
+        elif move.state is MoveState.OPEN and move.wish is not None and move.error:
+            yield _hindered(move, move.wish)
 
 
 class _Bodies:
@@ -361,6 +363,10 @@ def _stranded(move: KnownMove) -> Finding:
     )
 
 
+def _lost_server(move: KnownMove) -> str:
+    return f"when a server of it is lost for good: tenancy move abandon {move.move_id}"
+
+
 def _unclean(move: KnownMove) -> Finding:
     return Finding(
         check=CHECK,
@@ -370,7 +376,22 @@ def _unclean(move: KnownMove) -> Finding:
         subject=f"move {move.move_id}",
         problem=f"of tenant {move.tenant_id} is {move.state}, and what it made is still there"
         + (f": {move.error}" if move.error else ""),
-        advice="`tenancy up`, whose mover tries again; if it has, see to what stands in the way",
+        advice="`tenancy up`, whose mover tries again; if it has, see to what stands in the way; "
+        + _lost_server(move),
+        by_hand=True,
+    )
+
+
+def _hindered(move: KnownMove, wish: MoveWish) -> Finding:
+    return Finding(
+        check=CHECK,
+        severity=Severity.WARNING,
+        server=move.server,
+        database=move.database,
+        subject=f"move {move.move_id}",
+        problem=f"of tenant {move.tenant_id} is open, and cannot be granted the {wish} that was "
+        f"asked for: {move.error}",
+        advice=f"see to what stands in the way; {_lost_server(move)}",
         by_hand=True,
     )
 
@@ -386,6 +407,6 @@ def _overdue(move: KnownMove, settings: Settings) -> Finding:
         f"minutes, longer than it is kept ({settings.move_retention_s:.0f} s, "
         "TENANCY_MOVE_RETENTION_S)" + (f": {move.error}" if move.error else ""),
         advice="`tenancy up`, whose mover confirms it; or first "
-        f"tenancy move rollback {move.move_id}",
+        f"tenancy move rollback {move.move_id}; {_lost_server(move)}",
         by_hand=True,
     )

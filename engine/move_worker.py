@@ -36,12 +36,16 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.move_store import MoveDesk, MoveStore, SupersededError
-from tenancy.data_isolation.engine.mover import Mover, PausedError, told
+from tenancy.data_isolation.engine.mover import CutOffError, Mover, PausedError, told, told_of
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _log = logging.getLogger(__name__)
 _SQL = SqlFile("move.sql")
+#: Attempts that follow each other at once when a tenant can be closed.
+_CUT_OFF_MAX: Final = 5
+#: How often what is under way is told to end, when the worker is closed.
+_CANCELLATIONS_MAX: Final = 3
 #: What another attempt may overcome.
 _PASSING: Final = (
     LimitError,
@@ -75,7 +79,6 @@ class MoveWorker:
         #: The one move that is carried out; None = all.
         self._only: MoveId | None = None
         self._settings = settings
-        self._catalog = catalog
         self._store = MoveStore(catalog, settings)
         self._admin = admin
         self._keys = keys
@@ -87,6 +90,9 @@ class MoveWorker:
         #: intervals, and which of them are open: these do not wait when something is wished.
         self._later_s: dict[MoveId, float] = {}
         self._resting: set[MoveId] = set()
+        #: Sessions of ours that owned a move when their connections were lost, by their process
+        #: ids at the server, which may not have noticed.
+        self._lost: dict[MoveId, int] = {}
         self._wake = asyncio.Event()
         self._nudge = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -108,10 +114,14 @@ class MoveWorker:
         tasks: list[asyncio.Task[Any]] = [*self._tasks.values()]
         if self._loop is not None:
             tasks.append(self._loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        for _ in range(_CANCELLATIONS_MAX):
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            # One that rolls back on the way out may wait for a server that does not answer.
+            _, late = await asyncio.wait(tasks, timeout=self._settings.connect_timeout_s)
+            tasks = list(late)
 
     async def _run(self) -> None:
         while True:
@@ -133,6 +143,7 @@ class MoveWorker:
         known = {move.move_id for move in unsettled}
         self._later_s = {name: at for name, at in self._later_s.items() if name in known}
         self._resting &= known
+        self._lost = {name: pid for name, pid in self._lost.items() if name in known}
         # Each kind has so many places: those that copy, and those that are open or are cleaned up.
         busy = Counter(_copies(move) for move in unsettled if move.move_id in self._tasks)
         for move in sorted(unsettled, key=lambda item: item.wish is None):
@@ -163,10 +174,18 @@ class MoveWorker:
         return forget
 
     async def _carry_out(self, move: Move) -> bool:
-        """One attempt at a move, if nobody else is at it; whether there was one that succeeded."""
+        """One attempt at a move, if nobody else is at it; whether there was one that succeeded.
+
+        One that was cut off when the tenant could be closed is followed by another at once.
+        """
         try:
-            async with self._owned(move) as desk:
-                return desk is not None and await self._attempt(move, desk)
+            for _ in range(_CUT_OFF_MAX):
+                try:
+                    async with self._owned(move) as desk:
+                        return desk is not None and await self._attempt(move, desk)
+                except CutOffError as error:
+                    _log.warning("move %s was cut off: %s", move.move_id, error)
+            self._try_later(move, 1)
         except asyncio.CancelledError:
             raise
         except SupersededError:
@@ -183,7 +202,6 @@ class MoveWorker:
         mover = Mover(
             desk,
             settings=self._settings,
-            catalog=self._catalog,
             admin=self._admin,
             keys=self._keys,
             maker=self._maker,
@@ -197,7 +215,7 @@ class MoveWorker:
                 self._resting.add(move.move_id)
                 now_s = self._clock.monotonic_s()
                 self._later_s[move.move_id] = now_s + self._settings.move_follow_s
-        except (asyncio.CancelledError, SupersededError):
+        except (asyncio.CancelledError, SupersededError, CutOffError):
             raise
         except PausedError:
             return True
@@ -212,7 +230,7 @@ class MoveWorker:
             raise error
         move = await desk.read()
         failures = move.progress.failures + 1
-        reason = told(error)
+        reason = told_of(move, error)
         known = isinstance(error, (TenancyError, asyncpg.PostgresError, *_PASSING))
         trace = None if known else error
         _log.warning("move %s (%s): %s", move.move_id, move.state, reason, exc_info=trace)
@@ -240,18 +258,26 @@ class MoveWorker:
     async def _owned(self, move: Move) -> AsyncIterator[MoveDesk | None]:
         """The desk of a move that nobody else works at; None when somebody does."""
         timeout_s = self._settings.move_owner_timeout_s
-        # Over a connection that is kept: making one only to find that somebody is at it costs more.
-        async with self._admin.session(*self._control) as scout:
-            if not await scout.fetchval(_SQL.statement("is_free"), move.move_id):
-                yield None
-                return
+        lost = self._lost.get(move.move_id)
+        if lost is None:
+            # Over one that is kept: making one only to find that somebody is at it costs more.
+            async with self._admin.session(*self._control) as scout:
+                text = _SQL.statement("is_free")
+                if not await scout.fetchval(text, move.move_id, timeout=timeout_s):
+                    yield None
+                    return
         connection = await self._admin.connect(
             *self._control, name="tenancy mover", command_timeout_s=timeout_s
         )
         try:
+            if lost is not None:
+                wait_ms = round(timeout_s * 1_000)
+                await connection.execute(_SQL.statement("end_own"), lost, wait_ms)
+                self._lost.pop(move.move_id, None)
             if not await connection.fetchval(_SQL.statement("try_own"), move.move_id):
                 yield None
                 return
+            pid = connection.get_server_pid()
             await connection.fetchval(
                 _SQL.statement("end_when_silent"), f"{round(timeout_s * 1_000)}ms"
             )
@@ -264,6 +290,8 @@ class MoveWorker:
                 await asyncio.wait([keeping])
                 if not keeping.cancelled() and keeping.exception() is not None:
                     _log.info("the session that owns %s is gone", move.move_id)
+                if connection.is_closed():
+                    self._lost[move.move_id] = pid
         finally:
             await close(connection, self._settings.connect_timeout_s)
 

@@ -24,15 +24,17 @@ from tenancy.data_isolation.core.errors import (
     ConflictError,
     OverloadedError,
     SchemaError,
+    ServerNotFoundError,
+    ServerUnavailableError,
     TenancyError,
 )
+from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import Move, MoveProgress, MoveState, MoveWish
 from tenancy.data_isolation.core.move_pace import MovePace
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
-from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
-from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.move_copy import Carried, Cursor
 from tenancy.data_isolation.engine.move_cutover import check_equal, reopen
 from tenancy.data_isolation.engine.move_proof import definition_differences, unready_indexes
@@ -52,6 +54,13 @@ _PASSING: Final = (
 )
 
 
+class CutOffError(Exception):
+    """The tenant may be closed, and a server gave no answer: look again over new connections.
+
+    Never crosses the public edge.
+    """
+
+
 class PausedError(Exception):
     """The move shall stand still. Never crosses the public edge."""
 
@@ -64,7 +73,6 @@ class Mover:
         desk: MoveDesk,
         *,
         settings: Settings,
-        catalog: Catalog,
         admin: AdminConnections,
         keys: BindingKeys,
         maker: PlacementMaker,
@@ -75,7 +83,6 @@ class Mover:
         """`opened` is called when the move does not copy any more and only follows the tenant."""
         self._desk = desk
         self._settings = settings
-        self._catalog = catalog
         self._admin = admin
         self._keys = keys
         self._maker = maker
@@ -88,8 +95,8 @@ class Mover:
         """Carry the move out; False when it is open, and nobody has decided yet.
 
         Nothing is held then: hours may pass, and there may be many such moves. Raises
-        `SupersededError` when somebody else carries it out, and what stands in the way now; then
-        it can be run again, by anybody.
+        `SupersededError` when somebody else carries it out, `CutOffError` when there is no time to
+        lose, and what stands in the way now; then it can be run again, by anybody.
         """
         move = await self._desk.begin()
         while not move.state.is_final:
@@ -122,8 +129,10 @@ class Mover:
             await self._make_target(move)
         if move.state in (MoveState.CUTTING_OVER, MoveState.OPEN):
             await self._open_where_it_is(move)
-        if move.state is MoveState.OPEN and "after" in move.report and self._stays(move):
-            # The other side may be gone for good.
+        if move.state is MoveState.CUTTING_OVER:
+            # Before the other side is needed, which may be gone.
+            return await self._cut_off(move)
+        if move.state is MoveState.OPEN and self._stays(move) and await self._can_do_without(move):
             return await self._desk.advance(move, MoveState.CONFIRMED, granted=True)
         async with self._sides(move) as sides:
             if move.state is MoveState.PREPARING:
@@ -137,7 +146,7 @@ class Mover:
         """As far as it goes over the connections there are; None = it rests."""
         while not move.state.is_final:
             match move.state:
-                case MoveState.PLANNED | MoveState.PREPARING:
+                case MoveState.PLANNED | MoveState.PREPARING | MoveState.CUTTING_OVER:
                     return move
                 case MoveState.COPYING:
                     move = await self._copy(move, sides)
@@ -145,8 +154,6 @@ class Mover:
                     move = await self._catch_up(move, sides)
                 case MoveState.VERIFIED:
                     move = await self._let_in(move, sides)
-                case MoveState.CUTTING_OVER:
-                    move = await self._recover(move, sides)
                 case MoveState.OPEN:
                     await self._opened()
                     later = await self._follow(move, sides)
@@ -217,6 +224,7 @@ class Mover:
         move = await self._converged(move, sides)
         if move.state.is_final:
             return move
+        await sides.target.analyze()
         proofs = await sides.proof(copier).compare_all()
         check_equal(proofs)
         unready = await unready_indexes(sides.target)
@@ -247,12 +255,29 @@ class Mover:
     async def _let_in(self, move: Move, sides: MoveSides) -> Move:
         """Let the tenant change its place, once there are sessions that wait for it there."""
         if not move.progress.cutover_attempts:
-            await self._sleep(self._settings.move_warm_ms / 1_000)
+            await self._be_announced()
         move = await self._converged(move, sides)
         if move.state.is_final:
             return move
         move = await self._desk.advance(move, MoveState.CUTTING_OVER)
         return await self._cut_over(move, sides)
+
+    async def _be_announced(self) -> None:
+        """Let every process hear that the tenant may move, and have sessions ready for it.
+
+        Whoever has not heard by then believes nothing any more (`Routes`). Nobody's wish makes
+        this shorter.
+        """
+        settings = self._settings
+        await asyncio.sleep(max(settings.move_warm_ms, 2 * settings.placement_refresh_ms) / 1_000)
+
+    async def _cut_off(self, move: Move) -> Move:
+        """After a cutover that was cut off and has left the tenant where it was."""
+        if move.reversing:
+            return await self._desk.advance(move, MoveState.OPEN)
+        move = await self._desk.advance(move, MoveState.CATCHING_UP)
+        # Who was cut off could not count its attempt.
+        return await self._later(move, TimeoutError())
 
     async def _cut_over(self, move: Move, sides: MoveSides) -> Move:
         """Let the tenant change its place; back to `CATCHING_UP` when it cannot be held."""
@@ -263,6 +288,7 @@ class Mover:
         except SupersededError:
             raise
         except Exception as error:
+            self._check_lines(sides, error)
             # Whatever it was, the tenant is not left closed, and a move can fail from there.
             move = await self._recover(await self._desk.read(), sides, reason=told(error))
             if not isinstance(error, _PASSING):
@@ -281,6 +307,17 @@ class Mover:
             return move
         state = MoveState.OPEN if move.reversing else MoveState.CATCHING_UP
         return await self._desk.advance(move, state, error=reason)
+
+    def _check_lines(self, sides: MoveSides, error: Exception) -> None:
+        """Raise `CutOffError` when a server may not have answered.
+
+        What it was asked for may be done or not, so the answer is looked up, and over none of these
+        connections: another one of them may not answer either.
+        """
+        lost = sides.is_cut_off or self._desk.control.is_closed()
+        if lost or isinstance(error, TimeoutError):
+            self._desk.control.terminate()
+            raise CutOffError(told(error)) from error
 
     async def _later(self, move: Move, error: Exception) -> Move:
         """Try to hold the tenant again after a pause that grows."""
@@ -320,6 +357,7 @@ class Mover:
         """The same protocol with the sides exchanged."""
         back = sides.copier(back=True)
         check_equal(await sides.proof(back).compare_all())
+        await self._be_announced()
         for attempt in range(self._settings.move_cutover_attempts_max):
             for _ in range(_PASSES_MAX):
                 if await back.backlog() <= self._settings.move_backlog_rows_max:
@@ -330,7 +368,12 @@ class Mover:
                 report = await sides.cutover(back).run(
                     await self._placement(move), MoveState.ROLLED_BACK
                 )
-            except _PASSING as error:
+            except SupersededError:
+                raise
+            except Exception as error:
+                self._check_lines(sides, error)
+                if not isinstance(error, _PASSING):
+                    raise
                 move = await self._recover(await self._desk.read(), sides, reason=told(error))
                 await self._pause(attempt)
                 continue
@@ -368,18 +411,32 @@ class Mover:
         both = replace(move, source=kept, target=kept if goes else left)
         # Who died on the way back, when the catalog was flipped, has left it closed.
         await self._open_where_it_is(move)
-        async with self._left(move, left) as (connection, tenant):
-            # Its sessions could keep tables locked.
-            await self._maker.end_sessions(connection, left)
+        if gone := await self._is_given_up(move):
+            both = replace(both, target=kept)
+        else:
+            async with self._left(move, left) as (connection, tenant):
+                # Its sessions could keep tables locked.
+                await self._maker.end_sessions(connection, left)
         async with self._sides(both) as sides:
             await sides.read_tables()
             for side in (sides.source, sides.target):
                 await side.forget_triggers()
             for side in (sides.source, sides.target):
                 await side.forget_schema()
-        async with self._left(move, left) as (connection, tenant):
-            await self._maker.unmake(connection, tenant, left, beside=tenant.placement)
+        if gone:
+            await self._maker.forget(left)
+        else:
+            async with self._left(move, left) as (connection, tenant):
+                await self._maker.unmake(connection, tenant, left, beside=tenant.placement)
         await self._desk.note_cleaned()
+
+    async def _can_do_without(self, move: Move) -> bool:
+        """Whether an open move can be confirmed without its other side, which may be gone."""
+        return "after" in move.report or await self._is_given_up(move)
+
+    async def _is_given_up(self, move: Move) -> bool:
+        """Whether the other side is done without: an operator said so, and it does not answer."""
+        return move.is_abandoned and not await answers(self._admin, move.other_side.server)
 
     @asynccontextmanager
     async def _left(
@@ -467,13 +524,23 @@ class Mover:
         return replace(move, progress=progress)
 
     async def _tenant(self, move: Move) -> Tenant:
-        return await self._catalog.tenant_by_number(move.tenant_no)
+        return await self._desk.tenant(move.tenant_no)
 
     async def _placement(self, move: Move) -> Placement:
         placement = (await self._tenant(move)).placement
         if placement is None:
             raise SupersededError
         return placement
+
+
+async def answers(admin: AdminConnections, server: ServerName) -> bool:
+    """Whether a server lets the admin in."""
+    try:
+        connection = await admin.connect(server)
+    except (ServerUnavailableError, ServerNotFoundError):
+        return False
+    await close(connection, admin.close_timeout_s)
+    return True
 
 
 def _is_at(placement: Placement, other: Placement) -> bool:
@@ -483,6 +550,17 @@ def _is_at(placement: Placement, other: Placement) -> bool:
 
 def _complete(cursors: dict[str, Cursor]) -> int:
     return sum(cursor.complete for cursor in cursors.values())
+
+
+def told_of(move: Move, error: Exception) -> str:
+    """What an operator reads of an error of that move, and can do about it."""
+    if not isinstance(error, asyncpg.DiskFullError):
+        return told(error)
+    return (
+        f"the disk of a server is full ({error.sqlstate}: {error.args[0]}); free some space on "
+        f"{move.target.server}, which needs as much as the tenant has, or on {move.source.server} "
+        "where that is the one that is full; then start the move again"
+    )
 
 
 def told(error: Exception) -> str:

@@ -48,6 +48,7 @@ from tenancy.data_isolation.engine.move_plan import (
 )
 from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
 from tenancy.data_isolation.engine.move_worker import MoveWorker
+from tenancy.data_isolation.engine.mover import answers
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
@@ -59,6 +60,9 @@ _SQL = SqlFile("move.sql")
 #: Measures how much data a tenant has.
 Measure = Callable[[TenantId], Awaitable[TenantSize]]
 
+
+#: Gives a move to what has asked for it, in the transaction that records it; raises to undo that.
+Claim = Callable[[asyncpg.Connection, MoveId], Awaitable[None]]
 
 #: How often a move that somebody waits for is looked at.
 _POLL_S: Final = 0.05
@@ -156,12 +160,18 @@ class Moves:
     # A move
 
     async def start(
-        self, tenant_id: TenantId | str, target: MoveTarget, *, priority: int = 0
+        self,
+        tenant_id: TenantId | str,
+        target: MoveTarget,
+        *,
+        priority: int = 0,
+        claim: Claim | None = None,
     ) -> Move:
         """Plan a move and record it; a worker carries it out.
 
-        Raises what `plan` raises, `MoveRefusedError` with everything that stands against it, and
-        `ConflictError` and `PlacementChangedError` when things have changed since.
+        `claim` belongs to the same transaction. Raises what it and `plan` raise, `MoveRefusedError`
+        with everything that stands against it, and `ConflictError` and `PlacementChangedError` when
+        things have changed since.
         """
         check_priority(priority)
         plan = await self.plan(tenant_id, target)
@@ -178,6 +188,8 @@ class Moves:
                     planned=plan.forecast(),
                     unsettled_max=self._settings.moves_unsettled_max,
                 )
+                if claim is not None:
+                    await claim(control, move_id)
         self._worker.wake()
         return await self.store.move(move_id)
 
@@ -212,6 +224,24 @@ class Moves:
     async def confirm(self, move_id: str) -> Move:
         """Let the tenant stay, and take away what was at its old place."""
         return await self._asked(move_id, MoveWish.CONFIRM)
+
+    async def abandon(self, move_id: str) -> Move:
+        """Settle a move of which a server is lost for good: the one that the tenant is not at.
+
+        What is there is not taken away, and where the copies were not compared after the tenant
+        had changed its place, they never will be. Raises `MoveNotFoundError`, and `ConflictError`
+        when that server answers, or the move has not come so far.
+        """
+        move = await self.store.move(move_id)
+        move.check_abandonment()
+        if await answers(self._admin, move.other_side.server):
+            raise ConflictError(
+                f"server {move.other_side.server} answers, so nothing has to be given up: confirm "
+                "the move or roll it back, and wait until it is cleaned up"
+            )
+        move = await self.store.abandon(move)
+        self._worker.wake()
+        return move
 
     async def pause(self, move_id: str) -> Move:
         """Let the move stand still until it is resumed; the tenant goes on working."""

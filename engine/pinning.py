@@ -17,6 +17,7 @@ has one, pg_catalog, where both columns have one type.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, LiteralString
 
 from tenancy.data_isolation.engine.syntax_tree import (
@@ -32,6 +33,9 @@ from tenancy.data_isolation.engine.syntax_tree import (
 )
 
 _SCHEMA: Final = "pg_catalog"
+#: Texts that are remembered: to read one takes longer than most statements, also while a tenant is
+#: held for it.
+_TEXTS_MAX: Final = 1_024
 #: The types that our texts name; what else is bare is a type of users', such as one of an enum.
 _TYPES: Final = frozenset(
     {
@@ -49,6 +53,7 @@ _LIKES: Final = frozenset({pb.AEXPR_LIKE, pb.AEXPR_ILIKE, pb.AEXPR_SIMILAR})
 _PLAIN: Final = frozenset({pb.AEXPR_OP, pb.AEXPR_OP_ANY, pb.AEXPR_OP_ALL})
 
 
+@lru_cache(maxsize=_TEXTS_MAX)
 def pinned(text: str) -> LiteralString:
     """`text`, one or more statements, with every bare function, operator and type PostgreSQL's.
 

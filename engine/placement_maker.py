@@ -117,7 +117,10 @@ class PlacementMaker:
         admin: AdminConnections,
         keys: BindingKeys,
         namespaces: NamespaceMaker,
+        silent_max_ms: int = 0,
     ) -> None:
+        """Who holds a tenant's lock and is silent for `silent_max_ms` loses it; 0 = never."""
+        self._silent_max_ms = silent_max_ms
         self._settings = settings
         self._tiers = settings.tier_limits
         self._master_key = master_key
@@ -126,6 +129,18 @@ class PlacementMaker:
         self._keys = keys
         self._namespaces = namespaces
         self._cloning = asyncio.Lock()
+
+    def over(self, admin: AdminConnections, *, silent_max_ms: int) -> PlacementMaker:
+        """The same over other connections."""
+        return PlacementMaker(
+            settings=self._settings,
+            master_key=self._master_key,
+            catalog=self._catalog,
+            admin=admin,
+            keys=self._keys,
+            namespaces=self._namespaces,
+            silent_max_ms=silent_max_ms,
+        )
 
     # Making
 
@@ -317,6 +332,13 @@ class PlacementMaker:
                 return
         raise OverloadedError(f"migrations give tenant {tenant.tenant_id} new rows; try again")
 
+    async def forget(self, placement: Placement) -> None:
+        """Forget a placement on a server that is lost: migrations do not wait for it."""
+        if placement.level is not IsolationLevel.ROW:
+            await self._catalog.remove_namespace(
+                placement.server, placement.database, placement.schema
+            )
+
     async def end_sessions(self, connection: asyncpg.Connection, placement: Placement) -> None:
         """Let the placement's own login in no more, and end its sessions."""
         if placement.role == ROWS_ROLE:
@@ -359,6 +381,7 @@ class PlacementMaker:
                     f"for {wait_ms} ms"
                 ) from None
             await connection.execute(_SQL.statement("set_lock_timeout"), "0")
+            await connection.execute(_SQL.statement("end_when_silent"), f"{self._silent_max_ms}ms")
             yield connection
 
     @asynccontextmanager

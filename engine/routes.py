@@ -4,10 +4,11 @@ Rules this module keeps:
 
 * What is remembered may be out of date: PostgreSQL refuses a session that is bound under an old
   epoch, before it gives or takes any row, and then the catalog is asked again.
-* A table that has no row is no row to refuse, so a read of one is answered at the old place as
-  well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then the
-  catalog is asked which tenants have moved, once for all of them. While it does not answer, what is
-  remembered is still good for everything else.
+* A table that has no row is no row to refuse, so a read of one would be answered at the old place
+  as well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then
+  the catalog is asked which tenants have moved and which may move before long, once for all of
+  them. The latter are `watched`: whatever is done for them asks for the fence first. A move waits
+  until every process has heard of it (`Mover`). While the catalog does not answer, everybody is.
 * Only an active tenant takes operations, and at level DATABASE only once its database is at the
   version of this release (`tenant_databases`).
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeVar
@@ -67,6 +68,8 @@ class Route:
     key: SessionKey
     limits: TierLimits
     allowance: Allowance
+    #: Whether the fence is to be asked for before anything else, whatever rows there are.
+    watched: bool = False
 
 
 def active_placement(tenant: Tenant) -> Placement:
@@ -98,6 +101,10 @@ class Routes:
         self._arriving = arriving
         #: Tenants that were refused where they are known to be, until the catalog has answered.
         self._doubted: set[str] = set()
+        #: Tenants that may move before long.
+        self._moving: Set[TenantId] = frozenset()
+        #: Whether the catalog gave no answer the last time, so that anybody may be moving.
+        self._unsure = True
         #: Places that `arriving` was told of.
         self._announced: set[SessionKey] = set()
         self._loop = asyncio.get_running_loop()
@@ -125,17 +132,19 @@ class Routes:
             if left_s < 0:
                 return None
             self._look_soon()
-        if self._doubted and tenant_id in self._doubted:
+        if self._unsure or (self._doubted and tenant_id in self._doubted):
             return None
         return self._known.get(tenant_id)
 
     async def route(self, tenant_id: TenantId) -> Route:
         """The way to a tenant, as it is remembered or as the catalog has it."""
         if tenant_id in self._known and self._loop.time() > self._believed_until:
-            await _shielded(self._look_soon())
-        if tenant_id in self._doubted:
-            return self._to(await self._ask(tenant_id))
-        return self._known.get(tenant_id) or self._to(await self._ask(tenant_id))
+            looking = self._look_soon()
+            if not self._unsure:
+                await _shielded(looking)
+        if tenant_id in self._doubted or tenant_id not in self._known:
+            return await self._asked(tenant_id)
+        return self._careful(self._known[tenant_id])
 
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
         """Do `work` where the tenant is, and again where it turns out to be elsewhere.
@@ -150,7 +159,7 @@ class Routes:
                 return await work(route)
             except PlacementChangedError as error:
                 before = route.placement
-                route = self._to(await self._ask(tenant_id))
+                route = await self._asked(tenant_id)
                 if route.placement != before:
                     refusals = 0
                     continue
@@ -232,30 +241,53 @@ class Routes:
                     del self._known[tenant_id]
                     self._left(route.placement)
             self._asked_at = now
-            self._announce(await self._catalog.arriving(_MOVED_MAX))
+            moving = await self._catalog.moving(_MOVED_MAX)
+            self._watch(moving.keys())
+            self._unsure = len(moving) >= _MOVED_MAX
+            self._announce(moving)
         except TenancyError:
+            self._unsure = True
             began = self._loop.time()
         finally:
             self._believed_until = began + self._believed_s
             self._looking = None
 
-    def _announce(self, arriving: Mapping[TenantId, Placement]) -> None:
+    def _watch(self, moving: Set[TenantId]) -> None:
+        """Let exactly these be watched."""
+        for tenant_id in self._moving ^ moving:
+            route = self._known.get(tenant_id)
+            if route is not None:
+                self._known[tenant_id] = replace(route, watched=tenant_id in moving)
+        self._moving = frozenset(moving)
+
+    def _announce(self, moving: Mapping[TenantId, Placement | None]) -> None:
         """Tell once of each place at which a known tenant will be soon."""
-        for tenant_id, placement in arriving.items():
-            route, key = self._known.get(tenant_id), SessionKey.of(placement)
-            if route is None or key in self._announced or key == route.key:
+        announced = set()
+        for tenant_id, placement in moving.items():
+            route = self._known.get(tenant_id)
+            if route is None or placement is None:
                 continue
-            if len(self._announced) >= _MOVED_MAX:
-                self._announced.clear()
-            self._announced.add(key)
-            there = replace(placement, epoch=route.placement.epoch)
-            self._arriving(replace(route, placement=there, key=key))
+            key = SessionKey.of(placement)
+            announced.add(key)
+            if key not in self._announced and key != route.key:
+                there = replace(placement, epoch=route.placement.epoch)
+                self._arriving(replace(route, placement=there, key=key))
+        self._announced = announced
 
     def _to(self, tenant: Tenant) -> Route:
         placement = active_placement(tenant)
         limits = self._tiers.of(tenant.tenant_type)
         allowance = self._allowances.of(tenant.tenant_no, tenant.tenant_type, limits)
-        return Route(tenant, placement, SessionKey.of(placement), limits, allowance)
+        watched = tenant.tenant_id in self._moving
+        return Route(
+            tenant, placement, SessionKey.of(placement), limits, allowance, watched=watched
+        )
+
+    def _careful(self, route: Route) -> Route:
+        return replace(route, watched=True) if self._unsure else route
+
+    async def _asked(self, tenant_id: TenantId) -> Route:
+        return self._careful(self._to(await self._ask(tenant_id)))
 
     async def _ask(self, tenant_id: TenantId) -> Tenant:
         """Ask the catalog, once for all that want to know at the same time."""

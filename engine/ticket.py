@@ -46,6 +46,7 @@ class Ticket(Request):
         "program",
         "returns_rows",
         "statement",
+        "watched",
         "writes",
     )
 
@@ -59,11 +60,14 @@ class Ticket(Request):
         statement: Statement | None = None,
         arguments: Sequence[Any] = (),
         deadline_at: float = float("inf"),
+        watched: bool = False,
     ) -> None:
+        """`watched` asks for the tenant's fence first, whatever rows there are."""
         super().__init__(key, tenant_no, limits=limits, give_up_at=deadline_at)
         #: When (event loop's time) the answer is of no use any more.
         self.deadline_at = deadline_at
         self.epoch = epoch
+        self.watched = watched
         self.statement = statement
         self.arguments = arguments
         self.program: Program | None = None

@@ -1,19 +1,21 @@
 """Sessions for a tenant that are ready before it comes.
 
-A session that is opened, and the tables that it has never seen, cost a tenant more than the moment
-in which it changes its place. Nobody can work there for the tenant yet: what is asked is refused,
-or says what the tenant is not shown, and is thrown away.
+A session that is opened, and the tables and statements that it has never seen, cost a tenant more
+than the moment in which it changes its place. Nobody can work there for the tenant yet: what is
+asked is refused, or says what the tenant is not shown, and is thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable, Iterable
+from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import quote_identifier
 from tenancy.data_isolation.core.types import StatementKind
 from tenancy.data_isolation.engine.executor import Executor
+from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.routes import Route
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.tenant_column import is_runtime_name
@@ -23,13 +25,28 @@ from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 _SESSIONS: Final = 4
 #: Tables that one statement looks at.
 _TABLES_MAX: Final = 50
+#: How long it is listened to what the tenant asks for, before that is prepared at the new place.
+_LISTENING_S: Final = 0.25
 
 
-async def warm(executor: Executor, route: Route, schema: VisibleSchema) -> None:
-    """Have sessions where `route` leads, which know the tenant's tables. Raises nothing."""
+async def warm(
+    executor: Executor, route: Route, schema: VisibleSchema, overheard: Overheard
+) -> None:
+    """Have sessions where `route` leads, which know the tenant's tables and what it asks for.
+
+    Raises nothing.
+    """
     statement = _look(schema)
-    asking = [executor.ask(route, statement, ()) for _ in range(_SESSIONS)]
-    for answer in await asyncio.gather(*asking, return_exceptions=True):
+    await _tried(executor.ask(route, statement, ()) for _ in range(_SESSIONS))
+    await asyncio.sleep(_LISTENING_S)
+    texts = overheard.take(route.tenant.tenant_no)
+    if texts:
+        await _tried(executor.learn(route, texts) for _ in range(_SESSIONS))
+
+
+async def _tried(works: Iterable[Awaitable[Any]]) -> None:
+    """Wait for all of them; what the tenant would be told of errors is told to nobody."""
+    for answer in await asyncio.gather(*works, return_exceptions=True):
         if isinstance(answer, BaseException) and not isinstance(answer, TenancyError):
             raise answer
 

@@ -34,6 +34,7 @@ from tenancy.data_isolation.serve.problems import (
     problem_response,
     unexpected_response,
 )
+from tenancy.data_isolation.serve.proposal_routes import ProposalRoutes
 from tenancy.data_isolation.serve.query_routes import QueryRoutes
 from tenancy.data_isolation.serve.requests import Requests
 from tenancy.data_isolation.serve.schema_routes import SchemaRoutes
@@ -79,6 +80,7 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         SchemaRoutes(services, requests),
         OperationRoutes(services, requests),
         MoveRoutes(services, requests),
+        ProposalRoutes(services, requests),
         KeyRoutes(services, requests),
         HealthRoutes(services, metrics),
     ):

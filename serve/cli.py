@@ -20,6 +20,7 @@ from tenancy.data_isolation.serve import (
     cli_key,
     cli_move,
     cli_operation,
+    cli_proposal,
     cli_runtime,
     cli_schema,
     cli_tenant,
@@ -48,6 +49,7 @@ cli_data.add_commands(app)
 cli_demo.add_commands(app)
 app.add_typer(cli_tenant.app, name="tenant", help="Make, list and change tenants.")
 app.add_typer(cli_move.app, name="move", help="Moves of tenants that were started.")
+app.add_typer(cli_proposal.app, name="proposal", help="Moves that the orchestrator proposes.")
 app.add_typer(cli_schema.app, name="schema", help="The schema that all tenants have.")
 app.add_typer(cli_key.app, name="key", help="API keys.")
 app.add_typer(cli_operation.app, name="operation", help="Named operations.")

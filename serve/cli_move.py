@@ -25,6 +25,7 @@ from tenancy.data_isolation.serve.terminal import (
     STATUS_USAGE,
     AsJson,
     CommandError,
+    confirmed,
     note,
     print_fields,
     print_json,
@@ -210,6 +211,25 @@ def cancel(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
             "place; roll it back instead",
             f"tenancy move rollback {found['move_id']}",
         )
+
+
+@app.command()
+def abandon(
+    move_id: MoveId,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
+) -> None:
+    """Settle a move of which a server is lost for good: the one that the tenant is not at.
+
+    Nothing is taken away there, and an open move cannot be rolled back any more.
+    """
+    confirmed(f"Is the server that move {move_id} waits for lost for good?", yes=yes)
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found: dict[str, Any] = client.post(f"{_PATH}/{segment(move_id)}/abandon")
+        if wait:
+            found = _Watch(client).until(found, _SETTLED)
+    _tell(found, as_json)
 
 
 @app.command()
@@ -458,6 +478,11 @@ def _rate(how: dict[str, Any]) -> str:
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    why = report.get("why")
+    if why is not None:
+        say(f"why: {visible('; '.join(why['reasons']))} ({why['proposal_id']}, by {why['by']})")
+        for item in why["acts"]:
+            say(f"- {visible(item['act'])} at {item['at']}: {visible(item['reason'])}")
     planned = report.get("plan")
     if planned is not None:
         say(f"planned: {_takes(planned['duration_s'])}, held for about {planned['pause_ms']:g} ms")

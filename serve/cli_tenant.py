@@ -8,7 +8,7 @@ import typer
 
 from tenancy.data_isolation.core import IsolationLevel, Settings, TenantType
 from tenancy.data_isolation.core.errors import InvalidInputError
-from tenancy.data_isolation.serve import cli_export, cli_move
+from tenancy.data_isolation.serve import cli_export, cli_move, cli_proposal
 from tenancy.data_isolation.serve.json_documents import parse_json
 from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import (
@@ -150,6 +150,7 @@ def erase(
 
 cli_export.add_commands(app)
 cli_move.add_commands(app)
+cli_proposal.add_commands(app)
 
 
 def _tell(tenant: dict[str, Any], as_json: bool) -> None:

@@ -84,6 +84,7 @@ async def open_services(
         fleet=engine.fleet,
         relations=engine.relations,
         moves=engine.moves,
+        proposals=engine.proposals,
         tokens=token_verifier(settings, clock),
         probes=database_probes(engine) if probes is None else probes,
         advisory_probes=advisory_probes or {},

@@ -203,6 +203,7 @@ class MoveReportAnswer(MoveAnswer):
 
     report: dict[str, Any] = Field(
         description=(
+            "`why`: the proposal that asked for it, if one did, and what was done about it since; "
             "`plan`: what was expected; `before` and `after`: per table the rows and the digests "
             "of both sides, before the tenant changed its place and after it; `cutover` and "
             "`rollback`: how long that took. "

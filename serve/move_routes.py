@@ -91,6 +91,13 @@ class MoveRoutes:
             ("cancel", self.cancel, 202, "Give a move up; the tenant stays where it is"),
             ("confirm", self.confirm, 202, "Let the tenant stay, and clean up its old place"),
             ("rollback", self.roll_back, 202, "Bring the tenant back, with what it has written"),
+            (
+                "abandon",
+                self.abandon,
+                202,
+                "Settle a move of which a server is lost for good: the one that the tenant is "
+                "not at",
+            ),
             ("pause", self.pause, 200, "Let a move stand still; the tenant goes on working"),
             ("resume", self.resume, 200, "Let a move that was paused go on"),
         ):
@@ -163,6 +170,10 @@ class MoveRoutes:
     async def roll_back(self, request: Request, move_id: str) -> Response:
         """Bring the tenant back."""
         return await self._asked(request, move_id, self._moves.roll_back)
+
+    async def abandon(self, request: Request, move_id: str) -> Response:
+        """Wait no more for the server of the other side."""
+        return await self._asked(request, move_id, self._moves.abandon)
 
     async def pause(self, request: Request, move_id: str) -> Response:
         """Let the move stand still."""

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from tenancy.data_isolation.core.identifiers import TENANT_ID_PATTERN, WORD_PATTERN
 from tenancy.data_isolation.core.move import MOVE_ID_PATTERN
+from tenancy.data_isolation.core.proposal import PROPOSAL_ID_PATTERN
 from tenancy.data_isolation.serve import models, problems
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -58,6 +59,7 @@ _FORMS: Mapping[str, Mapping[str, Any]] = {
     "name": {"pattern": f"^{WORD_PATTERN}$"},
     "key_id": {"pattern": "^[0-9a-f]{16}$"},
     "move_id": {"pattern": f"^{MOVE_ID_PATTERN}$"},
+    "proposal_id": {"pattern": f"^{PROPOSAL_ID_PATTERN}$"},
     "limit": {"minimum": 1},
 }
 
@@ -65,6 +67,7 @@ _FORMS: Mapping[str, Mapping[str, Any]] = {
 _LISTED_BY: Mapping[str, str] = {
     "/v1/tenants": "tenant_id",
     "/v1/moves": "move_id",
+    "/v1/proposals": "proposal_id",
     "/v1/tenants/{tenant_id}/moves": "move_id",
 }
 

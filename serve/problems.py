@@ -90,7 +90,8 @@ class InvalidFieldsError(InvalidInputError):
             [
                 (
                     ".".join(str(part) for part in item["loc"]),
-                    item["msg"][:_FIELD_DETAIL_CHARACTERS_MAX],
+                    # What pydantic puts in front of an error of ours says nothing to a client.
+                    item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX],
                 )
                 for item in found[:_INVALID_FIELDS_MAX]
             ]

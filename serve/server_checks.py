@@ -34,7 +34,6 @@ from tenancy.data_isolation.engine.drift import (
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.inspection import ServerLook
 from tenancy.data_isolation.engine.installed_functions import CHECK as FUNCTIONS
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.master_key import master_key
@@ -43,6 +42,7 @@ from tenancy.data_isolation.engine.move_rescue import carry_on
 from tenancy.data_isolation.engine.move_traces import STRANDED
 from tenancy.data_isolation.engine.patch_level import patch_level_told
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
+from tenancy.data_isolation.engine.server_look import ServerLook
 from tenancy.data_isolation.serve.check import Check, failed, fine, found, warned
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
@@ -243,10 +243,14 @@ class _Examination:
                 yield check
             looks = await self._inspection.look(self._key, progress=self._options.progress)
         for look in looks:
+            if not look.reached:
+                for finding in look.findings:
+                    yield found(f"servers {look.server}", finding)
+                continue
             facts = await self._facts(look.server)
             for check in self._of_server(look, facts, alone=len(looks) == 1):
                 yield check
-        for clock in [await self._clock(look.server) for look in looks]:
+        for clock in [await self._clock(look.server) for look in looks if look.reached]:
             yield clock
         if all(map(_is_ours, looks)):
             async for check in self._of_engine():

@@ -12,6 +12,7 @@ from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
 from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
@@ -42,6 +43,8 @@ class Services:
     relations: Callable[[], Awaitable[Sequence[VisibleRelation]]]
     #: Plans moves and records them; another process carries them out.
     moves: Moves
+    #: What is proposed for tenants; another process proposes.
+    proposals: Proposals
     tokens: TokenVerifier | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
     advisory_probes: Mapping[str, Probe] = field(default_factory=dict)

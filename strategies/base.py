@@ -544,7 +544,7 @@ class PlacementStrategy:
         if holder is not self.name:
             raise ConflictError(
                 f"tenant {tenant.tenant_id} is at level {placement_of(tenant).level}; use {holder} "
-                f"for it, because moving a tenant to {self.name} is not possible yet"
+                f"for it, or move it first (`tenancy tenant move`)"
             )
         return tenant
 

@@ -33,15 +33,11 @@ from tenancy.data_isolation.core.errors import (
     TenantSuspendedError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
+from tenancy.data_isolation.core.optimization import Optimization, ProposalDesk
 from tenancy.data_isolation.core.performance import Outcome, PerformanceLog, outcome_of
 from tenancy.data_isolation.core.placement_policy import PlacementPolicy, where_it_is
 from tenancy.data_isolation.core.promotion import Promotion
-from tenancy.data_isolation.core.rules import (
-    LEVEL_OF_STRATEGY,
-    Facts,
-    StrategyName,
-    placed_by,
-)
+from tenancy.data_isolation.core.rules import Facts, StrategyName, distribution, placed_by
 from tenancy.data_isolation.core.service_levels import checked_targets, compare
 from tenancy.data_isolation.core.settings import EngineConfig
 from tenancy.data_isolation.core.types import Tenant, TenantContext
@@ -70,11 +66,10 @@ _log = logging.getLogger(__name__)
 #: Options of parts that do not exist yet, and why they do nothing when they are switched on.
 _WITHOUT_EFFECT = {
     "ml_enabled": "there is no learned selector yet; strategies are chosen by rules",
-    "auto_optimization": "a tenant cannot be moved to another level yet; it stays where it is",
     "predictive_scaling": "there is no forecast of load yet",
     "real_time_adaptation": "a tenant's strategy cannot be tuned or changed while in use yet",
     "security_monitoring": "there is no monitoring of tenants' behaviour yet",
-    "automatic_security_upgrades": "a tenant cannot be moved to a stronger level yet",
+    "automatic_security_upgrades": "nothing looks for attacks that would call for one yet",
 }
 _OPTIMIZATION_INTERVAL_MINUTES = 15
 
@@ -84,7 +79,9 @@ class OrchestratorConfig:
     """What the orchestrator does. Raises `SettingError` for a value that cannot be.
 
     Options of parts that do not exist yet are accepted; `get_orchestrator_metrics()` lists those
-    that have no effect, with the reason, under `without_effect`.
+    that have no effect, with the reason, under `without_effect`. `auto_optimization` moves tenants
+    to where their load, size or compliance asks for; without it that is proposed, as
+    `Settings.orchestration` says, after a look every `optimization_interval_minutes`.
     """
 
     ml_enabled: bool = False
@@ -206,6 +203,7 @@ class UltraAdvancedStrategyOrchestrator:
         self._collected: deque[dict[str, Any]] = deque(maxlen=self.config.metrics_intervals_max)
         self._missed_targets: frozenset[str] = frozenset()
         self._proposed: frozenset[TenantId] = frozenset()
+        self._optimization: Optimization | None = None
         self._known: KnownTenants | None = None
         self._counts: tuple[Mapping[StrategyName, int], float] | None = None
         self._counts_age_s = 0.0
@@ -238,6 +236,13 @@ class UltraAdvancedStrategyOrchestrator:
             age_s=settings.known_tenant_s,
         )
         self._log = self._new_log()
+        self._optimization = Optimization(
+            gateway,
+            book=self._policy.book,
+            settings=settings,
+            automatic=self.config.auto_optimization,
+            interval_minutes=self.config.optimization_interval_minutes,
+        )
         self._collector = asyncio.create_task(self._collect_for_ever())
 
     async def cleanup(self) -> None:
@@ -247,6 +252,8 @@ class UltraAdvancedStrategyOrchestrator:
             collector.cancel()
             with suppress(asyncio.CancelledError):
                 await collector
+        if self._optimization is not None:
+            await self._optimization.close()
         if self._known is not None:
             await self._known.settle()
         try:
@@ -335,10 +342,15 @@ class UltraAdvancedStrategyOrchestrator:
 
     # What is known of the work
 
+    @property
+    def proposals(self) -> ProposalDesk:
+        """Proposals to move tenants: listing, accepting and dismissing them."""
+        return self._optimizing().desk
+
     async def get_orchestrator_metrics(self) -> dict[str, Any]:
         """Tenants, what was measured against what was promised, breakers, options without effect.
 
-        `promotions` are proposals to move a tenant to another level, with the reasons.
+        `promotions` are proposals to move a tenant, with the reasons, of all processes.
         `average_performance` and `sla` look back on the last `metrics_intervals_max` intervals.
         """
         counts = await self._lease.gateway.strategy_counts()
@@ -346,19 +358,15 @@ class UltraAdvancedStrategyOrchestrator:
         measured, elapsed_s = self._log.lately(now_s)
         return {
             "total_tenants": sum(counts.values()),
-            "strategy_distribution": _distribution(counts),
+            "strategy_distribution": distribution(counts),
             "ml_enabled": self.config.ml_enabled,
             "ml_active": False,
             "average_performance": measured.summary(elapsed_s),
             "circuit_breakers": {
-                str(name): {
-                    "state": str(breaker.state(now_s)),
-                    "openings": breaker.openings,
-                    "retry_after_s": breaker.retry_after_s(now_s),
-                }
-                for name, breaker in self._breakers.items()
+                str(name): breaker.document(now_s) for name, breaker in self._breakers.items()
             },
-            "promotions": [item.document() for item in self._promotions()],
+            "promotions": await self._optimizing().documents(self._promotions()),
+            "orchestration": str(self._optimizing().mode),
             "sla": self._service_levels(now_s),
             "operations_at_work": self._admission.at_work,
             "operations_waiting": self._admission.waiting,
@@ -391,7 +399,7 @@ class UltraAdvancedStrategyOrchestrator:
                 "ended_at": interval.ended_at,
                 "elapsed_s": interval.elapsed_s,
                 "total_tenants": sum(counts.values()),
-                "strategy_distribution": _distribution(counts),
+                "strategy_distribution": distribution(counts),
                 **interval.measured.summary(interval.elapsed_s),
             }
         )
@@ -505,6 +513,11 @@ class UltraAdvancedStrategyOrchestrator:
 
     # Measuring
 
+    def _optimizing(self) -> Optimization:
+        self._lease.gateway  # noqa: B018 - raises unless the orchestrator is ready.
+        assert self._optimization is not None  # noqa: S101 - set before `initialize` returns.
+        return self._optimization
+
     def _promotions(self) -> list[Promotion]:
         return [item for strategy in self._strategies.values() for item in strategy.promotions]
 
@@ -551,8 +564,7 @@ class UltraAdvancedStrategyOrchestrator:
         config = self.config
         found = {name: why for name, why in _WITHOUT_EFFECT.items() if getattr(config, name)}
         interval = config.optimization_interval_minutes
-        if config.auto_optimization or interval != _OPTIMIZATION_INTERVAL_MINUTES:
-            found["optimization_interval_minutes"] = _WITHOUT_EFFECT["auto_optimization"]
+        found |= self._optimizing().without_effect(interval != _OPTIMIZATION_INTERVAL_MINUTES)
         if config.fallback_strategy and config.fallback_strategy not in self._strategies:
             found["fallback_strategy"] = (
                 f"{config.fallback_strategy} does not exist yet; "
@@ -579,8 +591,3 @@ class UltraAdvancedStrategyOrchestrator:
             event["detail"] = detail
         self._events.append(event)
         _log.info("%s", event)
-
-
-def _distribution(counts: Mapping[StrategyName, int]) -> dict[str, int]:
-    """Tenants per strategy."""
-    return {str(name): counts.get(name, 0) for name in LEVEL_OF_STRATEGY}

@@ -181,6 +181,79 @@ create index on catalog.placement (tenant_no) where level = 'database';
 grant select, insert, update, delete on catalog.database to tenancy_control;
 set local role none;
 
+-- name: catalog_6
+set local role tenancy_keeper;
+-- What tenants' operations came to, in windows of time, as the processes that carried them out have told.
+-- It is thrown away after a while, also what is of tenants that are gone.
+create table catalog.load (
+    began_at    timestamptz not null,
+    tenant_no   bigint not null,
+    operations  bigint not null check (operations >= 0),
+    busy_us     bigint not null check (busy_us >= 0),
+    primary key (began_at, tenant_no)
+);
+create index on catalog.load (tenant_no, began_at);
+-- The same of all tenants of a server together. A window that nobody has told of is none.
+create table catalog.load_window (
+    began_at    timestamptz not null,
+    server      text collate "C" not null,
+    operations  bigint not null check (operations >= 0),
+    busy_us     bigint not null check (busy_us >= 0),
+    reports     int not null check (reports > 0),
+    primary key (began_at, server)
+);
+-- What the orchestrator remembers of a tenant (core/level_policy.py, Streak), and its size.
+create table catalog.tendency (
+    tenant_no  bigint primary key references catalog.tenant on delete cascade,
+    streak     jsonb not null default '{}',
+    size       jsonb,
+    sized_at   timestamptz
+);
+-- Proposals to move a tenant (core/proposal.py).
+create table catalog.proposal (
+    proposal_id   text collate "C" primary key check (proposal_id ~ '^p_[0-9a-f]{20}$'),
+    tenant_no     bigint not null references catalog.tenant on delete cascade,
+    state         text not null
+                  check (state in ('proposed', 'accepted', 'dismissed', 'withdrawn', 'refused')),
+    action        text not null check (action in ('promote', 'demote', 'relocate')),
+    source_level  text not null check (source_level in ('row', 'schema', 'database')),
+    target_level  text check (target_level in ('row', 'schema', 'database')),
+    region        text,
+    movable       boolean not null default true,
+    reasons       jsonb not null,
+    evidence      jsonb not null default '{}',
+    acts          jsonb not null default '[]',
+    accepted_by   text check (accepted_by in ('operator', 'orchestrator')),
+    accepted_at   timestamptz,
+    move_id       text collate "C" unique,
+    -- Whether nothing is left to do or to tell about its move.
+    done          boolean not null default false,
+    created_at    timestamptz not null,
+    changed_at    timestamptz not null,
+    check ((state = 'accepted') = (move_id is not null))
+);
+create unique index proposal_of_tenant on catalog.proposal (tenant_no) where state = 'proposed';
+create index on catalog.proposal (created_at, proposal_id);
+create index on catalog.proposal (tenant_no, changed_at);
+create index on catalog.proposal (accepted_at) where accepted_by = 'orchestrator';
+create index on catalog.proposal (proposal_id) where state = 'accepted' and not done;
+create index on catalog.move (tenant_no, created_at);
+-- The one process that decides, for how long nobody else may, and up to which window it has looked.
+create table catalog.orchestrator (
+    only_one     boolean primary key default true check (only_one),
+    holder       text,
+    held_until   timestamptz not null default '-infinity',
+    term         bigint not null default 0,
+    looked_upto  timestamptz not null default '-infinity',
+    mode         text,
+    told         jsonb not null default '{}'
+);
+insert into catalog.orchestrator default values;
+grant select, insert, update, delete
+on catalog.load, catalog.load_window, catalog.tendency, catalog.proposal to tenancy_control;
+grant select, update on catalog.orchestrator to tenancy_control;
+set local role none;
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region
@@ -226,12 +299,16 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
--- name: arriving
--- Tenants that are about to be let in at a new place, and where that is.
-select t.tenant_id, m.target
+-- name: moving
+-- Tenants that may change their place before long, and where they will be then: null as long as it is
+-- too early to have anything ready there. A move whose first attempts to hold the tenant came to nothing
+-- never leaves these states in between.
+select t.tenant_id,
+       case when m.state = 'open' then m.source
+            when m.state <> 'catching_up' and not m.reversing then m.target end as place
 from catalog.move m join catalog.tenant t using (tenant_no)
-where m.state in ('verified', 'cutting_over') and not m.reversing
-  and not (m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
+where m.state in ('catching_up', 'verified', 'cutting_over')
+   or m.state = 'open' and m.wish = 'rollback'
 limit $1;
 
 -- name: moved

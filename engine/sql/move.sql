@@ -75,6 +75,17 @@ where move_id = $1 and not (state in ('confirmed', 'failed', 'cancelled', 'rolle
   and not ($2 and (state = 'open' or reversing))
 returning move_id;
 
+-- name: set_abandoned
+-- The server of the other side, $2, is lost for good: nothing waits for it any more, and a move that is
+-- open or on its way back is to be confirmed.
+update catalog.move
+set report = report || jsonb_build_object(
+        'abandoned', jsonb_build_object('server', $2::text, 'at', clock_timestamp())),
+    wish = case when state in ('open', 'cutting_over') then 'confirm' else wish end,
+    paused = false, changed_at = clock_timestamp()
+where move_id = $1 and state = $3 and not cleaned
+returning move_id;
+
 -- name: try_own
 -- Whether the move is ours from now on, until the session ends.
 select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903);
@@ -83,6 +94,11 @@ select pg_try_advisory_lock(hashtextextended('tenancy move ' || $1, 0) & 4611686
 -- Whether nobody works at the move now.
 select case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end
 from (select hashtextextended('tenancy move ' || $1, 0) & 4611686018427387903 as k) key;
+
+-- name: end_own
+-- Ends session $1, which owned the move and whose connection was lost; waits at most $2 ms for its end.
+select pg_terminate_backend(pid, $2) from pg_stat_activity
+where pid = $1 and application_name = 'tenancy mover' and usename = current_user;
 
 -- name: end_when_silent
 -- The server ends the session, and the ownership with it, after so long without a statement.
@@ -191,10 +207,18 @@ select term from {move}.mover where term = $1 for share;
 update {move}.mover set term = term where term = $1 returning term;
 
 -- name: lock_limit
-select set_config('lock_timeout', $1, true);
+-- How long to wait for a table, and how long to be silent while it is ours.
+select set_config('lock_timeout', $1, true),
+       set_config('idle_in_transaction_session_timeout', $2, true);
 
 -- name: cursors
 select name, last_key, end_key, complete from {move}.cursor;
+
+-- name: read_in_order
+-- The next rows by an index, however few PostgreSQL believes there are: otherwise it can read and sort
+-- all that is left for each of them. To the end of the transaction.
+select set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_seqscan', 'off', true);
 
 -- name: set_cursor
 insert into {move}.cursor as c (name, last_key, end_key, complete) values ($1, $2, $3, $4)
@@ -263,9 +287,6 @@ from pg_sequence s join pg_class c on c.oid = s.seqrelid
 where c.relnamespace = to_regnamespace(quote_ident($1))
 order by c.relname;
 
--- name: set_sequence
-select setval($1::text::regclass, $2::bigint);
-
 -- name: may_replicate
 -- Whether the admin may keep triggers from firing for its own writes.
 select has_parameter_privilege(current_user, 'session_replication_role', 'SET');
@@ -287,27 +308,18 @@ select set_config('session_replication_role', 'replica', true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);
 
--- name: in_order
--- A scan of an index, and a join that keeps its order; to the end of the transaction at most.
-set local enable_bitmapscan = off;
-set local enable_hashjoin = off;
-
--- name: row_by_row
--- Each row of the stage finds its row by the key.
-set local enable_mergejoin = off;
-set local enable_hashjoin = off;
-
--- name: as_usual
-set local enable_bitmapscan to default;
-set local enable_mergejoin to default;
-set local enable_hashjoin to default;
+-- name: remove_by_key
+-- Each row of the stage finds its row by an index: of a table that is being filled PostgreSQL knows
+-- nothing, and can read all that is there. To the end of the transaction.
+select set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
 
 -- name: hold
 -- Nobody begins to work for the tenant in this database before it is let go, or the session ends; waits
 -- for those that are at work, no longer than $2 (a time with its unit). A session that is silent for
--- longer than $3 is ended, so that nobody who sleeps holds a tenant.
+-- longer than $3 is ended, so that nobody who sleeps holds a tenant. The owner, as who the transaction
+-- goes on, may not take the lock.
 select set_config('lock_timeout', $2, false), set_config('idle_session_timeout', $3, false),
-       pg_advisory_lock($1::bigint | 4611686018427387904);
+       pg_advisory_lock($1::bigint | 4611686018427387904), set_config('role', 'tenancy_owner', true);
 
 -- name: let_go
 select pg_advisory_unlock($1::bigint | 4611686018427387904),
@@ -324,6 +336,12 @@ on conflict (tenant_no) do nothing;
 -- name: set_fence
 -- Epochs only rise. $2 = the new one.
 update tenancy.fence set epoch = $2, open = $3 where tenant_no = $1 and epoch <= $2 returning epoch;
+
+-- name: open_fence_soon
+-- Without waiting for the disk (manual, 28.4).
+update tenancy.fence set epoch = $2, open = true
+where tenant_no = $1 and epoch <= $2 and set_config('synchronous_commit', 'off', true) is not null
+returning epoch;
 
 -- name: other_movers
 -- Ends sessions of those who carried this move out before; $1 = what they are called.

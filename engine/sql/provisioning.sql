@@ -12,6 +12,10 @@ select pg_catalog.pg_advisory_unlock($1::bigint | 2305843009213693952);
 -- name: set_lock_timeout
 select pg_catalog.set_config('lock_timeout', $1, false);
 
+-- name: end_when_silent
+-- The server ends the session, and with it the lock, after so long without a statement; 0 = never.
+select pg_catalog.set_config('idle_session_timeout', $1, false);
+
 -- name: open_fence
 -- $1 = tenant, $2 = epoch. An epoch only rises; opening it again at the same epoch changes nothing.
 insert into tenancy.fence as f (tenant_no, epoch, open) values ($1, $2, true)

@@ -29,7 +29,7 @@ from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 #: As Ray Serve writes it, but for what has no part in this.
 _CONFIGURATION = """global
-    stats socket {directory}/s mode 666 level admin expose-fd listeners
+    stats socket s mode 666 level admin expose-fd listeners
     maxconn 200
 defaults
     mode http
@@ -66,7 +66,7 @@ async def ingress(
     """HAProxy by way of our launcher; its port."""
     directory.mkdir(mode=0o700, exist_ok=True)
     port = free_port()
-    text = _CONFIGURATION.format(directory=directory, port=port, upstream=upstream, backend=backend)
+    text = _CONFIGURATION.format(port=port, upstream=upstream, backend=backend)
     (directory / "haproxy.cfg").write_text(text)
     certificate = directory / "endpoint.pem"
     certificate.symlink_to(pair.certificate)
@@ -76,6 +76,8 @@ async def ingress(
             *(sys.executable, "-P", "-m", "tenancy.data_isolation.serve.ingress"),
             *("-db", "-f", str(directory / "haproxy.cfg")),
         ],
+        # The path of a socket is a short one, and this directory's may not be.
+        cwd=directory,
         env=os.environ | {CERTIFICATE_VARIABLE: str(certificate), HSTS_VARIABLE: "4711"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -167,13 +167,7 @@ EXAMPLES = [
                 "error_rate": 0.001,
             },
         },
-        {
-            "ml_enabled",
-            "auto_optimization",
-            "predictive_scaling",
-            "real_time_adaptation",
-            "optimization_interval_minutes",
-        },
+        {"ml_enabled", "predictive_scaling", "real_time_adaptation"},
     ),
     (
         {

@@ -140,11 +140,14 @@ async def test_a_move_that_waits_is_paused_resumed_and_cancelled(acme: HttpApi):
 
     assert problem(await acme.admin.post(f"/v1/moves/{move_id}/pause")) == (409, "conflict")
     assert problem(await acme.admin.post(f"/v1/moves/{move_id}/cancel")) == (409, "conflict")
+    answered = await acme.admin.post(f"/v1/moves/{move_id}/abandon")
+    assert problem(answered) == (409, "conflict")
+    assert "server main answers" in answered.json()["detail"]
 
 
 async def test_what_does_not_fit_the_state_of_a_move_is_a_conflict(acme: HttpApi, subtests):
     move_id = (await started(acme))["move_id"]
-    for what in ("confirm", "rollback"):
+    for what in ("confirm", "rollback", "abandon"):
         with subtests.test(what=what, state="planned"):
             answer = await acme.admin.post(f"/v1/moves/{move_id}/{what}")
             assert problem(answer) == (409, "conflict")
@@ -154,7 +157,7 @@ async def test_what_does_not_fit_the_state_of_a_move_is_a_conflict(acme: HttpApi
     assert (await acme.admin.post(f"/v1/moves/{move_id}/cancel")).status_code == 202
     acme.engine.moves.work()
     assert (await until(acme, move_id, "settled"))["state"] == "cancelled"
-    for what in ("confirm", "rollback", "cancel", "pause", "resume"):
+    for what in ("confirm", "rollback", "abandon", "cancel", "pause", "resume"):
         with subtests.test(what=what, state="cancelled"):
             answer = await acme.admin.post(f"/v1/moves/{move_id}/{what}")
             assert problem(answer) == (409, "conflict")
@@ -255,7 +258,7 @@ async def test_what_does_not_exist_is_not_found(api: HttpApi, subtests):
         with subtests.test(move=move_id):
             shown = await api.admin.get(f"/v1/moves/{move_id}")
             assert problem(shown) == (404, "move-not-found")
-            for what in ("cancel", "confirm", "rollback", "pause", "resume"):
+            for what in ("cancel", "confirm", "rollback", "abandon", "pause", "resume"):
                 answer = await api.admin.post(f"/v1/moves/{move_id}/{what}")
                 assert problem(answer) == (404, "move-not-found")
 
@@ -380,7 +383,7 @@ async def test_a_tenant_reads_its_own_moves_and_changes_none(acme: HttpApi, subt
     assert (await other.post("/v1/tenants/acme/moves", json=body)).status_code == 404
     assert (await ours.post("/v1/tenants/acme/moves", json=body)).status_code == 403
     assert (await ours.get("/v1/moves")).status_code == 403
-    for what in ("cancel", "confirm", "rollback", "pause", "resume"):
+    for what in ("cancel", "confirm", "rollback", "abandon", "pause", "resume"):
         with subtests.test(what=what):
             path = f"/v1/moves/{move_id}/{what}"
             assert (await ours.post(path)).status_code == 403

@@ -13,7 +13,7 @@ from support.http_api import HttpApi
 _QUERY = "/v1/tenants/acme/query"
 _JSON = {"Content-Type": "application/json"}
 #: What is done to a thing without saying more.
-_WITHOUT_BODY = ("/suspend", "/resume", "/cancel", "/confirm", "/rollback", "/pause")
+_WITHOUT_BODY = ("/suspend", "/resume", "/cancel", "/confirm", "/rollback", "/abandon", "/pause")
 
 
 @pytest.fixture
@@ -322,6 +322,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
         ("post", "/v1/moves/{move_id}/cancel"),
         ("post", "/v1/moves/{move_id}/confirm"),
         ("post", "/v1/moves/{move_id}/rollback"),
+        ("post", "/v1/moves/{move_id}/abandon"),
         ("post", "/v1/moves/{move_id}/pause"),
         ("post", "/v1/moves/{move_id}/resume"),
         ("get", "/v1/schema"),

@@ -24,9 +24,9 @@ from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.drift import Record, compared
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding
-from tenancy.data_isolation.engine.inspection import ServerLook
 from tenancy.data_isolation.engine.mending import can_mend, mend
 from tenancy.data_isolation.engine.move_rescue import carry_on
+from tenancy.data_isolation.engine.server_look import ServerLook
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA
@@ -43,8 +43,9 @@ IMPATIENT: dict[str, Any] = {"control_timeout_s": 0.001, "move_owner_timeout_s":
 #: Where a mover dies: (step, what comes before it, which of them).
 MADE = ("before execute set local role tenancy_owner; create trigger", "", 8)
 HELD = "execute select set_config('lock_timeout', $2"
-CLOSED = ("after execute COMMIT", HELD, 2)
-FLIPPED = ("before fetchval update tenancy.fence", "after fetchval with mine", 1)
+#: On the way to the catalog's database, and on the way from there.
+CLOSED = ("after execute COMMIT", HELD, 1)
+FLIPPED = ("before fetchval update tenancy.fence", HELD, 3)
 OWN_DATABASE = re.compile("_[0-9a-f]{20}$")
 #: What belongs to moves, and what these tests look at besides.
 OURS = frozenset(
@@ -159,14 +160,12 @@ async def test_a_move_under_way_is_as_it_should_be_and_one_left_closed_is_carrie
     impatiently = impatient(config)
     async with await Engine.open(config) as engine:
         await engine.apply_migration("0001_users", TABLES)
-        for name in ("acme", "waiting"):
-            await make_tenant(engine, name)
+        await make_tenant(engine, "acme", server=ServerName(SECOND))
+        await make_tenant(engine, "waiting")
         before = await looks(install, impatiently)
         assert told(before, "t_") == []
-        place = (await engine.tenant("acme")).placement
-        assert place is not None
-        other = ServerName(SECOND if place.server == "main" else "main")
-        move = await engine.moves.start("acme", MoveTarget(level=SCHEMA, server=other), priority=9)
+        home = MoveTarget(level=SCHEMA, server=ServerName("main"))
+        move = await engine.moves.start("acme", home, priority=9)
         await engine.moves.start("waiting", MoveTarget(level=SCHEMA))
         for point in (MADE, CLOSED):
             await die_at(engine, point, move)

@@ -47,7 +47,7 @@ class Attack:
 
     sql: str
     #: Whether it did something when the schemas belonged to the role of the migrations. The others
-    #: go for the keeper, whom they did not need then.
+    #: go for the keeper, whom they did not need then, or for what there was not then.
     worked: bool = True
 
 
@@ -108,6 +108,12 @@ _ATTACKS = [
     Attack("update catalog.placement set role = 'tenancy_rows', epoch = epoch + 1"),
     Attack("delete from catalog.migration"),
     Attack("create rule spy as on insert to catalog.api_key do also select 1"),
+    Attack("update catalog.proposal set target_level = 'row'", worked=False),
+    Attack("insert into catalog.load values (now(), 1, 1, 1)", worked=False),
+    Attack("update catalog.orchestrator set holder = 'me', mode = 'automatic'", worked=False),
+    Attack("create table app.spy as select * from catalog.tendency", worked=False),
+    Attack("create rule spy as on insert to catalog.load_window do also select 1", worked=False),
+    Attack("alter table catalog.proposal owner to tenancy_owner", worked=False),
     # The schemas
     Attack("alter schema tenancy rename to other"),
     Attack("alter schema tenancy owner to tenancy_owner"),

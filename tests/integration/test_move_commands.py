@@ -76,6 +76,9 @@ async def test_a_tenant_is_moved_and_the_move_confirmed(acme: RunningApi):
     assert (await acme.run("move", "list", "--unsettled", "--json")).json()["moves"] == []
     again = await acme.run("move", "rollback", move_id, status=1)
     assert "is confirmed" in again.err
+    given_up = await acme.run("move", "abandon", move_id, "--yes", status=1)
+    assert "is settled; nothing of it waits for a server" in given_up.err
+    assert "add --yes" in (await acme.run("move", "abandon", move_id, status=2)).err
 
 
 async def test_with_confirm_it_is_one_command_and_rollback_brings_it_back(acme: RunningApi):

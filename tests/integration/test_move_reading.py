@@ -36,16 +36,19 @@ async def test_rows_are_found_by_their_keys_though_nothing_is_known_of_the_table
     fill_stage, run = MoveCopier._fill, MoveSide.run
 
     async def explained(self: MoveCopier, query: str, to: MoveTable, carried: Carried) -> int:
-        if "LIMIT" in query and to.name == "items":
+        if "2::smallint" in query and to.name == "items":
             rows = await self.source.connection.fetch(f"explain (analyze, costs off) {query}")
             plans.append("\n".join(row[0] for row in rows))
+            # What changes now comes with a later chunk.
+            await ask(engine, "acme", "update items set t = 'y' where id = 1")
         return await fill_stage(self, query, to, carried)
 
-    async def removing(self: MoveSide, text: str) -> str:
-        if text.startswith("DELETE"):
-            rows = await self.connection.fetch(f"explain (costs off) {text}")
-            removals.append("\n".join(row[0] for row in rows))
-        return await run(self, text)
+    async def removing(self: MoveSide, *texts: str) -> None:
+        for text in texts:
+            if text.startswith("DELETE") and ".items r" in text:
+                rows = await self.connection.fetch(f"explain (costs off) {text}")
+                removals.append("\n".join(row[0] for row in rows))
+        await run(self, *texts)
 
     monkeypatch.setattr(MoveCopier, "_fill", explained)
     monkeypatch.setattr(MoveSide, "run", removing)
@@ -63,8 +66,7 @@ async def test_rows_are_found_by_their_keys_though_nothing_is_known_of_the_table
         assert "Index Scan using items_pkey on items" in plan
         assert "Sort Key: r." not in plan
         assert f"rows={_ROWS}" not in plan
-    assert len(removals) >= len(plans)
-    for plan in (item for item in removals if " on items r" in item):
+    assert removals
+    for plan in removals:
         assert "Nested Loop" in plan
         assert "Seq Scan on items r" not in plan
-    assert any(" on items r" in item for item in removals)

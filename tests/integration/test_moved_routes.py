@@ -9,6 +9,7 @@ import pytest
 from support.engines import ask, make_tenant, opened
 from support.install import Install
 
+from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.engine import Engine
@@ -77,3 +78,59 @@ async def test_a_catalog_that_is_away_keeps_no_tenant_from_working(install, move
 
         for _ in range(3):
             assert (await ask(other, "acme", COUNT)).rows == [[3]]
+
+
+async def _reads_after_a_write_elsewhere(install: Install, mover: Engine, refresh_ms: int) -> int:
+    """What another process, at work all the time, counts just after a row was acknowledged."""
+    async with opened(install, tables=False, placement_refresh_ms=refresh_ms) as other:
+        assert (await ask(other, "acme", COUNT)).rows == [[0]]
+        move = await mover.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
+
+        async def work() -> None:
+            while True:
+                await ask(other, "acme", COUNT)
+                await asyncio.sleep(0.001)
+
+        working = asyncio.create_task(work())
+        try:
+            await mover.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=20)
+            await ask(mover, "acme", "insert into users (id, email) values (9, 'x')")
+            return (await ask(other, "acme", COUNT)).rows[0][0]
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+
+
+@pytest.mark.parametrize(("refresh_ms", "counted"), [(500, 1), (60_000, 0)])
+async def test_a_process_at_work_reads_no_empty_table_at_the_old_place(
+    install, refresh_ms, counted
+):
+    """One that hears of moves less often than they wait for would, which shows what is at stake."""
+    async with opened(install, placement_refresh_ms=500) as mover:
+        mover.moves.work()
+        await make_tenant(mover)
+        await ask(mover, "acme", "delete from users")
+        async with install.connected() as admin:
+            await admin.execute("vacuum (truncate, analyze) app.users")
+
+        assert await _reads_after_a_write_elsewhere(install, mover, refresh_ms) == counted
+
+
+async def test_while_the_catalog_is_away_the_fence_is_asked_for_by_everybody(install, mover):
+    tenant = await make_tenant(mover)
+    await ask(mover, "acme", "delete from users")
+    async with (
+        opened(install, tables=False, placement_refresh_ms=1) as other,
+        install.connected() as admin,
+    ):
+        await admin.execute("vacuum (truncate, analyze) app.users")
+        assert (await ask(other, "acme", COUNT)).rows == [[0]]
+        await other.catalog.close()
+        assert (await ask(other, "acme", COUNT)).rows == [[0]]
+
+        await admin.execute(
+            "update tenancy.fence set epoch = epoch + 1 where tenant_no = $1", tenant.tenant_no
+        )
+
+        with pytest.raises(UnavailableError):
+            await ask(other, "acme", COUNT)

@@ -18,7 +18,7 @@ from tenancy.data_isolation.core.move import Move, MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.engine import Engine
 
-ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA
+ROW, SCHEMA, DATABASE = IsolationLevel.ROW, IsolationLevel.SCHEMA, IsolationLevel.DATABASE
 MAIN = ServerName("main")
 WAIT_S = 40.0
 
@@ -38,23 +38,59 @@ POINTS: dict[str, tuple[str, str, int]] = {
     "first chunk is durable": ("after execute COMMIT", "copy in", 1),
     "second chunk": ("before copy in", "", 2),
     "notes are carried": ("before execute delete from", "copy in", 1),
-    "compared": ("before fetchval update catalog.move", "before fetch select count(*)", 1),
+    "compared": ("before fetchval update catalog.move", "before fetch select 0 as place", 1),
     "asks for the tenant": (f"before {HELD}", "", 1),
     "holds the tenant": (f"after {HELD}", "", 1),
     "last rows are put in": ("before execute COMMIT", HELD, 1),
     "last rows are durable": ("after execute COMMIT", HELD, 1),
-    "the source is about to be closed": ("before execute COMMIT", HELD, 2),
-    "the source is closed": ("after execute COMMIT", HELD, 2),
     "about to flip": ("before fetchval with mine as", HELD, 1),
-    "flipped": ("after fetchval with mine as", HELD, 1),
-    "about to open": ("before fetchval update tenancy.fence", "after fetchval with mine", 1),
-    "opened": ("after fetchval update tenancy.fence", "after fetchval with mine", 1),
+    "about to close the source and flip": ("before execute COMMIT", HELD, 2),
+    "the source is closed": ("after execute COMMIT", HELD, 2),
+    "about to open": ("before fetchval update tenancy.fence", HELD, 3),
+    "opened": ("after fetchval update tenancy.fence", HELD, 3),
     "lets go": ("after execute select pg_advisory_unlock", "", 1),
     "reported": ("after fetchval update catalog.move set report", HELD, 1),
 }
 
+#: What is committed together depends on where the catalog is. From elsewhere to its database:
+HOMEWARD: dict[str, tuple[str, str, int]] = {
+    "about to close the source": ("before execute COMMIT", HELD, 1),
+    "the source is closed": ("after execute COMMIT", HELD, 1),
+    "about to flip and open": ("before execute COMMIT", HELD, 2),
+    "flipped and open": ("after execute COMMIT", HELD, 2),
+}
+#: Between two databases without it:
+ELSEWHERE: dict[str, tuple[str, str, int]] = {
+    "about to close the source": ("before execute COMMIT", HELD, 2),
+    "the source is closed": ("after execute COMMIT", HELD, 2),
+    "about to flip": ("before fetchval with mine as", HELD, 1),
+    "flipped": ("after fetchval with mine as", HELD, 1),
+    "opened": ("after fetchval update tenancy.fence", HELD, 3),
+}
+#: And within one, of which some is as above:
+WITHIN: dict[str, tuple[str, str, int]] = {
+    "about to close the source": ("before execute COMMIT", HELD, 1),
+    "the source is closed": ("after execute COMMIT", HELD, 1),
+    "flipped": ("after fetchval with mine as", HELD, 1),
+}
 
+
+#: What somebody does who was cut off and looks again: end the session that was lost, own the move
+#: if nobody else does, and read it.
+LOOKS = (
+    "after execute select pg_terminate_backend(pid, $2)",
+    "after fetchval select pg_try_advisory_lock(",
+    "after fetchval select set_config('idle_session_timeout'",
+    "after fetchval update catalog.move set term = term + 1",
+    "after fetchrow select m.*",
+)
 TARGET = MoveTarget(level=SCHEMA, server=ServerName(SECOND))
+#: Where a tenant comes from and goes to, and where the mover dies on the way.
+WAYS = {
+    "homeward": (ROW, ServerName(SECOND), MoveTarget(level=SCHEMA, server=MAIN), HOMEWARD),
+    "elsewhere": (DATABASE, ServerName(SECOND), MoveTarget(level=DATABASE, server=MAIN), ELSEWHERE),
+    "within": (ROW, ServerName(SECOND), MoveTarget(level=SCHEMA), WITHIN),
+}
 
 
 @asynccontextmanager
@@ -75,8 +111,10 @@ async def opened_pair(two_servers: TwoServers, *, tables: bool = True) -> AsyncI
         yield made
 
 
-async def filled(engine: Engine, name: str) -> list[list[Any]]:
-    await engine.create_tenant(TenantContext(tenant_id=name), level=ROW, server=MAIN)
+async def filled(
+    engine: Engine, name: str, level: IsolationLevel = ROW, server: ServerName = MAIN
+) -> list[list[Any]]:
+    await engine.create_tenant(TenantContext(tenant_id=name), level=level, server=server)
     text = "insert into users (id, email) select n, n || '@x' from generate_series(1, 50) n"
     await ask(engine, name, text)
     return await contents(engine, name)
@@ -149,17 +187,38 @@ GROUPS = [list(POINTS)[start::4] for start in range(4)]
 async def test_who_dies_leaves_a_move_that_goes_on(two_servers, points):
     for number, point in enumerate(points):
         async with opened_pair(two_servers, tables=number == 0) as pair:
-            step, beyond, nth = POINTS[point]
             name = f"tenant{number}"
             before = await filled(pair, name)
-            fate = Fate(step, beyond=beyond, nth=nth)
-            async with written_to(pair, name) as writer:
-                async with mover(pair, fate):
-                    move = await pair.moves.start(name, TARGET)
-                    async with asyncio.timeout(WAIT_S):
-                        await fate.happened.wait()
-                await finished(pair, move)
-            writer.check(await contents(pair, name), before)
+            await _goes_on_after(pair, POINTS[point], name, TARGET, before)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_dies_on_another_way_leaves_a_move_that_goes_on(two_servers, way):
+    level, server, target, points = WAYS[way]
+    for number, point in enumerate(points.values()):
+        async with opened_pair(two_servers, tables=number == 0) as pair:
+            name = f"tenant{number}"
+            before = await filled(pair, name, level, server)
+            await _goes_on_after(pair, point, name, target, before)
+
+
+async def _goes_on_after(
+    pair: Engine,
+    point: tuple[str, str, int],
+    name: str,
+    target: MoveTarget,
+    before: list[list[Any]],
+) -> None:
+    step, beyond, nth = point
+    fate = Fate(step, beyond=beyond, nth=nth)
+    async with written_to(pair, name) as writer:
+        async with mover(pair, fate):
+            move = await pair.moves.start(name, target)
+            async with asyncio.timeout(WAIT_S):
+                await fate.happened.wait()
+        await finished(pair, move)
+    writer.check(await contents(pair, name), before)
 
 
 FROZEN = ("first chunk is read", "holds the tenant", "the source is closed", "about to open")
@@ -189,9 +248,10 @@ async def test_who_freezes_loses_the_move_and_does_nothing_when_it_wakes(two_ser
                     while len(writer.acknowledged) < acknowledged + 5:
                         await asyncio.sleep(0.01)
             # It may try, but gets no answer: its connections are gone. The answer to a sign of life
-            # can have come before it froze.
+            # can have come before it froze. Over new ones it sees that nothing is left to do.
             woken = [step for step in fate.steps[done:] if step != "after execute select"]
-            assert [step for step in woken if step.startswith("after")] == [], woken
+            answered = [step for step in woken if step.startswith("after")]
+            assert [step for step in answered if not step.startswith(LOOKS)] == [], woken
             writer.check(await contents(pair, name), before)
 
 

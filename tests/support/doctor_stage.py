@@ -20,8 +20,8 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.findings import Finding
-from tenancy.data_isolation.engine.inspection import ServerLook
 from tenancy.data_isolation.engine.mending import mend
+from tenancy.data_isolation.engine.server_look import ServerLook
 
 _MIGRATION = """
 create table people (id integer primary key, email text unique);

@@ -12,8 +12,8 @@ from support.install import Install
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.inspection import ServerLook
 from tenancy.data_isolation.engine.mending import can_mend, mend
+from tenancy.data_isolation.engine.server_look import ServerLook
 
 
 async def whole_look(install: Install) -> ServerLook:

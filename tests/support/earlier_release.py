@@ -35,6 +35,9 @@ alter default privileges for role tenancy_keeper grant execute on functions to p
 update tenancy.installation set version = 2 where component = 'tenancy';
 """
 _CATALOG = """
+drop table catalog.load, catalog.load_window, catalog.tendency, catalog.proposal,
+    catalog.orchestrator;
+drop index catalog.move_tenant_no_created_at_idx;
 drop table catalog.database;
 drop index catalog.placement_tenant_no_idx;
 alter schema catalog owner to tenancy_owner;

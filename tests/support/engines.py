@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from support.install import Install
+from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import EngineConfig
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -54,10 +55,11 @@ async def make_tenant(
     users: int = 3,
     *,
     hybrid: bool = False,
+    server: ServerName | None = None,
 ) -> Tenant:
     """A tenant with some users, whose e-mail addresses have the tenant's name in them."""
     context = TenantContext(tenant_id=name)
-    tenant = await engine.create_tenant(context, level=level, hybrid=hybrid)
+    tenant = await engine.create_tenant(context, level=level, hybrid=hybrid, server=server)
     if users:
         await ask(
             engine,

@@ -54,6 +54,11 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         TENANCY_JWT_ISSUER=ISSUER,
         TENANCY_JWT_AUDIENCE=AUDIENCE,
         TENANCY_REQUEST_READ_TIMEOUT_S="1",
+        # So that a tenant is proposed to be moved after some seconds of many requests.
+        TENANCY_LOAD_WINDOW_S="1",
+        TENANCY_PROMOTE_WINDOWS="2",
+        TENANCY_SCHEMA_PROMOTE_OPERATIONS_PER_S="20",
+        TENANCY_SCHEMA_DEMOTE_OPERATIONS_PER_S="5",
     )
     with ended(runtime):
         runtime.run("up")

@@ -2,22 +2,25 @@
 
 A step is a call of the driver, counted before it is sent and again when its answer is there. Who
 dies loses all connections at once, as a process that is killed does; who freezes goes on, when it
-is woken, as if nothing had happened.
+is woken, as if nothing had happened. Or something else happens around it, and it has to see.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import asyncpg
 
+from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.impatient_connection import ImpatientConnection
+from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.move_worker import MoveWorker
 
 
@@ -29,7 +32,8 @@ class Fate:
     """When a mover dies or freezes. `steps` says what it has done.
 
     `at` is what the name of the step begins with, and `beyond` what that of an earlier one has in
-    it; the `nth` step of that name is the one. Without `at` nothing happens.
+    it; the `nth` step of that name is the one. Without `at` nothing happens. `act` is what happens
+    then instead, given the connection of the step; the mover goes on.
     """
 
     def __init__(
@@ -39,19 +43,21 @@ class Fate:
         beyond: str = "",
         nth: int = 1,
         freezes: bool = False,
+        act: Callable[[asyncpg.Connection], None] | None = None,
     ) -> None:
         self.at = at
         self.beyond = beyond
         self.left = nth
         self.freezes = freezes
+        self.act = act
         self.steps: list[str] = []
         self.connections: list[asyncpg.Connection] = []
         self.happened = asyncio.Event()
         self.woken = asyncio.Event()
 
-    async def step(self, name: str) -> None:
+    async def step(self, name: str, connection: asyncpg.Connection) -> None:
         """Count a step; at the chosen one and after it nothing is done any more."""
-        if self.happened.is_set() and not self.woken.is_set():
+        if self.happened.is_set() and not self.woken.is_set() and self.act is None:
             await self._end()
         self.steps.append(name)
         if self.beyond in name:
@@ -62,6 +68,9 @@ class Fate:
             self.left -= 1
             if self.left == 0:
                 self.happened.set()
+                if self.act is not None:
+                    self.act(connection)
+                    return
                 await self._end()
 
     async def _end(self) -> None:
@@ -79,7 +88,7 @@ _PINNED_OPERATOR: Final = re.compile(r"OPERATOR\(pg_catalog\.([^)]+)\)")
 _FATES: WeakKeyDictionary[asyncpg.Connection, Fate] = WeakKeyDictionary()
 
 
-class MortalConnection(asyncpg.Connection):
+class MortalConnection(ImpatientConnection):
     """A connection whose calls are steps of a mover."""
 
     __slots__ = ()
@@ -106,9 +115,9 @@ class MortalConnection(asyncpg.Connection):
     async def _step(self, kind: str, text: str, call: Any, *args: Any, **options: Any) -> Any:
         fate = _FATES[self]
         name = f"{kind} {_first_line(text)}"
-        await fate.step(f"before {name}")
+        await fate.step(f"before {name}", self)
         result = await call(*args, **options)
-        await fate.step(f"after {name}")
+        await fate.step(f"after {name}", self)
         return result
 
 
@@ -126,18 +135,26 @@ class MortalAdmin(AdminConnections):
 
 
 @asynccontextmanager
-async def mover(engine: Engine, fate: Fate) -> AsyncIterator[MoveWorker]:
-    """A mover beside the engine's own, at work within the block."""
-    admin = MortalAdmin(settings=engine.settings, servers=engine.servers)
+async def mover(
+    engine: Engine, fate: Fate, only: MoveId | None = None
+) -> AsyncIterator[MoveWorker]:
+    """A mover beside the engine's own, at work within the block, at one move alone or at all."""
+    settings = engine.settings
+    admin = MortalAdmin(
+        settings=settings,
+        servers=engine.servers,
+        command_timeout_s=answer_limit_s(settings),
+        silent_max_ms=settings.move_idle_timeout_ms,
+    )
     admin.fate = fate
     worker = MoveWorker(
         settings=engine.settings,
         catalog=engine.catalog,
         admin=admin,
         keys=engine.keys,
-        maker=engine._maker,
+        maker=engine._maker.over(admin, silent_max_ms=settings.move_idle_timeout_ms),
     )
-    worker.start()
+    worker.start(only)
     try:
         yield worker
     finally:

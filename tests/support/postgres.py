@@ -16,10 +16,11 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.ram_disk import server_directory
@@ -138,6 +139,56 @@ def postgres_running(
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class KillableServer:
+    """A server that can be killed, with everything that it has not written yet, and started again.
+
+    What it has acknowledged outlives that: a commit waits until it is written, and the system that
+    keeps the file goes on.
+    """
+
+    def __init__(self, made: PostgresServer, user: ServiceUser | None) -> None:
+        self._user = user
+        self.server, self._process = _started(made, user)
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        processes = [psutil.Process(self._process.pid)]
+        # The first one first, which would start others in place of those that are gone.
+        processes += processes[0].children(recursive=True)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(_STOP_TIMEOUT_S)
+        psutil.wait_procs(processes, timeout=_STOP_TIMEOUT_S)
+
+    def start(self) -> None:
+        """Start it again at its port, and wait until it takes connections."""
+        found, self._process = _started_at(self.server, self._user)
+        assert found, (self.server.directory / "log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        _stop(self._process)
+
+
+@contextmanager
+def killable(postgres_bin: Path) -> Iterator[KillableServer]:
+    """A server of the block's own that can be killed."""
+    user = service_user()
+    directory = server_directory()
+    try:
+        directory.chmod(0o711)
+        made = _make_cluster(postgres_bin, directory, user)
+        with (directory / "data" / "postgresql.conf").open("a") as file:
+            file.write("synchronous_commit = on\n")
+        server = KillableServer(made, user)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def _make_cluster(postgres_bin: Path, directory: Path, user: ServiceUser | None) -> PostgresServer:
     """Run initdb and write the configuration; the server that will be, but for its port."""
     binaries = PostgresBinaries.find(postgres_bin, user)
@@ -207,15 +258,26 @@ def _started(
     log = made.directory / "log"
     for _ in range(_PORT_ATTEMPTS):
         server = dataclasses.replace(made, port=free_port())
-        process = _spawned(server, user)
-        heard = threading.Event()
-        threading.Thread(target=_listen, args=(process, log, heard), daemon=True).start()
-        if heard.wait(_START_TIMEOUT_S) and process.poll() is None:
+        found, process = _started_at(server, user)
+        if found:
             return server, process
-        _stop(process)
         if "Address already in use" not in log.read_text(errors="replace"):
             break
     pytest.fail(f"PostgreSQL did not start: {log.read_text(errors='replace')}")
+
+
+def _started_at(
+    server: PostgresServer, user: ServiceUser | None
+) -> tuple[bool, subprocess.Popen[bytes]]:
+    """Start the postmaster at its port; whether it said that it is ready. If not it is stopped."""
+    process = _spawned(server, user)
+    heard = threading.Event()
+    log = server.directory / "log"
+    threading.Thread(target=_listen, args=(process, log, heard), daemon=True).start()
+    if heard.wait(_START_TIMEOUT_S) and process.poll() is None:
+        return True, process
+    _stop(process)
+    return False, process
 
 
 def _spawned(server: PostgresServer, user: ServiceUser | None) -> subprocess.Popen[bytes]:

@@ -24,6 +24,7 @@ DESTRUCTIVE = (
     "suspend_v1_tenants__tenant_id__suspend_post",
     "migrate_v1_schema_migrations_post",
     "start_v1_tenants__tenant_id__moves_post",
+    "accept_v1_proposals__proposal_id__accept_post",
 )
 
 

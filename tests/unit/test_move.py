@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,34 @@ def test_a_wish_is_granted_only_where_it_can_be(wish):
     assert not any(state.is_final for state in ASKABLE[wish])
 
 
+def test_the_other_side_is_where_the_tenant_does_not_work():
+    there = replace(PLACE, server=ServerName("second"))
+    for state in MoveState:
+        for reversing in (False, True):
+            move = replace(move_in(state), target=there, reversing=reversing)
+            at_target = state in (MoveState.OPEN, MoveState.CONFIRMED) or (
+                reversing and not state.is_final
+            )
+            assert move.other_side == (PLACE if at_target else there)
+
+
+def test_only_what_waits_for_its_other_side_can_be_abandoned():
+    for state in MoveState:
+        move = move_in(state)
+        assert not move.is_abandoned
+        if state.is_final or state is MoveState.OPEN:
+            move.check_abandonment()
+        else:
+            with pytest.raises(ConflictError, match="cancel it first"):
+                move.check_abandonment()
+        # On the way back the tenant is at the target until the end.
+        replace(move, reversing=True).check_abandonment()
+        if state.is_final:
+            with pytest.raises(ConflictError, match="is settled"):
+                replace(move, cleaned=True).check_abandonment()
+    assert replace(move_in(MoveState.OPEN), report={"abandoned": {}}).is_abandoned
+
+
 def test_a_target_says_something_and_a_priority_is_a_small_number():
     with pytest.raises(InvalidInputError):
         MoveTarget()
@@ -139,6 +168,20 @@ def test_a_pace_slows_down_when_writes_take_longer_after_copying_than_after_a_re
     assert pace.share == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "looked_up"),
+    [
+        *[("bigint", True), ("character varying(20)", True), ("timestamp(3) with time zone", True)],
+        *[("numeric(10,2)", False), ("public.mood", False), ("jsonb", False)],
+    ],
+)
+def test_rows_are_looked_up_one_by_one_where_row_security_lets_an_index_do_it(kind, looked_up):
+    key = (MoveColumn(name="a", type="bigint"), MoveColumn(name="b", type=kind))
+    table = MoveTable(label="source_0", name="t", columns=key, key=key)
+    text = table.changed_rows(MoveId("m_" + "0" * 20), SchemaName("app"), TenantNo(7))
+    assert (" OFFSET 0" in text) is looked_up
+
+
 def test_names_and_values_of_users_stay_names_and_values():
     evil = MoveColumn(name='a"; drop table x; --', type="text")
     table = MoveTable(label="source_0", name='t"', columns=(evil,), key=(evil,))
@@ -148,7 +191,6 @@ def test_names_and_values_of_users_stay_names_and_values():
         TenantNo(7),
         after=("it's \\ here",),
         until=("z",),
-        rows=5,
     )
     assert '"a""; drop table x; --"' in chunk
     assert "E'it''s \\\\ here'::" in chunk

@@ -1,0 +1,120 @@
+"""The sequences of a move's sides: none gives out a number that the other one has given out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from tenancy.data_isolation.core.identifiers import quote_identifier, quote_literal
+from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.pinning import pinned
+from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.together import together
+
+_SQL = SqlFile("move.sql")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """How far a sequence has counted, and in which direction."""
+
+    last: int
+    is_called: bool
+    increment: int
+
+    def is_behind(self, other: Position) -> bool:
+        """Whether it would give out a number that the other one has given out."""
+        if not other.is_called:
+            return False
+        if not self.is_called:
+            return (self.last - other.last) * _sign(self.increment) <= 0
+        return (self.last - other.last) * _sign(self.increment) < 0
+
+
+class MoveSequences:
+    """Lets the sequences of `target` go on where those of `source` stand."""
+
+    def __init__(self, source: MoveSide, target: MoveSide) -> None:
+        self._source = source
+        self._target = target
+        #: By name, in which direction each one counts.
+        self._increments: dict[str, int] = {}
+
+    async def learn(self) -> None:
+        """Learn which sequences there are on both sides, before the tenant is held."""
+        ours, theirs = [
+            await side.connection.fetch(_SQL.statement("sequences"), side.placement.schema)
+            for side in (self._source, self._target)
+        ]
+        there = {row["name"] for row in theirs}
+        self._increments = {row["name"]: row["increment"] for row in ours if row["name"] in there}
+
+    async def advance(self) -> None:
+        """Let no sequence of the target give out what the source's has; as the owner.
+
+        Where others draw from them too, nobody does until the transaction ends: a sequence must not
+        go back, so it is looked at once more.
+        """
+        names, target = sorted(self._increments), self._target
+        ours, theirs = await self._stand(names)
+        behind = _behind(theirs, ours)
+        if behind and target.is_shared:
+            await target.connection.execute("; ".join(map(self._closed, behind)))
+            now = await self._positions(target.connection, self._places(target, behind))
+            behind = _behind(dict(zip(behind, now, strict=True)), ours)
+        if behind:
+            # No parameters: the driver would ask first what an array of texts is.
+            steps = [
+                f"pg_catalog.setval({quote_literal(_sequence(target, name))}, {ours[name].last:d})"
+                for name in behind
+            ]
+            await target.connection.execute(f"select {', '.join(steps)}")
+
+    async def _stand(self, names: Sequence[str]) -> list[dict[str, Position]]:
+        """Where these sequences stand at the source, and at the target."""
+        source, target = self._source.connection, self._target.connection
+        ours, theirs = self._places(self._source, names), self._places(self._target, names)
+        if source is target:
+            found = await self._positions(source, ours + theirs)
+            both = [found[: len(names)], found[len(names) :]]
+        else:
+            both = await together(self._positions(source, ours), self._positions(target, theirs))
+        return [dict(zip(names, side, strict=True)) for side in both]
+
+    async def _positions(
+        self, connection: asyncpg.Connection, places: Sequence[tuple[str, int]]
+    ) -> list[Position]:
+        """Where sequences stand, which are given by their names and increments."""
+        if not places:
+            return []
+        text = " union all ".join(
+            f"select {place}::int as place, last_value, is_called from {name}"  # noqa: S608 - quoted
+            for place, (name, _) in enumerate(places)
+        )
+        rows = sorted(await connection.fetch(pinned(text)), key=lambda row: row["place"])
+        return [
+            Position(last=row["last_value"], is_called=row["is_called"], increment=increment)
+            for row, (_, increment) in zip(rows, places, strict=True)
+        ]
+
+    def _places(self, side: MoveSide, names: Iterable[str]) -> list[tuple[str, int]]:
+        return [(_sequence(side, name), self._increments[name]) for name in names]
+
+    def _closed(self, name: str) -> str:
+        """Changes nothing, and lets nobody else draw from it before the transaction ends."""
+        increment = self._increments[name]
+        return f"alter sequence {_sequence(self._target, name)} increment by {increment:d}"
+
+
+def _sequence(side: MoveSide, name: str) -> str:
+    return f"{quote_identifier(side.placement.schema)}.{quote_identifier(name)}"
+
+
+def _behind(here: Mapping[str, Position], there: Mapping[str, Position]) -> list[str]:
+    return [name for name, at in here.items() if name in there and at.is_behind(there[name])]
+
+
+def _sign(number: int) -> int:
+    return 1 if number > 0 else -1
