@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SCHEMATHESIS := .venv-schemathesis
 SCHEMATHESIS_SECONDS ?= 240
+MOVES_PARTS ?= pauses dip million
 # Checkers of row security, in an environment without the product.
 ORACLES := .venv-oracles
 # Stages that are independent of each other, the longest first.
@@ -22,7 +23,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-neighbours bench-transport transport bench-doctor oracles oracles-15 bench-binding \
-	bench-guard bench-moves soak
+	bench-guard bench-moves soak guide
 
 install: $(STAMP)
 
@@ -177,11 +178,16 @@ down: $(STAMP)
 clean:
 	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) .typing build dist *.egg-info
 
-# The pause of a tenant that is moved, the dip of its neighbours, and the rate of copying.
+# The pause of a tenant that is moved, the dip of its neighbours, and the rate of copying. A million
+# rows in one go alone: `make bench-moves MOVES_PARTS=million`.
 bench-moves: $(STAMP)
-	$(BIN)/python loadtests/moves.py
+	$(BIN)/python loadtests/moves.py --parts $(MOVES_PARTS)
 
 # Hundreds of moves of tenants in use, while movers, sessions and servers die, lines to servers are lost
 # and cleaners sleep: some minutes.
 soak: $(STAMP)
 	$(call PYTEST,tests/soak -s)
+
+# Every command of the guide to moving a big tenant, as it is printed, on a runtime of its own.
+guide: $(STAMP)
+	$(call PYTEST,tests/guide -s)

@@ -10,7 +10,7 @@ from `OPEN` over `CUTTING_OVER` to `ROLLED_BACK`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NewType
@@ -148,8 +148,25 @@ class MoveProgress:
     #: Attempts to hold the tenant that came to nothing, and failures in a row of anything else.
     cutover_attempts: int = 0
     failures: int = 0
-    #: Seconds that are left until the copy is complete, estimated; None when nothing is known.
+    #: Seconds that are left until the copy is complete, at the rate so far; None when nothing is
+    #: known.
     remaining_s: float | None = None
+    #: Seconds that it took to make the place at the target, that went into the first copy so far
+    #: (rests included, pauses not), and that the last passes and comparisons took.
+    prepare_s: float = 0.0
+    copy_s: float = 0.0
+    prove_s: float = 0.0
+
+    def copied(self, rows: int, took_s: float) -> MoveProgress:
+        """The progress after a piece of the first copy that has taken so long."""
+        total, copy_s = self.rows_copied + rows, self.copy_s + took_s
+        left = max(self.rows_total - total, 0)
+        return replace(
+            self,
+            rows_copied=total,
+            copy_s=round(copy_s, 3),
+            remaining_s=round(left * copy_s / total, 1) if total else None,
+        )
 
     def document(self) -> dict[str, Any]:
         """As the catalog and the interface have it."""

@@ -227,6 +227,10 @@ class Settings:
     #: the move is confirmed by itself, so that it cannot be rolled back any more.
     move_follow_s: float = 10.0
     move_retention_s: float = 3_600.0
+    #: Plans estimate by the median of the last so many moves, and the rate by those that had at
+    #: least so many rows: what a smaller one takes says nothing of it.
+    move_estimate_moves: int = 10
+    move_estimate_rows_min: int = 10_000
 
     #: What the orchestrator does about tenants that are at the wrong level: off, propose (somebody
     #: has to accept), or automatic.

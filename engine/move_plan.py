@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from tenancy.data_isolation.core.errors import (
     MoveRefusedError,
@@ -21,19 +21,10 @@ from tenancy.data_isolation.core.identifiers import (
     opaque_name,
 )
 from tenancy.data_isolation.core.move import MoveTarget
+from tenancy.data_isolation.core.move_estimate import MoveEstimate
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant, TenantStatus
 from tenancy.data_isolation.engine.layout import APP_SCHEMA, ROWS_ROLE, shared_database
-
-#: What a copy was seen to do with small rows on two cores, in rows per second, until a server has
-#: shown its own rate; what a plan is made of by.
-ROWS_PER_S: Final = 50_000.0
-#: Making a schema, or a database, and the looks that follow.
-_SETUP_S: Final = {
-    IsolationLevel.ROW: 0.1,
-    IsolationLevel.SCHEMA: 0.5,
-    IsolationLevel.DATABASE: 2.0,
-}
 
 
 class RefusalCode(StrEnum):
@@ -65,10 +56,7 @@ class MoveRefusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MovePlan:
-    """What a move will do. Sizes are of the tenant's own rows; times are estimates.
-
-    Sizes, and what is estimated from them, are None when the rows were not counted.
-    """
+    """What a move will do. Sizes are of the tenant's own rows, and None when not counted."""
 
     tenant: Tenant
     target: Placement
@@ -78,8 +66,7 @@ class MovePlan:
     indexes: int
     constraints: int
     sequences: int
-    duration_s: float | None
-    pause_ms: float
+    estimate: MoveEstimate
     refusals: tuple[MoveRefusal, ...] = ()
 
     @property
@@ -108,9 +95,15 @@ class MovePlan:
             "indexes": self.indexes,
             "constraints": self.constraints,
             "sequences": self.sequences,
-            "duration_s": self.duration_s,
-            "pause_ms": self.pause_ms,
+            "duration_s": self.estimate.duration_s,
+            "pause_ms": self.estimate.pause_ms,
+            "estimate": self.estimate.document(),
         }
+
+    def forecast(self) -> dict[str, Any]:
+        """What the report of the move keeps, to be held against what happens."""
+        document = self.document()
+        return {name: document[name] for name in ("rows", "bytes", "duration_s", "pause_ms")}
 
 
 def place_document(placement: Placement) -> dict[str, Any]:
@@ -235,9 +228,3 @@ def lacks_rights(server: ServerName) -> MoveRefusal:
         detail=f"the admin of server {server} may not keep triggers from firing; grant set on "
         "parameter session_replication_role to it",
     )
-
-
-def estimated(rows: int, level: IsolationLevel, *, other_server: bool) -> tuple[float, float]:
-    """How long a move may take, in seconds, and how long the tenant may be held, in ms."""
-    duration_s = round(_SETUP_S[level] + 2 * rows / ROWS_PER_S, 1)
-    return duration_s, 30.0 if other_server else 12.0

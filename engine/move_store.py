@@ -37,8 +37,9 @@ from tenancy.data_isolation.core.move import (
     MoveWish,
     Term,
 )
+from tenancy.data_isolation.core.move_estimate import SeenMove
 from tenancy.data_isolation.core.settings import Settings
-from tenancy.data_isolation.core.types import Placement, Tenant
+from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
 from tenancy.data_isolation.engine.catalog import Catalog, tenant_of_row
 from tenancy.data_isolation.engine.catalog_records import placement_of_text, placement_text
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -62,6 +63,7 @@ class MoveStore:
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
         self._unsettled_max = settings.moves_unsettled_max
+        self._seen_max = settings.move_estimate_moves
 
     async def move(self, move_id: str) -> Move:
         """The move of that id, or `MoveNotFoundError`."""
@@ -93,6 +95,15 @@ class MoveStore:
         """The tenant's move of which something is left to do."""
         row = await self._catalog.pool.row(_SQL.statement("unsettled_of_tenant"), tenant_no)
         return None if row is None else _move(row)
+
+    async def seen(
+        self, *, one_server: bool, rows_min: int = 0, level: IsolationLevel | None = None
+    ) -> list[SeenMove]:
+        """What the last moves of a kind have shown, the newest first."""
+        rows = await self._catalog.pool.rows(
+            _SQL.statement("seen"), one_server, rows_min, level, self._seen_max
+        )
+        return [SeenMove(**dict(row)) for row in rows]
 
     async def ask(self, move_id: str, wish: MoveWish) -> Move:
         """Ask whoever carries the move out for something.
@@ -138,9 +149,12 @@ async def insert_move(
     target: Placement,
     priority: int,
     *,
+    planned: Mapping[str, Any],
     unsettled_max: int,
 ) -> None:
     """Record a move, in a transaction of the admin's `control` connection.
+
+    `planned` is what its plan has said, for its report.
 
     Raises `OverloadedError` when there are `unsettled_max` moves already, `PlacementChangedError`
     when the tenant is not active where it was, and `ConflictError` when it is being moved, or a
@@ -163,6 +177,7 @@ async def insert_move(
             placement_text(source),
             placement_text(target),
             priority,
+            json.dumps({"plan": dict(planned)}),
         )
     except asyncpg.UniqueViolationError:
         raise ConflictError(

@@ -124,6 +124,7 @@ class Mover:
         """The move after the next piece of work that ends in another state; None = it rests."""
         if move.state is MoveState.PLANNED:
             return await self._next(await self._attend(move), MoveState.PREPARING)
+        began_s = self._clock.monotonic_s()
         if move.state is MoveState.PREPARING:
             await self._make_target(move)
         if move.state in (MoveState.CUTTING_OVER, MoveState.OPEN):
@@ -136,7 +137,7 @@ class Mover:
         async with self._sides(move) as sides:
             if move.state is MoveState.PREPARING:
                 await sides.prepare()
-                await self._count(move, sides)
+                await self._count(move, sides, began_s)
                 return await self._next(move, MoveState.COPYING)
             await sides.take_over()
             return await self._onwards(move, sides)
@@ -176,7 +177,7 @@ class Mover:
         async with self._maker.locked(tenant, move.target) as connection:
             await self._maker.make_empty(connection, tenant, move.target)
 
-    async def _count(self, move: Move, sides: MoveSides) -> None:
+    async def _count(self, move: Move, sides: MoveSides, began_s: float) -> None:
         """How much there is to copy, and that both sides look the same."""
         differences = await definition_differences(sides.source, sides.target)
         if differences:
@@ -186,13 +187,17 @@ class Mover:
             for table in sides.source.tables:
                 total += await sides.source.count(table)
         await self._note(
-            move, rows_total=total, tables_total=len(sides.source.tables), rows_copied=0
+            move,
+            rows_total=total,
+            tables_total=len(sides.source.tables),
+            rows_copied=0,
+            prepare_s=self._since(began_s),
         )
 
     async def _copy(self, move: Move, sides: MoveSides) -> Move:
         """The first copy, chunk after chunk."""
         copier = sides.copier()
-        began_s, copied = self._clock.monotonic_s(), 0
+        noted_s = self._clock.monotonic_s()
         for pair in copier.pairs():
             cursors = await copier.cursors()
             cursor = cursors.get(pair[0].name, Cursor())
@@ -202,12 +207,12 @@ class Mover:
                     return move
                 started_s = self._clock.monotonic_s()
                 carried = await copier.copy_chunk(pair, self._settings.move_chunk_rows)
-                copied += carried.rows
                 worked_s = self._clock.monotonic_s() - started_s
                 cursors = await copier.cursors()
                 cursor = cursors[pair[0].name]
-                rate = copied / max(self._clock.monotonic_s() - began_s, 1e-6)
-                move = await self._carried(move, carried, rate=rate, done=_complete(cursors))
+                # With the rest that went before: it is part of how fast it goes.
+                took_s, noted_s = self._since(noted_s), self._clock.monotonic_s()
+                move = await self._carried(move, carried, took_s=took_s, done=_complete(cursors))
                 await self._sleep(self._pace.rest_s(worked_s, await sides.source.probe()))
                 self._pace.note_usual(await sides.source.probe())
         return await self._next(move, MoveState.CATCHING_UP)
@@ -215,6 +220,7 @@ class Mover:
     async def _catch_up(self, move: Move, sides: MoveSides) -> Move:
         """Passes until little is left, and then a look whether both sides are the same."""
         copier = sides.copier()
+        began_s = self._clock.monotonic_s()
         move = await self._converged(move, sides)
         if move.state.is_final:
             return move
@@ -226,7 +232,10 @@ class Mover:
             raise SchemaError(f"not ready at the target: {', '.join(unready[:10])}")
         await self._desk.note_report({"before": [proof.document() for proof in proofs]})
         move = await self._converged(move, sides)
-        return move if move.state.is_final else await self._next(move, MoveState.VERIFIED)
+        if move.state.is_final:
+            return move
+        move = await self._note(move, prove_s=self._since(began_s))
+        return await self._next(move, MoveState.VERIFIED)
 
     async def _converged(self, move: Move, sides: MoveSides) -> Move:
         """Passes until the backlog is small enough for the tenant to be held."""
@@ -488,24 +497,26 @@ class Mover:
         move: Move,
         carried: Carried,
         *,
-        rate: float | None = None,
+        took_s: float | None = None,
         backlog: int = 0,
         done: int | None = None,
     ) -> Move:
+        """Note what was carried; `took_s` of a piece of the first copy, None of a pass."""
         before = move.progress
-        rows = before.rows_copied + (carried.rows if rate is not None else 0)
-        left = max(before.rows_total - rows, 0)
+        if took_s is not None:
+            move = replace(move, progress=before.copied(carried.rows, took_s))
         return await self._note(
             move,
-            rows_copied=rows,
             bytes_copied=before.bytes_copied + carried.bytes,
             backlog_rows=backlog,
             passes=before.passes + 1,
             tables_copied=before.tables_copied if done is None else done,
-            remaining_s=round(left / rate, 1) if rate else before.remaining_s,
             # A tenant that changes rows as fast as they are carried gets nowhere by passes.
-            failures=0 if rate is not None else before.failures,
+            failures=0 if took_s is not None else before.failures,
         )
+
+    def _since(self, began_s: float) -> float:
+        return round(self._clock.monotonic_s() - began_s, 3)
 
     async def _note(self, move: Move, **changes: Any) -> Move:
         progress: MoveProgress = replace(move.progress, **changes)

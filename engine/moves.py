@@ -29,6 +29,7 @@ from tenancy.data_isolation.core.move import (
     MoveWish,
     check_priority,
 )
+from tenancy.data_isolation.core.move_estimate import MoveEstimate, SeenMoves, estimated
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant, TenantSize
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -41,7 +42,6 @@ from tenancy.data_isolation.engine.move_plan import (
     MoveRefusal,
     RefusalCode,
     chosen_place,
-    estimated,
     lacks_rights,
     refusals_of,
     unreachable,
@@ -144,9 +144,6 @@ class Moves:
         with provisioning(tenant.tenant_id):
             snapshot = await self._snapshot(here)
         size = await self._size(tenant)
-        duration_s, pause_ms = estimated(
-            size.rows, place.level, other_server=place.server != here.server
-        )
         return MovePlan(
             tenant=tenant,
             target=place,
@@ -156,8 +153,7 @@ class Moves:
             indexes=len(snapshot.indexes),
             constraints=len(snapshot.constraints),
             sequences=sum(item.kind == "S" for item in snapshot.relations),
-            duration_s=duration_s if size.complete else None,
-            pause_ms=pause_ms,
+            estimate=await self._estimate(size, here, place),
             refusals=tuple(refusals),
         )
 
@@ -189,6 +185,7 @@ class Moves:
                     plan.tenant,
                     plan.target,
                     priority,
+                    planned=plan.forecast(),
                     unsettled_max=self._settings.moves_unsettled_max,
                 )
                 if claim is not None:
@@ -360,6 +357,24 @@ class Moves:
         except (LimitError, UnavailableError, TenantSuspendedError):
             # Too much to count in time, or too busy to be asked.
             return TenantSize(rows=0, bytes=0, complete=False)
+
+    async def _estimate(self, size: TenantSize, here: Placement, place: Placement) -> MoveEstimate:
+        """What the last moves say of this one."""
+        one_server = here.server == place.server
+        rows_min = self._settings.move_estimate_rows_min
+        seen = SeenMoves(
+            sized=await self.store.seen(one_server=one_server, rows_min=rows_min),
+            alike=await self.store.seen(one_server=one_server, level=place.level),
+            all=await self.store.seen(one_server=one_server),
+        )
+        return estimated(
+            seen,
+            rows=size.rows if size.complete else None,
+            size_bytes=size.bytes if size.complete else None,
+            level=place.level,
+            other_server=not one_server,
+            warm_s=self._settings.move_warm_ms / 1_000,
+        )
 
 
 async def awaited(

@@ -53,6 +53,8 @@ DIP_MAX = 0.10
 COPY_ROWS_PER_S = 100_000
 FILL_ROWS = 100_000
 WAIT_S = 900.0
+#: Pauses of small moves, what a neighbour notices of a large one, and a tenant of a million rows.
+PARTS = ("pauses", "dip", "million")
 
 
 class Load:
@@ -120,10 +122,16 @@ async def _filled(engine: Engine, tenant: str, level: IsolationLevel, rows: int)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Moved:
-    """One move: when it began, when it was open, and how its moment went. Times in s and ms."""
+    """One move: when it began, when it was open, and how its moment went. Times in s and ms.
+
+    `copy_s` is the first copy alone, and `carry_s` has the passes and comparisons as well.
+    """
 
     began: float
     opened: float
+    rows: int
+    copy_s: float
+    carry_s: float
     drain_ms: float
     held_ms: float
 
@@ -138,9 +146,15 @@ async def _move(engine: Engine, tenant: str, **target: object) -> Moved:
     opened = time.monotonic()
     await engine.moves.confirm(move.move_id)
     move = await engine.moves.wait(move.move_id, [], timeout_s=WAIT_S)
-    cutover = move.report["cutover"]
+    cutover, progress = move.report["cutover"], move.progress
     return Moved(
-        began=began, opened=opened, drain_ms=cutover["drain_ms"], held_ms=cutover["held_ms"]
+        began=began,
+        opened=opened,
+        rows=progress.rows_copied,
+        copy_s=progress.copy_s,
+        carry_s=progress.copy_s + progress.prove_s,
+        drain_ms=cutover["drain_ms"],
+        held_ms=cutover["held_ms"],
     )
 
 
@@ -188,28 +202,39 @@ async def _dip(engine: Engine) -> float:
     return statistics.median(shares)
 
 
-async def _copy(engine: Engine, servers: dict[str, str], rows: int) -> list[Figure]:
-    """A large tenant to another server in one go, and the same rows by plain COPY."""
+async def _million(engine: Engine, servers: dict[str, str], rows: int) -> list[Figure]:
+    """A large tenant to another server and back, each in one go, and the same by plain COPY.
+
+    Nobody else is at work on the way there, as there is nobody beside the plain COPY; on the way
+    back the tenant is in use.
+    """
     await _filled(engine, "million", ROW, rows)
     plain = await _plain_copy(servers, rows)
-    move = await engine.moves.start(
-        "million", MoveTarget(level=SCHEMA, server=ServerName("second"))
-    )
-    states: dict[str, float] = {}
-
-    def note(now: object) -> None:
-        states.setdefault(str(now.state), time.monotonic())  # type: ignore[attr-defined]
-
-    began = time.monotonic()
-    move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=WAIT_S, progress=note)
-    took = states["catching_up"] - states["copying"]
-    rate = rows / took
+    there = await _move(engine, "million", level=SCHEMA, server=ServerName("second"))
+    async with Load(engine, "million", OPERATIONS_PER_S).running() as load:
+        await asyncio.sleep(1.0)
+        back = await _move(engine, "million", level=ROW, server=ServerName("main"))
+        await asyncio.sleep(0.5)
+    if load.errors:
+        raise SystemExit(f"{load.errors} operations of the large tenant failed")
+    pause = load.longest_gap_ms(back.opened - 0.8, back.opened + 0.2)
+    goal = min(COPY_ROWS_PER_S, plain / 2)
     return [
-        figure("rows of the tenant that moved in one go", rows, "rows", at_least=1_000_000),
-        figure("move of that tenant until open", time.monotonic() - began, "s"),
+        figure("rows of the tenant that moved in one go", there.rows, "rows", at_least=1_000_000),
+        figure("move of that tenant until open", there.opened - there.began, "s"),
         figure("plain COPY between the servers", plain, "rows/s"),
-        figure("copy rate", rate, "rows/s", at_least=min(COPY_ROWS_PER_S, plain / 2)),
-        figure("copy rate against plain COPY", rate / plain, "x"),
+        figure("copy rate", there.rows / there.copy_s, "rows/s", at_least=goal),
+        figure("copy rate against plain COPY", there.rows / there.copy_s / plain, "x"),
+        figure("rate of copying and comparing", there.rows / there.carry_s, "rows/s"),
+        figure("move of that tenant in use until open", back.opened - back.began, "s"),
+        figure("copy rate in use", back.rows / back.copy_s, "rows/s"),
+        figure("pause of that tenant in use", pause, "ms", at_most=PAUSE_OTHER_MS),
+        figure("held, that tenant in use", back.drain_ms + back.held_ms, "ms"),
+        figure(
+            "longest gap of that tenant while it moved",
+            load.longest_gap_ms(back.began, back.opened),
+            "ms",
+        ),
     ]
 
 
@@ -272,33 +297,46 @@ async def _engine(home: Path) -> AsyncIterator[tuple[Engine, dict[str, str]]]:
         yield engine, {item.name: item.dsn for item in configs}
 
 
+async def _both_pauses(engine: Engine, moves: int) -> list[Figure]:
+    figures: list[Figure] = []
+    for name, other, goal in (
+        ("same server", False, PAUSE_SAME_MS),
+        ("other server", True, PAUSE_OTHER_MS),
+    ):
+        gaps, usual, held = await _pauses(engine, moves, other_server=other)
+        figures += [
+            figure(f"pause p95, {name}", percentile(gaps, 95), "ms", at_most=goal),
+            figure(f"pause p50, {name}", percentile(gaps, 50), "ms"),
+            figure(f"held p50, {name}", percentile(held, 50), "ms"),
+            figure(f"held p95, {name}", percentile(held, 95), "ms"),
+            figure(f"longest gap without a move p95, {name}", percentile(usual, 95), "ms"),
+            figure(f"longest gap without a move p50, {name}", percentile(usual, 50), "ms"),
+        ]
+    return figures
+
+
 async def _measure(arguments: argparse.Namespace) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
         os.chmod(home, 0o755)  # The database server may run as another user.
         async with _engine(Path(home)) as (engine, servers):
-            for name, other, goal in (
-                ("same server", False, PAUSE_SAME_MS),
-                ("other server", True, PAUSE_OTHER_MS),
-            ):
-                gaps, usual, held = await _pauses(engine, arguments.moves, other_server=other)
-                figures += [
-                    figure(f"pause p95, {name}", percentile(gaps, 95), "ms", at_most=goal),
-                    figure(f"pause p50, {name}", percentile(gaps, 50), "ms"),
-                    figure(f"held p50, {name}", percentile(held, 50), "ms"),
-                    figure(f"held p95, {name}", percentile(held, 95), "ms"),
-                    figure(f"longest gap without a move p95, {name}", percentile(usual, 95), "ms"),
-                    figure(f"longest gap without a move p50, {name}", percentile(usual, 50), "ms"),
-                ]
-            dip = await _dip(engine)
-            figures.append(figure("throughput dip of a neighbour", dip, "share", at_most=DIP_MAX))
-            figures += await _copy(engine, servers, arguments.rows)
+            if "pauses" in arguments.parts:
+                figures += await _both_pauses(engine, arguments.moves)
+            if "dip" in arguments.parts:
+                dip = await _dip(engine)
+                name = "throughput dip of a neighbour"
+                figures.append(figure(name, dip, "share", at_most=DIP_MAX))
+            if "million" in arguments.parts:
+                figures += await _million(engine, servers, arguments.rows)
     return figures
 
 
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default all)"
+    )
     parser.add_argument("--moves", type=int, default=21, help="moves per kind (default 21)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the large tenant")
     print_report(asyncio.run(_measure(parser.parse_args())))

@@ -42,6 +42,8 @@ _AWAY_MAX_S: Final = 120.0
 #: Planning counts the tenant's rows.
 _START_TIMEOUT_S: Final = 600.0
 _PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
+#: Rows from which on it is told how fast they were copied.
+_RATE_ROWS_MIN: Final = 1_000
 #: Phases in which somebody has to decide, or nothing is left to do.
 _OPEN: Final = frozenset({"open", "settled"})
 _SETTLED: Final = frozenset({"settled"})
@@ -174,6 +176,16 @@ def show(move_id: MoveId, as_json: AsJson = False) -> None:
         return
     _print(found)
     _print_report(found["report"])
+
+
+@app.command()
+def watch(move_id: MoveId, as_json: AsJson = False) -> None:
+    """Follow a move until it is open, or has come to an end."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found = client.get(f"{_PATH}/{segment(move_id)}")
+        found = _Watch(client).until(found, _OPEN)
+    _tell(found, as_json)
+    _check_end(found, {"confirmed"})
 
 
 @app.command("confirm")
@@ -344,11 +356,13 @@ def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
 def _more(how: dict[str, Any]) -> str:
     # Within one database rows do not travel.
     parts = [_bytes(how["bytes_copied"])] if how["bytes_copied"] else []
+    if how["rows_copied"] >= _RATE_ROWS_MIN:
+        parts.append(_rate(how))
     if how["backlog_rows"]:
         parts.append(f"{how['backlog_rows']:,} behind")
-    # What is said after a few rows says nothing.
-    if how["remaining_s"] and how["rows_copied"] * 50 >= how["rows_total"]:
-        parts.append(f"about {_seconds(how['remaining_s'])} left")
+    left = _left(how)
+    if left is not None:
+        parts.append(f"{left} left")
     return ", ".join(parts)
 
 
@@ -378,6 +392,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
             ),
             ("takes", _takes(plan["duration_s"])),
             ("pause", f"about {plan['pause_ms']:g} ms"),
+            ("estimate", plan["estimate"]["basis"]),
             ("possible", "yes" if plan["possible"] else "no"),
         ]
     )
@@ -424,6 +439,8 @@ def _print(found: dict[str, Any]) -> None:
         ("to", _place(found["target"])),
         ("priority", found["priority"] or None),
         ("copied", f"{copied}, {how['tables_copied']} of {how['tables_total']} tables"),
+        ("took", _took(how)),
+        ("left", _left(how)),
         ("behind", how["backlog_rows"] or None),
         ("attempts", how["cutover_attempts"] or None),
         ("failures", how["failures"] or None),
@@ -435,12 +452,40 @@ def _print(found: dict[str, Any]) -> None:
     print_fields([(name, value) for name, value in fields if value is not None])
 
 
+def _took(how: dict[str, Any]) -> str | None:
+    """What the parts of a move have taken so far."""
+    # Of a few rows it says nothing.
+    rate = f" ({_rate(how)})" if how["rows_copied"] >= _RATE_ROWS_MIN else ""
+    parts = [
+        ("prepare_s", "to prepare"),
+        ("copy_s", f"to copy{rate}"),
+        ("prove_s", "to prove"),
+    ]
+    return ", ".join(f"{_seconds(how[name])} {words}" for name, words in parts if how[name]) or None
+
+
+def _left(how: dict[str, Any]) -> str | None:
+    """How long it still takes to copy; None when it is done, and when nothing is known."""
+    # What is said after a few rows says nothing.
+    if not how["remaining_s"] or how["rows_copied"] * 50 < how["rows_total"]:
+        return None
+    return f"about {_seconds(how['remaining_s'])}"
+
+
+def _rate(how: dict[str, Any]) -> str:
+    """How fast the rows were copied."""
+    return f"{how['rows_copied'] / max(how['copy_s'], 1e-3):,.0f} rows/s"
+
+
 def _print_report(report: dict[str, Any]) -> None:
     why = report.get("why")
     if why is not None:
         say(f"why: {visible('; '.join(why['reasons']))} ({why['proposal_id']}, by {why['by']})")
         for item in why["acts"]:
             say(f"- {visible(item['act'])} at {item['at']}: {visible(item['reason'])}")
+    planned = report.get("plan")
+    if planned is not None:
+        say(f"planned: {_takes(planned['duration_s'])}, held for about {planned['pause_ms']:g} ms")
     for name, title in (("cutover", "cutover"), ("rollback", "rollback")):
         took = report.get(name)
         if took is not None:

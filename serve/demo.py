@@ -18,44 +18,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tenancy.data_isolation.core import IsolationLevel, Operation, TenancyError, TenantId
 from tenancy.data_isolation.core.errors import SetupError
-from tenancy.data_isolation.serve.demo_data import TABLES, Airline, Row, read_airlines
-from tenancy.data_isolation.serve.demo_questions import QUESTIONS, Answer
+from tenancy.data_isolation.serve.demo_data import Airline, read_airlines
+from tenancy.data_isolation.serve.demo_load import inserts, migrations, progress_bar
+from tenancy.data_isolation.serve.demo_move import MoveInUse
+from tenancy.data_isolation.serve.demo_questions import QUESTIONS, Answer, Findings
 
-#: Rows per insert statement, and airlines loaded at the same time.
-_CHUNK_ROWS = 2_000
+#: Airlines loaded at the same time.
 _LOADERS = 3
 #: Point reads per level for the latency table.
 _READS = 300
 #: The airline that is placed once at every level, to hold the levels against each other.
 _TRIPLET = "as"
+#: The airline that has grown in the shared tables, and moves.
+_MOVED = "ev"
 
 _LEVELS = tuple(IsolationLevel)
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the run found: comparisons made, and what differed."""
-
-    compared: int = 0
-    differences: list[str] = field(default_factory=list)
-
-    def expect(self, what: str, expected: object, got: object) -> None:
-        """Count a comparison, and keep it when the two differ."""
-        self.compared += 1
-        if expected != got:
-            self.differences.append(f"{what}: expected {expected!r}, got {got!r}")
 
 
 class Demonstration:
@@ -75,16 +61,15 @@ class Demonstration:
         await self.ask_everyone(airlines, python_client)
         await self.compare_levels(airlines)
         await self.measure(airlines, python_client)
+        await self.move(airlines)
         await self.trespass()
 
     async def apply_schema(self) -> None:
         """The tables, once, without a tenant column."""
-        folder = files("tenancy.data_isolation.serve") / "data" / "demo"
-        names = sorted(item.name for item in folder.iterdir() if item.name.endswith(".sql"))
-        for name in names:
-            body = {"name": name.removesuffix(".sql"), "sql": (folder / name).read_text()}
+        bodies = migrations()
+        for body in bodies:
             await self._post("/v1/schema/migrations", body)
-        self._console.print(f"schema      {len(names)} migrations, no tenant column in them")
+        self._console.print(f"schema      {len(bodies)} migrations, no tenant column in them")
 
     async def create_tenants(self, airlines: Sequence[Airline]) -> None:
         """Every airline as a tenant; what it is decides by the rules where it goes."""
@@ -95,7 +80,9 @@ class Demonstration:
             level = IsolationLevel(created["isolation_level"])
             self._levels[airline.tenant_id] = level
             flights = f"{len(airline.rows['flights']):,}"
-            kind, because = wish["tenant_type"], _rule(created["reasons"])
+            kind = wish["tenant_type"]
+            asked = "isolation_level" in wish
+            because = "asked for, while it was small" if asked else _rule(created["reasons"])
             table.add_row(airline.tenant_id, airline.name, flights, kind, level, because)
         self._console.print(table)
 
@@ -104,7 +91,7 @@ class Demonstration:
         total = sum(len(airline.rows["flights"]) for airline in airlines)
         gate = asyncio.Semaphore(_LOADERS)
         started = time.perf_counter()
-        with _progress(self._console) as progress:
+        with progress_bar(self._console) as progress:
             task = progress.add_task("flights", total=total)
 
             async def load_one(airline: Airline) -> None:
@@ -186,11 +173,21 @@ class Demonstration:
             table.add_row(level, str(len(mine)), *_quantiles(http_ms), *_quantiles(python_ms))
         self._console.print(table)
 
+    async def move(self, airlines: Sequence[Airline]) -> None:
+        """An airline that has outgrown the shared tables leaves them, in use, and comes back."""
+        (airline,) = [airline for airline in airlines if airline.tenant_id == _MOVED]
+        async with httpx.AsyncClient(
+            base_url=self._http.base_url, headers=await self._credential(_MOVED), timeout=120
+        ) as own:
+            chapter = MoveInUse(
+                self._http, own, airline, console=self._console, findings=self.findings
+            )
+            await chapter.run(self._levels[_MOVED])
+
     async def trespass(self) -> None:
         """A tenant with its own credential tries to read another's data."""
         victim, thief = "ua", "oo"
-        key = (await self._post("/v1/keys", {"scope": "tenant", "tenant_id": thief}))["key"]
-        headers = {"Authorization": f"Bearer {key}"}
+        headers = await self._credential(thief)
         table = _table(f"{thief} tries", "answer")
         for words, path, query in _attempts(victim, thief):
             answer = await self._http.post(path, json={"query": query}, headers=headers)
@@ -209,18 +206,19 @@ class Demonstration:
     async def _load(
         self, airline: Airline, tenant_id: str, report: Callable[[int], object]
     ) -> None:
-        for table in TABLES:
-            rows = airline.rows[table]
-            statement = _insert(table, rows)
-            for start in range(0, len(rows), _CHUNK_ROWS):
-                chunk = rows[start : start + _CHUNK_ROWS]
-                body = {"query": statement, "params": [chunk]}
-                result = await self._post(f"/v1/tenants/{tenant_id}/query", body)
-                self.findings.expect(
-                    f"rows into {table} of {tenant_id}", len(chunk), result["row_count"]
-                )
-                if table == "flights":
-                    report(len(chunk))
+        for table, statement, chunk in inserts(airline):
+            body = {"query": statement, "params": [chunk]}
+            result = await self._post(f"/v1/tenants/{tenant_id}/query", body)
+            self.findings.expect(
+                f"rows into {table} of {tenant_id}", len(chunk), result["row_count"]
+            )
+            if table == "flights":
+                report(len(chunk))
+
+    async def _credential(self, tenant_id: str) -> dict[str, str]:
+        """What a tenant's own client sends."""
+        made = await self._post("/v1/keys", {"scope": "tenant", "tenant_id": tenant_id})
+        return {"Authorization": f"Bearer {made['key']}"}
 
     async def _ask(self, tenant_id: str, query: str, params: Sequence[Any] = ()) -> Answer:
         body = {"query": query, "params": list(params)}
@@ -316,6 +314,8 @@ class _Runtime:
 def _profile(airline: Airline) -> dict[str, Any]:
     """What kind of customer an airline of this size would be."""
     flights = len(airline.rows["flights"])
+    if airline.tenant_id == _MOVED:
+        return {"tenant_type": "premium", "isolation_level": "row"}
     if flights > 54_000:
         return {"tenant_type": "enterprise", "compliance": ["pci_dss"]}
     if flights > 10_000:
@@ -334,28 +334,6 @@ def _attempts(victim: str, thief: str) -> Iterator[tuple[str, str, str]]:
     yield "two statements", own, "select 1; select * from flights"
     yield "another role", own, "set role tenancy_owner"
     yield "row security off", own, "set row_security = off"
-
-
-def _insert(table: str, rows: Sequence[Row]) -> str:
-    """An insert of many rows in one statement, from one JSON parameter."""
-    types = {
-        "airports": "faa text, name text, lat numeric, lon numeric, alt integer, tz numeric, "
-        "dst text, tzone text",
-        "planes": "tailnum text, year integer, type text, manufacturer text, model text, "
-        "engines integer, seats integer, speed integer, engine text",
-        "weather": "origin text, time_hour timestamptz, temp numeric, dewp numeric, "
-        "humid numeric, wind_dir integer, wind_speed numeric, wind_gust numeric, "
-        "precip numeric, pressure numeric, visib numeric",
-        "flights": "id integer, month integer, day integer, dep_time integer, "
-        "sched_dep_time integer, dep_delay integer, arr_time integer, "
-        "sched_arr_time integer, arr_delay integer, flight integer, tailnum text, "
-        "origin text, dest text, air_time integer, distance integer, time_hour timestamptz",
-    }[table]
-    columns = ", ".join(item.split()[0] for item in types.split(", "))
-    return (
-        f"insert into {table} ({columns}) "  # noqa: S608 - words of this module only
-        f"select {columns} from jsonb_to_recordset($1) as source ({types})"
-    )
 
 
 def _table(*headers: str) -> Table:
@@ -385,16 +363,6 @@ def _timed(into: list[float]) -> Iterator[None]:
 def _quantiles(milliseconds: Sequence[float]) -> tuple[str, str]:
     cuts = statistics.quantiles(milliseconds, n=100)
     return f"{cuts[49]:.1f} ms", f"{cuts[98]:.1f} ms"
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:11}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
 
 
 def _free_port() -> int:

@@ -65,6 +65,11 @@ class Airline:
         return self.carrier.lower()
 
 
+def tenant_ids() -> list[str]:
+    """The airlines that there are. `SetupError` when the data is missing."""
+    return sorted(row["carrier"].lower() for row in _table(_folder(), "airlines"))
+
+
 def read_airlines() -> list[Airline]:
     """All airlines with their rows, most flights first. `SetupError` when the data is missing."""
     folder = _folder()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any
 
@@ -16,6 +16,20 @@ from tenancy.data_isolation.serve.demo_data import Airline, Row
 
 #: Rows of an answer, in wire form.
 Answer = list[list[Any]]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the run found: comparisons made, and what differed."""
+
+    compared: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def expect(self, what: str, expected: object, got: object) -> None:
+        """Count a comparison, and keep it when the two differ."""
+        self.compared += 1
+        if expected != got:
+            self.differences.append(f"{what}: expected {expected!r}, got {got!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -106,6 +106,27 @@ class MoveRefusalAnswer(Answer):
     detail: str
 
 
+class MoveEstimateAnswer(Answer):
+    """What the estimates of a plan rest on."""
+
+    rows_per_s: int = Field(
+        description=(
+            "Rows that are copied and compared in a second: the median of the last moves of at "
+            "least TENANCY_MOVE_ESTIMATE_ROWS_MIN rows, within one server or between two as this "
+            "one, or an assumption."
+        )
+    )
+    bytes_per_s: int | None = Field(
+        description="Bytes of their rows in a second; null when no move has shown it."
+    )
+    setup_s: float = Field(
+        description="Until the first row is copied: the median of moves to the same level."
+    )
+    moves: int = Field(description="From how many moves the rates are; 0 when they are assumed.")
+    pauses: int = Field(description="From how many moves the pause is; 0 when it is assumed.")
+    basis: str = Field(description="The same in words.")
+
+
 class MovePlanAnswer(Answer):
     """What a move would do, and everything that stands against it. Nothing was started."""
 
@@ -127,6 +148,7 @@ class MovePlanAnswer(Answer):
         )
     )
     pause_ms: float = Field(description="How long the tenant may be held; an estimate.")
+    estimate: MoveEstimateAnswer
 
 
 class MoveProgressAnswer(Answer):
@@ -142,8 +164,13 @@ class MoveProgressAnswer(Answer):
     cutover_attempts: int = Field(description="Attempts to hold the tenant that came to nothing.")
     failures: int = Field(description="Failures in a row of anything else.")
     remaining_s: float | None = Field(
-        description="Until the copy is complete, estimated; null when nothing is known."
+        description=(
+            "Until the copy is complete, at the move's own rate so far; null when nothing is known."
+        )
     )
+    prepare_s: float = Field(description="What it took to make the place at the target.")
+    copy_s: float = Field(description="Spent on the copy so far, rests included, and pauses not.")
+    prove_s: float = Field(description="What the last passes and comparisons took.")
 
 
 class MoveAnswer(Answer):
@@ -177,8 +204,9 @@ class MoveReportAnswer(MoveAnswer):
     report: dict[str, Any] = Field(
         description=(
             "`why`: the proposal that asked for it, if one did, and what was done about it since; "
-            "`before` and `after`: per table the rows and the digests of both sides, before the "
-            "tenant changed its place and after it; `cutover` and `rollback`: how long that took. "
+            "`plan`: what was expected; `before` and `after`: per table the rows and the digests "
+            "of both sides, before the tenant changed its place and after it; `cutover` and "
+            "`rollback`: how long that took. "
             "A tenant is told what concerns its rows, and how long it was held."
         )
     )

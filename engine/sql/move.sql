@@ -4,8 +4,8 @@
 
 -- name: insert
 -- Only for a tenant that is active and still where the plan has seen it; no row otherwise.
-insert into catalog.move (move_id, tenant_no, state, source, target, priority)
-select $1, t.tenant_no, 'planned', $3::jsonb, $4::jsonb, $5
+insert into catalog.move (move_id, tenant_no, state, source, target, priority, report)
+select $1, t.tenant_no, 'planned', $3::jsonb, $4::jsonb, $5, $6::jsonb
 from catalog.tenant t join catalog.placement p using (tenant_no)
 where t.tenant_no = $2 and t.status = 'active' and p.epoch = ($3::jsonb ->> 'epoch')::bigint
 for share of t
@@ -26,6 +26,23 @@ where ($1::text is null or (m.created_at, m.move_id) < (
         select b.created_at, b.move_id from catalog.move b where b.move_id = $1))
   and ($2::bigint is null or m.tenant_no = $2)
   and not ($3 and m.cleaned and m.state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
+order by m.created_at desc, m.move_id desc
+limit $4;
+
+-- name: seen
+-- What the last $4 moves have shown that came to be open: within one server ($1) or between two, of at
+-- least $2 rows, and to level $3 (null = any). Those of earlier releases did not measure themselves.
+select (m.progress ->> 'rows_copied')::bigint as rows,
+       (m.report -> 'plan' ->> 'bytes')::bigint as bytes,
+       (m.progress ->> 'prepare_s')::float8 as prepare_s,
+       (m.progress ->> 'copy_s')::float8 + (m.progress ->> 'prove_s')::float8 as carry_s,
+       (m.report -> 'cutover' ->> 'drain_ms')::float8
+           + (m.report -> 'cutover' ->> 'held_ms')::float8 as pause_ms
+from catalog.move m
+where m.opened_at is not null and m.report ? 'cutover' and m.progress ? 'copy_s'
+  and (m.source ->> 'server' = m.target ->> 'server') = $1
+  and (m.progress ->> 'rows_copied')::bigint >= $2
+  and ($3::text is null or m.target ->> 'level' = $3)
 order by m.created_at desc, m.move_id desc
 limit $4;
 
@@ -290,6 +307,11 @@ select set_config('session_replication_role', 'replica', true),
        set_config('lock_timeout', $1, true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);
+
+-- name: remove_by_key
+-- Each row of the stage finds its row by an index: of a table that is being filled PostgreSQL knows
+-- nothing, and can read all that is there. To the end of the transaction.
+select set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
 
 -- name: hold
 -- Nobody begins to work for the tenant in this database before it is let go, or the session ends; waits

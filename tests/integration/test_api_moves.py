@@ -325,6 +325,7 @@ async def test_what_was_not_counted_is_told_as_unknown(acme: HttpApi, subtests):
             assert told == (None, None, None)
             assert plan["possible"]
             assert plan["pause_ms"] > 0
+            assert plan["estimate"]["rows_per_s"] > 0
 
 
 async def test_a_tenant_is_not_told_the_words_of_its_operator(acme: HttpApi, install):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -51,6 +52,7 @@ async def test_a_tenant_is_moved_and_the_move_confirmed(acme: RunningApi):
     told = fields(plan)
     assert (told["from"], told["to"], told["possible"]) == ("row on main", "schema on main", "yes")
     assert told["rows"].startswith("3 in ")
+    assert told["estimate"].startswith("no moves yet: assumed 50,000 rows/s")
 
     acme.api.engine.moves.work()
     moved = await acme.run("tenant", "move", "acme", "--to", "schema")
@@ -66,6 +68,9 @@ async def test_a_tenant_is_moved_and_the_move_confirmed(acme: RunningApi):
     assert (confirmed["state"], confirmed["settled"]) == ("confirmed", True)
     shown = await acme.run("move", "show", move_id)
     assert "compared after the cutover:" in shown.out
+    assert "planned: about " in shown.out
+    assert re.search(r"^took +.* s to prepare, .* s to copy, .* s to prove$", shown.out, re.M)
+    assert (await acme.run("move", "watch", move_id, "--json")).json()["state"] == "confirmed"
     assert (await acme.run("move", "show", move_id, "--json")).json()["report"]["after"]
     assert move_id in (await acme.run("move", "list")).out
     assert (await acme.run("move", "list", "--unsettled", "--json")).json()["moves"] == []
@@ -120,10 +125,12 @@ async def test_a_move_that_was_given_up_while_somebody_waited_is_an_error(acme: 
     )
     while not (found := await acme.api.engine.moves.moves()):
         await asyncio.sleep(0.01)
+    watching = asyncio.create_task(acme.run("move", "watch", found[0].move_id, status=1))
     await acme.api.engine.moves.cancel(found[0].move_id)
     acme.api.engine.moves.work()
 
     assert (await waiting).json()["state"] == "cancelled"
+    assert (await watching).status == 1
 
 
 async def test_a_move_that_is_open_before_it_can_be_cancelled_is_an_error(

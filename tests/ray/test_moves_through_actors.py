@@ -54,6 +54,7 @@ async def test_a_tenant_moves_by_the_client_although_the_mover_is_killed(start):
         await client.execute("acme", "insert into orders (id, note) values (1, 'x')")
         plan = await client.moves.plan("acme", TO_SCHEMA)
         assert plan.is_possible
+        assert plan.estimate.basis.startswith("no moves yet")
 
         move = await client.moves.start("acme", TO_SCHEMA, priority=3)
         told = []
