@@ -14,8 +14,8 @@ from support.killed_servers import killed_trial
 KILLS = (
     ("a chunk is copied", "source"),
     ("the copies are compared", "source"),
-    ("the source is closed", "target"),
-    ("the catalog has the target", "target"),
+    ("the source is closed and the placement flipped", "target"),
+    ("the placement is about to be flipped", "target"),
 )
 
 
