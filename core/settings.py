@@ -89,6 +89,8 @@ class Settings:
     postgres_sslkey: Path | None = None
     postgres_sslcrl: Path | None = None
     postgres_ssl_min_protocol_version: str | None = None
+    #: File of further servers, to which tenants can be made and moved (`core.servers_file`).
+    postgres_servers_file: Path | None = None
     #: URL of a Redis server to use in place of the embedded one.
     redis_url: str | None = field(default=None, repr=False)
     #: TLS to a server of a `rediss://` URL: what signs its certificate (the system's certificates

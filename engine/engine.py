@@ -26,6 +26,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
 from tenancy.data_isolation.core.proposal import OrchestrationMode
 from tenancy.data_isolation.core.rules import RuleBook, StrategyName
+from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -58,6 +59,7 @@ from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.polling import in_thread
 from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
@@ -553,12 +555,14 @@ async def _servers(
     """The configured servers, or the embedded one, started."""
     given = tuple(server for server in config.servers if isinstance(server, ServerConfig))
     named = settings.postgres_server() if not given else None
-    found = given or ((named,) if named is not None else ())
+    found = given
+    if named is not None:
+        found = await in_thread(all_servers, settings, named)
+    elif not given:
+        embedded = EmbeddedPostgres(settings)
+        stack.push_async_callback(embedded.stop)
+        handle = await embedded.start()
+        found = await in_thread(all_servers, settings, handle.server_config())
     for server in found:
         await check_transport(server)
-    if found:
-        return found
-    embedded = EmbeddedPostgres(settings)
-    stack.push_async_callback(embedded.stop)
-    handle = await embedded.start()
-    return (handle.server_config(),)
+    return found

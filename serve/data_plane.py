@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from tenancy.data_isolation.actors.configuration import (
     ActorConfiguration,
@@ -16,6 +17,7 @@ from tenancy.data_isolation.actors.configuration import (
 from tenancy.data_isolation.actors.directory import build_directory
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
 from tenancy.data_isolation.core.errors import SetupError, UnauthenticatedError
+from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.engine.catalog_records import CredentialScope
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
@@ -39,6 +41,10 @@ class ServersMovedError(Exception):
     """PostgreSQL is at another address now, and everyone who knows the old one must be told."""
 
 
+#: Stands for the embedded server until there is one.
+_TO_BE_STARTED: Final = ServerConfig(dsn="")
+
+
 class DataPlane:
     """The servers of one runtime, embedded unless they are given by DSN. Used by one task."""
 
@@ -50,6 +56,7 @@ class DataPlane:
         #: How to reach them, once they are started.
         self.postgres_dsn = settings.postgres_dsn
         self.redis_url = settings.redis_url
+        self._known: tuple[ServerConfig, ...] = ()
 
     async def start_servers(self) -> None:
         """Have both running. Raises `SetupError`s, also for a server that the home is not of."""
@@ -59,7 +66,13 @@ class DataPlane:
         server = self._settings.postgres_server()
         if server is not None:
             await check_transport(server)
+        # A file that cannot be used is told before anything is started.
+        listed = await asyncio.to_thread(all_servers, self._settings, server or _TO_BE_STARTED)
         await asyncio.gather(self._start_postgres(), self._start_redis())
+        assert self.postgres_dsn is not None  # noqa: S101 - it was given, or has been started.
+        # Read once: a file that is changed counts with the next start.
+        first = dataclasses.replace(listed[0], dsn=self.postgres_dsn)
+        self._known = (first, *listed[1:])
 
     async def set_up(self) -> None:
         """Roles, databases, catalog, schema, and the first admin key."""
@@ -118,9 +131,9 @@ class DataPlane:
                 await embedded.stop()
 
     def _servers(self) -> tuple[ServerConfig, ...]:
-        if self.postgres_dsn is None:
+        if not self._known:
             raise SetupError("PostgreSQL has not been started yet")
-        return (self._settings.postgres_server() or ServerConfig(dsn=self.postgres_dsn),)
+        return self._known
 
     async def _start_postgres(self) -> None:
         if self._postgres is not None:

@@ -19,6 +19,7 @@ from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import MoveId
+from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.bootstrap import inspection_of
 from tenancy.data_isolation.engine.drift import CHECK as DRIFT
@@ -192,7 +193,7 @@ async def _engine_config(
         return EngineConfig(servers=read.servers, settings=read.settings)
     server = settings.postgres_server()
     if server is not None:
-        return EngineConfig(servers=[server], settings=settings)
+        return EngineConfig(servers=all_servers(settings, server), settings=settings)
     if not (settings.home / "postgres" / "data" / "PG_VERSION").exists():
         return None
     # A daemon that starts meanwhile would find its server ended under it.
@@ -205,7 +206,8 @@ async def _engine_config(
     embedded = EmbeddedPostgres(settings)
     stack.push_async_callback(embedded.stop)
     handle = await embedded.start()
-    return EngineConfig(servers=[handle.server_config()], settings=settings)
+    servers = all_servers(settings, handle.server_config())
+    return EngineConfig(servers=servers, settings=settings)
 
 
 class _Examination:

@@ -37,6 +37,7 @@ from tenancy.data_isolation.core.rules import (
     strength,
 )
 from tenancy.data_isolation.core.rules_file import read_rules
+from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -285,8 +286,9 @@ def known_servers(config: EngineConfig) -> tuple[ServerConfig, ...]:
     given = tuple(item for item in config.servers if isinstance(item, ServerConfig))
     if given or config.gateway is not None:
         return given
-    named = config.resolved_settings().postgres_server()
-    return () if named is None else (named,)
+    settings = config.resolved_settings()
+    named = settings.postgres_server()
+    return () if named is None else all_servers(settings, named)
 
 
 def chosen_server(name: str | None, config: EngineConfig, option: str) -> ServerName | None:
