@@ -12,7 +12,6 @@ from tenancy.data_isolation.actors.move_gateway import Ask
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.move import Move
 from tenancy.data_isolation.core.proposal import (
-    PROPOSED_PRIORITY,
     Proposal,
     ProposalId,
     ProposalState,
@@ -55,7 +54,7 @@ class ActorProposals:
         found: dict[str, Any] = await self._ask(None, "proposals", "orchestrator")
         return found
 
-    async def accept(self, proposal_id: str, *, priority: int = PROPOSED_PRIORITY) -> Move:
+    async def accept(self, proposal_id: str, *, priority: int = 0) -> Move:
         """Plan the move that is proposed, and start it.
 
         Raises `ProposalNotFoundError`, `ConflictError` when somebody has answered it before, and

@@ -10,7 +10,6 @@ from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.move import Move
 from tenancy.data_isolation.core.promotion import Promotion
 from tenancy.data_isolation.core.proposal import (
-    PROPOSED_PRIORITY,
     OrchestrationMode,
     Proposal,
     ProposalId,
@@ -42,7 +41,7 @@ class ProposalDesk(Protocol):
         """What the process that decides is doing."""
         ...
 
-    async def accept(self, proposal_id: str, *, priority: int = PROPOSED_PRIORITY) -> Move:
+    async def accept(self, proposal_id: str, *, priority: int = 0) -> Move:
         """Plan the move that is proposed, and start it.
 
         Raises `ProposalNotFoundError`, `ConflictError` when somebody has answered it before, and

@@ -64,9 +64,9 @@ from tenancy.data_isolation.engine.proposal_store import (
     ProposalStore,
     Turn,
     claim,
+    claim_turn,
     new_proposal_id,
     remembered,
-    started_lately,
 )
 
 _log = logging.getLogger(__name__)
@@ -426,7 +426,7 @@ class LevelReview:
         against: list[str] = []
 
         async def claimed(control: asyncpg.Connection, move_id: MoveId) -> None:
-            found = await started_lately(control, turn, now - _HOUR)
+            found = await claim_turn(control, turn, now - _HOUR)
             if found is None:
                 against.append("another process decides")
                 raise ConflictError(against[-1])

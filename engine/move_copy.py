@@ -221,8 +221,6 @@ class MoveCopier:
     async def _put_in(self, tables: Sequence[MoveTable], *, replaces: bool = True) -> None:
         """Let the target have what is in the stages; it `replaces` nothing in a first copy."""
         schema = self.target.placement.schema
-        if replaces:
-            await self.target.connection.execute(_SQL.statement("remove_by_key"))
         # All that is gone or was changed goes first, so that no row is in the way of another one.
         await self.target.run(
             *(

@@ -1,5 +1,8 @@
 """Carries one move out, from where it stands to its end.
 
+A `MoveWorker` has many of these at work; the process that the documentation calls the mover is
+`actors/move_actor.py`.
+
 Rules this module keeps:
 
 * The state is recorded before the work of that state begins, and every piece of work can be done
@@ -268,8 +271,7 @@ class Mover:
         Whoever has not heard by then believes nothing any more (`Routes`). Nobody's wish makes
         this shorter.
         """
-        settings = self._settings
-        await asyncio.sleep(max(settings.move_warm_ms, 2 * settings.placement_refresh_ms) / 1_000)
+        await asyncio.sleep(announced_s(self._settings))
 
     async def _cut_off(self, move: Move) -> Move:
         """After a cutover that was cut off and has left the tenant where it was."""
@@ -372,9 +374,9 @@ class Mover:
                 raise
             except Exception as error:
                 self._check_lines(sides, error)
+                move = await self._recover(await self._desk.read(), sides, reason=told(error))
                 if not isinstance(error, _PASSING):
                     raise
-                move = await self._recover(await self._desk.read(), sides, reason=told(error))
                 await self._pause(attempt)
                 continue
             await self._desk.note_report({"rollback": report.document()})
@@ -531,6 +533,11 @@ class Mover:
         if placement is None:
             raise SupersededError
         return placement
+
+
+def announced_s(settings: Settings) -> float:
+    """How long a move waits before it holds its tenant, in seconds."""
+    return max(settings.move_warm_ms, 2 * settings.placement_refresh_ms) / 1_000
 
 
 async def answers(admin: AdminConnections, server: ServerName) -> bool:

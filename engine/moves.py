@@ -48,12 +48,13 @@ from tenancy.data_isolation.engine.move_plan import (
 )
 from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
 from tenancy.data_isolation.engine.move_worker import MoveWorker
-from tenancy.data_isolation.engine.mover import answers
+from tenancy.data_isolation.engine.mover import announced_s, answers
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
 from tenancy.data_isolation.engine.scoping import enter_schema, read_snapshot
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.tenant_column import is_runtime_name
 
 _SQL = SqlFile("move.sql")
 
@@ -147,7 +148,7 @@ class Moves:
         return MovePlan(
             tenant=tenant,
             target=place,
-            tables=len(snapshot.tables),
+            tables=sum(not is_runtime_name(table.name) for table in snapshot.tables),
             rows=size.rows if size.complete else None,
             bytes=size.bytes if size.complete else None,
             indexes=len(snapshot.indexes),
@@ -373,7 +374,7 @@ class Moves:
             size_bytes=size.bytes if size.complete else None,
             level=place.level,
             other_server=not one_server,
-            warm_s=self._settings.move_warm_ms / 1_000,
+            warm_s=announced_s(self._settings),
         )
 
 

@@ -1,4 +1,7 @@
-"""What tenants ask for that may move before long, so that it can be prepared where they will be."""
+"""What tenants ask for that may move before long, so that it can be prepared where they will be.
+
+For `warming`, which takes it when the tenant is about to move.
+"""
 
 from __future__ import annotations
 

@@ -263,12 +263,12 @@ async def claim(
         raise ConflictError(f"proposal {proposal.proposal_id} was answered by somebody else")
 
 
-async def started_lately(
+async def claim_turn(
     control: asyncpg.Connection, turn: Turn, since: datetime
 ) -> tuple[int, int] | None:
-    """Moves that the orchestrator has started since, and those that are not open yet.
+    """Keep the turn to the end of the transaction; None when another process has it already.
 
-    To the end of the transaction no other process decides; None when another one does already.
+    Otherwise moves that the orchestrator has started since, and those that are not open yet.
     """
     if not await control.fetchval(_SQL.statement("keep_turn"), turn.holder, turn.term):
         return None

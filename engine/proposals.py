@@ -11,7 +11,6 @@ from tenancy.data_isolation.core.errors import MoveRefusedError
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.move import Move, MoveId
 from tenancy.data_isolation.core.proposal import (
-    PROPOSED_PRIORITY,
     Decider,
     Proposal,
     ProposalId,
@@ -63,7 +62,7 @@ class Proposals:
         found = await self.store.orchestrator()
         return found | {"configured": self._settings.orchestration}
 
-    async def accept(self, proposal_id: str, *, priority: int = PROPOSED_PRIORITY) -> Move:
+    async def accept(self, proposal_id: str, *, priority: int = 0) -> Move:
         """Plan the move that is proposed, and start it.
 
         Raises `ProposalNotFoundError`, `ConflictError` when somebody has answered it before, and

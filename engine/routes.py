@@ -232,6 +232,8 @@ class Routes:
     async def _look(self) -> None:
         began = self._loop.time()
         try:
+            # In this order: who changes its place in between is told by the second answer.
+            moving = await self._catalog.moving(_MOVED_MAX)
             now, moved = await self._catalog.moved(self._asked_at, _MOVED_MAX)
             if len(moved) >= _MOVED_MAX:
                 self._known.clear()  # Too many to tell, so everybody is asked for anew.
@@ -241,7 +243,6 @@ class Routes:
                     del self._known[tenant_id]
                     self._left(route.placement)
             self._asked_at = now
-            moving = await self._catalog.moving(_MOVED_MAX)
             self._watch(moving.keys())
             self._unsure = len(moving) >= _MOVED_MAX
             self._announce(moving)

@@ -22,11 +22,6 @@ from tenancy.data_isolation.engine.sql_files import SqlFile
 _SQL = SqlFile("namespace.sql")
 #: The column of `ask` that has the answer.
 _ANSWER: Final = 2
-#: One round trip less, while a tenant may be held.
-_LEAVE: Final = (
-    "select pg_catalog.set_config('role', 'none', true), "
-    f"({_SQL.statement('runner_is_ours').rstrip().removesuffix(';')})"
-)
 _BODY: Final = release_functions((("keeper.sql", "keeper_4"),))["tenancy.run"].body
 
 
@@ -52,8 +47,8 @@ async def ask(connection: asyncpg.Connection, statement: str, *values: Any) -> l
 
 async def leave_owner(connection: asyncpg.Connection) -> None:
     """Go on as the admin, to the end of the transaction; otherwise as `check_runner`."""
-    row = await connection.fetchrow(_LEAVE, _BODY)
-    _check(is_ours=row is not None and row[1])
+    row = await connection.fetchrow(_SQL.statement("leave_owner"), _BODY)
+    _check(is_ours=row is not None and row["is_ours"])
 
 
 async def check_runner(connection: asyncpg.Connection) -> None:

@@ -84,7 +84,7 @@ def accept(
             "--priority",
             min=_PRIORITY_MIN,
             max=_PRIORITY_MAX,
-            help="Of the moves that wait, the highest goes first; -50 when left out.",
+            help="Of the moves that wait, the highest goes first; 0 when left out.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -11,7 +11,6 @@ from tenancy.data_isolation.core import IsolationLevel
 from tenancy.data_isolation.core.level_policy import Action
 from tenancy.data_isolation.core.move import PRIORITY_RANGE
 from tenancy.data_isolation.core.proposal import (
-    PROPOSED_PRIORITY,
     Decider,
     OrchestrationMode,
     Proposal,
@@ -28,7 +27,7 @@ class AcceptBody(Body):
     """How the move is to be started."""
 
     priority: int = Field(
-        default=PROPOSED_PRIORITY,
+        default=0,
         ge=_PRIORITY_MIN,
         le=_PRIORITY_MAX,
         description="Of the moves that wait for their turn, the highest goes first.",

@@ -308,11 +308,6 @@ select set_config('session_replication_role', 'replica', true),
        set_config('statement_timeout', $2, true),
        set_config('idle_in_transaction_session_timeout', $3, true);
 
--- name: remove_by_key
--- Each row of the stage finds its row by an index: of a table that is being filled PostgreSQL knows
--- nothing, and can read all that is there. To the end of the transaction.
-select set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true);
-
 -- name: hold
 -- Nobody begins to work for the tenant in this database before it is let go, or the session ends; waits
 -- for those that are at work, no longer than $2 (a time with its unit). A session that is silent for

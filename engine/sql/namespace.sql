@@ -47,6 +47,21 @@ select exists (
               coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
           where a.grantee operator(pg_catalog.<>) p.proowner));
 
+-- name: leave_owner
+-- Go on as the admin to the end of the transaction, and `runner_is_ours` in the same round trip: a tenant
+-- may be held meanwhile.
+select pg_catalog.set_config('role', 'none', true), exists (
+    select from pg_catalog.pg_proc p
+    where p.oid operator(pg_catalog.=) pg_catalog.to_regprocedure('tenancy.run(text)')
+      and p.prosecdef
+      and pg_catalog.pg_get_userbyid(p.proowner) operator(pg_catalog.=) 'tenancy_owner'
+      and p.prosrc operator(pg_catalog.=) $1::pg_catalog.text
+      and p.proconfig is null
+      and not exists (
+          select from pg_catalog.aclexplode(
+              coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a
+          where a.grantee operator(pg_catalog.<>) p.proowner)) as is_ours;
+
 -- name: run
 -- Only while the runner works as the owner: it is the owner's, so what a migration calls could have
 -- altered it, and it would work as the admin who runs this. The name of a parameter that cannot be is

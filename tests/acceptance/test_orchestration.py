@@ -32,12 +32,12 @@ def test_a_tenant_that_clients_keep_busy_is_proposed_and_moved_by_the_command(
     (proposal,) = listed["proposals"]
     assert proposal["isolation_level"] == "schema"
     move = runtime.json("proposal", "accept", proposal["proposal_id"])
+    assert runtime.json("move", "watch", move["move_id"])["state"] == "open"
     with installation.client(installation.keys["admin"]) as admin:
-        while admin.get(f"/v1/moves/{move['move_id']}").json()["phase"] != "open":
-            pass
         assert admin.get(path).json()["isolation_level"] == "schema"
     back = runtime.json("move", "rollback", move["move_id"])
     assert back["state"] == "rolled_back"
     report = runtime.json("move", "show", move["move_id"])["report"]
     assert report["why"]["proposal_id"] == proposal["proposal_id"]
     assert [item["act"] for item in report["why"]["acts"]][:2] == ["proposed", "accepted"]
+    runtime.run("tenant", "erase", "busybody", "--yes")

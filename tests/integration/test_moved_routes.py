@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from support.engines import ask, make_tenant, opened
@@ -11,7 +12,8 @@ from support.install import Install
 
 from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
-from tenancy.data_isolation.core.types import IsolationLevel
+from tenancy.data_isolation.core.types import IsolationLevel, Operation
+from tenancy.data_isolation.engine.connection import Connection
 from tenancy.data_isolation.engine.engine import Engine
 
 COUNT = "select count(*) from users"
@@ -132,5 +134,39 @@ async def test_while_the_catalog_is_away_the_fence_is_asked_for_by_everybody(ins
             "update tenancy.fence set epoch = epoch + 1 where tenant_no = $1", tenant.tenant_no
         )
 
-        with pytest.raises(UnavailableError):
-            await ask(other, "acme", COUNT)
+        read, write = Operation(query=COUNT), Operation(query="update users set email = email")
+        keyed = replace(write, idempotency_key="once")
+        for operation in (read, write, keyed):
+            with pytest.raises(UnavailableError):
+                await other.execute("acme", operation)
+        for atomic in (True, False):
+            with pytest.raises(UnavailableError):
+                await other.execute_batch("acme", [read, write, read], atomic=atomic)
+
+
+async def test_what_a_tenant_asks_for_is_prepared_where_it_will_be(install, mover):
+    await make_tenant(mover)
+    async with opened(install, tables=False, placement_refresh_ms=500) as other:
+        read = "select email from users where id = $1"
+        heard = []
+        learn = other._executor.flights.learn
+
+        async def noted(connection: Connection, text: str) -> None:
+            await learn(connection, text)
+            heard.append((connection.key.role, text, connection.prepared(text) is not None))
+
+        other._executor.flights.learn = noted
+
+        async def work() -> None:
+            while True:
+                await ask(other, "acme", read, 1)
+                await asyncio.sleep(0.01)
+
+        working = asyncio.create_task(work())
+        try:
+            move = await mover.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
+            await mover.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=20)
+        finally:
+            working.cancel()
+            await asyncio.wait([working])
+        assert (move.target.role, read, True) in heard

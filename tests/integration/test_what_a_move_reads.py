@@ -19,11 +19,13 @@ from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.move_copy import Cursor, MoveCopier
 from tenancy.data_isolation.engine.move_cutover import Cutover
 
-ROWS, CHUNK, CHANGED = 20_000, 1_000, 5
+ROWS, CHUNK, CHANGED = 5_000, 500, 5
 TABLES = """
 create table plain (id bigint primary key, t text);
 create table worded (name text, at timestamptz(3), t text, primary key (name, at));
+create table priced (n numeric primary key, t text);
 """
+TABLE_NAMES = ("plain", "worded", "priced")
 WAIT_S = 60.0
 
 
@@ -37,6 +39,7 @@ async def engine(install: Install) -> AsyncIterator[Engine]:
         await ask(made, "acme", f"insert into plain select n, n::text {numbers}")
         day = "date '2026-01-01' + n * interval '1 minute'"
         await ask(made, "acme", f"insert into worded select n::text, {day}, n::text {numbers}")
+        await ask(made, "acme", f"insert into priced select n, n::text {numbers}")
         yield made
 
 
@@ -51,7 +54,15 @@ def rows_read(plan: dict[str, Any]) -> int:
     return sum(
         int((node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"])
         for node in nodes(plan)
-        if node.get("Relation Name") in ("plain", "worded")
+        if node.get("Relation Name") in TABLE_NAMES
+    )
+
+
+def compared(plan: dict[str, Any]) -> int:
+    """Pairs of rows that a join has compared one by one."""
+    return sum(
+        int(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
+        for node in nodes(plan)
     )
 
 
@@ -78,8 +89,10 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
         schema, number = copier.source.placement.schema, copier._tenant_no
         await copier.stage_keys(changed)
         for here, there in copier.pairs():
-            if here.name not in ("plain", "worded"):
+            if here.name not in TABLE_NAMES:
                 continue
+            # Row security lets no index find a numeric key: such a table is read, but once.
+            once = here.name == "priced"
             assert len(changed[here.name]) == CHANGED
             for what, text in {
                 "rows": here.changed_rows(copier._move_id, schema, number),
@@ -88,7 +101,9 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
                 "all": here.digest(schema, number, notes=copier._move_id, only=False),
             }.items():
                 plan = await explained(copier, text)
-                read[what] = max(read.get(what, 0), rows_read(plan))
+                assert compared(plan) <= ROWS, plan
+                name = f"{what} of a table" if once else what
+                read[name] = max(read.get(name, 0), rows_read(plan))
         await copier.make_stages()
         await carry_rest(self, carried)
 
@@ -101,6 +116,7 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
         await ask(
             engine, "acme", f"update worded set t = 'x' where name {first.format('name', 'worded')}"
         )
+        await ask(engine, "acme", f"update priced set t = 'x' where n <= {CHANGED}")
         await cutover._copier.source.admin()
 
     monkeypatch.setattr(Cutover, "_carry_rest", looked)
@@ -109,6 +125,7 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
 
     # The removal reads them by their keys and then by their places.
     assert read.pop("all") >= ROWS - CHANGED
+    assert all(read.pop(name) <= 2 * ROWS for name in list(read) if name.endswith("table"))
     assert read == {"rows": CHANGED, "digest": CHANGED, "removal": 2 * CHANGED}
 
 
@@ -127,7 +144,8 @@ async def test_a_copy_reads_each_row_once(engine, monkeypatch):
         end = here.chunk_end(
             schema, self._tenant_no, after=cursor.last_key, until=done.end_key, rows=CHUNK
         )
-        read.extend([rows_read(await explained(self, text)) for text in (chunk, end)])
+        if here.name != "priced":
+            read.extend([rows_read(await explained(self, text)) for text in (chunk, end)])
         return done
 
     monkeypatch.setattr(MoveCopier, "_next_rows", looked)
