@@ -7,6 +7,9 @@ Rules this module keeps (keys are noted, and rows are not):
 * The source is read in one snapshot, and what was read is put in by one transaction. After it the
   target holds, of every key that it has had, what the source had at that snapshot; so no unique
   constraint can be in the way. A chunk of the first copy comes with all notes of its table.
+* Users' code that such statements reach (casts, policies, checks, functions that are evaluated
+  while planning) runs where no role can be changed (`MoveSide.ask`, `put` and `run`). Only the
+  stages, which are the admin's, are read and written without that.
 * Notes are removed at the source after the target has committed what they stand for, by number,
   because a lower number can appear later.
 """
@@ -14,13 +17,13 @@ Rules this module keeps (keys are noted, and rows are not):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import SchemaError
-from tenancy.data_isolation.core.identifiers import TenantNo, quote_identifier
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.move_side import MoveSide, SideName
 from tenancy.data_isolation.engine.move_table import MoveTable
@@ -113,7 +116,7 @@ class MoveCopier:
             else:
                 await stacks[self.source.name].enter_async_context(self.source.working())
             await stacks[self.target.name].enter_async_context(self.target.working())
-            await self.make_stages()
+            await self.empty_stages()
 
             async def commit(side: MoveSide) -> None:
                 await stacks[side.name].aclose()
@@ -129,12 +132,13 @@ class MoveCopier:
         cursor = (await self.cursors()).get(here.name, Cursor())
         carried = Carried()
         async with self.carrying() as changed:
-            await self._make_stages([there])
+            await self._empty_stages([pair])
             await self.source.connection.execute(_SQL.statement("read_in_order"))
             done = await self._next_rows(pair, cursor, rows, carried)
             if here.name in changed:
-                await self._fill(self._changed_rows(here), there, carried)
+                await self._fill(self._changed_rows(here), pair, carried)
                 carried.notes[here.name] = changed[here.name]
+            await self._ship(pair, carried)
             await self._put_in([there], replaces=here.name in changed)
             await self._set_cursor(here.name, done)
         await self.forget(carried)
@@ -144,18 +148,18 @@ class MoveCopier:
         self, pair: tuple[MoveTable, MoveTable], cursor: Cursor, rows: int, carried: Carried
     ) -> Cursor:
         """Bring the next rows of a table into its stage; how far the copy is with them."""
-        here, there = pair
+        here, _ = pair
         schema, after = self.source.placement.schema, cursor.last_key
         end = cursor.end_key or await self._highest_key(here)
         if end is None:
             return Cursor(complete=True)
-        found = await self.source.connection.fetchval(
+        found = await self.source.ask(
             here.chunk_end(schema, self._tenant_no, after=after, until=end, rows=rows)
         )
-        last = end if found is None else tuple(found)
+        last = tuple(found[0]["key"]) if found else end
         chunk = here.chunk(self._move_id, schema, self._tenant_no, after=after, until=last)
-        await self._fill(chunk, there, carried)
-        return Cursor(last_key=last, end_key=end, complete=found is None)
+        await self._fill(chunk, pair, carried)
+        return Cursor(last_key=last, end_key=end, complete=not found)
 
     async def catch_up(self) -> Carried:
         """Carry the changed rows of all tables as they are in one snapshot."""
@@ -163,7 +167,7 @@ class MoveCopier:
         if not await self.source.backlog():
             return carried
         async with self.carrying() as changed:
-            await self._make_stages(there for here, there in self.pairs() if here.name in changed)
+            await self._empty_stages([pair for pair in self.pairs() if pair[0].name in changed])
             await self.carry_changed(changed, carried)
         await self.forget(carried)
         return carried
@@ -171,21 +175,24 @@ class MoveCopier:
     async def carry_changed(self, changed: Mapping[str, Sequence[int]], carried: Carried) -> None:
         """Carry the rows of `changed` keys, through stages that are empty."""
         pairs = [pair for pair in self.pairs() if pair[0].name in changed]
-        for here, there in pairs:
-            await self._fill(self._changed_rows(here), there, carried)
+        for pair in pairs:
+            here, _ = pair
+            await self._fill(self._changed_rows(here), pair, carried)
+            await self._ship(pair, carried)
             carried.notes[here.name] = list(changed[here.name])
         await self._put_in([there for _, there in pairs])
 
-    async def make_stages(self) -> None:
+    async def empty_stages(self) -> None:
         """Have an empty stage for each table."""
-        await self._make_stages(there for _, there in self.pairs())
+        await self._empty_stages(self.pairs())
 
     async def stage_keys(self, changed: Mapping[str, Sequence[int]]) -> None:
         """Let the stages of all tables hold the changed keys, within `carrying`."""
-        await self.make_stages()
-        for here, there in self.pairs():
-            if here.name in changed:
-                await self._fill(self._changed_rows(here), there, Carried())
+        await self.empty_stages()
+        for pair in self.pairs():
+            if pair[0].name in changed:
+                await self._fill(self._changed_rows(pair[0]), pair, Carried())
+                await self._ship(pair, Carried())
 
     async def forget(self, carried: Carried) -> None:
         """Remove the notes of what was carried, after the target has committed it."""
@@ -216,7 +223,8 @@ class MoveCopier:
 
     async def _highest_key(self, table: MoveTable) -> tuple[str, ...] | None:
         text = table.highest_key(self.source.placement.schema, self._tenant_no)
-        return _key(await self.source.connection.fetchval(text))
+        found = await self.source.ask(text)
+        return tuple(found[0]["key"]) if found else None
 
     async def _put_in(self, tables: Sequence[MoveTable], *, replaces: bool = True) -> None:
         """Let the target have what is in the stages; it `replaces` nothing in a first copy."""
@@ -231,10 +239,13 @@ class MoveCopier:
             *(table.take(schema) for table in tables),
         )
 
-    async def _make_stages(self, tables: Iterable[MoveTable]) -> None:
-        text = "; ".join(table.make_stage() for table in tables)
-        if text:
-            await self.target.connection.execute(text)
+    async def _empty_stages(self, pairs: Sequence[tuple[MoveTable, MoveTable]]) -> None:
+        if pairs:
+            names = ", ".join(there.stage for _, there in pairs)
+            await self.target.connection.execute(f"truncate {names}")
+            if not self.is_one_database:
+                names = ", ".join(here.stage for here, _ in pairs)
+                await self.source.connection.execute(f"truncate {names}")
 
     async def _set_cursor(self, name: str, cursor: Cursor) -> None:
         text = _SQL.statement("set_cursor", move=self._move_id)
@@ -242,21 +253,17 @@ class MoveCopier:
             text, name, cursor.last_key, cursor.end_key, cursor.complete
         )
 
-    async def _fill(self, query: str, table: MoveTable, carried: Carried) -> int:
-        """Bring what a query finds at the source into the target's stage; how many rows."""
-        if self.is_one_database:
-            names = ", ".join(map(quote_identifier, table.stage_columns))
-            status = await self.target.connection.execute(
-                f"insert into {table.stage} ({names}) {query}"
-            )
-        else:
-            status = await self._pipe(query, table, carried)
-        rows = int(status.rpartition(" ")[2])
-        carried.rows += rows
-        return rows
+    async def _fill(self, query: str, pair: tuple[MoveTable, MoveTable], carried: Carried) -> None:
+        """Bring what a query finds into a stage: the target's, or the source's to be shipped."""
+        here, there = pair
+        stage = there if self.is_one_database else here
+        carried.rows += await self.source.put(stage, query)
 
-    async def _pipe(self, query: str, table: MoveTable, carried: Carried) -> str:
-        """COPY out of one server and into the other, some parts at a time."""
+    async def _ship(self, pair: tuple[MoveTable, MoveTable], carried: Carried) -> None:
+        """COPY the stage of one database into that of the other, some parts at a time."""
+        here, there = pair
+        if self.is_one_database:
+            return
         parts: asyncio.Queue[bytes | None] = asyncio.Queue(_PARTS_MAX)
 
         async def take(part: bytes) -> None:
@@ -268,24 +275,27 @@ class MoveCopier:
                 yield part
 
         async def read() -> str:
-            status: str = await self.source.connection.copy_from_query(
-                query, output=take, format="binary"
+            status: str = await self.source.connection.copy_from_table(
+                here.stage.rpartition(".")[2],
+                schema_name="pg_temp",
+                output=take,
+                columns=here.stage_columns,
+                format="binary",
             )
             await parts.put(None)
             return status
 
         async def write() -> str:
             status: str = await self.target.connection.copy_to_table(
-                table.stage.rpartition(".")[2],
+                there.stage.rpartition(".")[2],
                 schema_name="pg_temp",
                 source=give(),
-                columns=table.stage_columns,
+                columns=there.stage_columns,
                 format="binary",
             )
             return status
 
-        _, status = await together(read(), write())
-        return status
+        await together(read(), write())
 
 
 def _key(texts: Sequence[str] | None) -> tuple[str, ...] | None:

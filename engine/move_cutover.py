@@ -179,7 +179,7 @@ class Cutover:
         await self._copier.carry_changed(changed, Carried())
         # They may differ: the tenant is at work.
         await self._proof.compare_changed(changed)
-        await self._copier.make_stages()
+        await self._copier.empty_stages()
         for side in (self._copier.source, self._copier.target):
             await side.admin()
             await side.rehearse()

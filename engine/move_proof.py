@@ -135,7 +135,7 @@ async def _digests(side: MoveSide, texts: Sequence[str]) -> list[Digest]:
         f"select {place} as place, d.* from ({text}) d"  # noqa: S608 - texts of ours
         for place, text in enumerate(texts)
     )
-    rows = sorted(await side.connection.fetch(text), key=lambda row: row["place"])
+    rows = sorted(await side.ask(text), key=lambda row: row["place"])
     return [Digest(rows=row["rows"], sum=row["sum"], xor=row["xor"]) for row in rows]
 
 

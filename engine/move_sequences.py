@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
 from tenancy.data_isolation.core.identifiers import quote_identifier, quote_literal
 from tenancy.data_isolation.engine.move_side import MoveSide
-from tenancy.data_isolation.engine.pinning import pinned
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.together import together
 
@@ -61,31 +58,28 @@ class MoveSequences:
         ours, theirs = await self._stand(names)
         behind = _behind(theirs, ours)
         if behind and target.is_shared:
-            await target.connection.execute("; ".join(map(self._closed, behind)))
-            now = await self._positions(target.connection, self._places(target, behind))
+            await target.run(*map(self._closed, behind))
+            now = await self._positions(target, self._places(target, behind))
             behind = _behind(dict(zip(behind, now, strict=True)), ours)
         if behind:
-            # No parameters: the driver would ask first what an array of texts is.
             steps = [
                 f"pg_catalog.setval({quote_literal(_sequence(target, name))}, {ours[name].last:d})"
                 for name in behind
             ]
-            await target.connection.execute(f"select {', '.join(steps)}")
+            await target.run(f"select {', '.join(steps)}")
 
     async def _stand(self, names: Sequence[str]) -> list[dict[str, Position]]:
         """Where these sequences stand at the source, and at the target."""
-        source, target = self._source.connection, self._target.connection
-        ours, theirs = self._places(self._source, names), self._places(self._target, names)
-        if source is target:
+        source, target = self._source, self._target
+        ours, theirs = self._places(source, names), self._places(target, names)
+        if source.connection is target.connection:
             found = await self._positions(source, ours + theirs)
             both = [found[: len(names)], found[len(names) :]]
         else:
             both = await together(self._positions(source, ours), self._positions(target, theirs))
         return [dict(zip(names, side, strict=True)) for side in both]
 
-    async def _positions(
-        self, connection: asyncpg.Connection, places: Sequence[tuple[str, int]]
-    ) -> list[Position]:
+    async def _positions(self, side: MoveSide, places: Sequence[tuple[str, int]]) -> list[Position]:
         """Where sequences stand, which are given by their names and increments."""
         if not places:
             return []
@@ -93,7 +87,7 @@ class MoveSequences:
             f"select {place}::int as place, last_value, is_called from {name}"  # noqa: S608 - quoted
             for place, (name, _) in enumerate(places)
         )
-        rows = sorted(await connection.fetch(pinned(text)), key=lambda row: row["place"])
+        rows = sorted(await side.ask(text), key=lambda row: row["place"])
         return [
             Position(last=row["last_value"], is_called=row["is_called"], increment=increment)
             for row, (_, increment) in zip(rows, places, strict=True)

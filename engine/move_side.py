@@ -30,7 +30,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 from tenancy.data_isolation.engine.pinning import pinned
-from tenancy.data_isolation.engine.runner import leave_owner
+from tenancy.data_isolation.engine.runner import ask, leave_owner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -211,6 +211,19 @@ class MoveSide:
         """Go on as the admin."""
         await self.connection.execute("reset role")
 
+    async def ask(self, query: str) -> list[dict[str, Any]]:
+        """The rows of a query that reads users' tables, in which no role can be changed.
+
+        Raises `SchemaError` when something in the schema has spoilt the answer.
+        """
+        return await ask(self.connection, _answered(f"with answer as ({query})"))
+
+    async def put(self, table: MoveTable, query: str) -> int:
+        """Put what a query finds into a stage of this database; how many rows. As `ask`."""
+        (found,) = await ask(self.connection, _answered(table.put_in_stage(query)))
+        rows: int = found["rows"]
+        return rows
+
     async def owner(self) -> None:
         """Go on as the owner again, in the same transaction."""
         await self.connection.execute("set local role tenancy_owner")
@@ -287,10 +300,10 @@ class MoveSide:
 
     async def count(self, table: MoveTable) -> int:
         """How many rows of the tenant a table has; within `working`."""
-        where = f"{table.at(self.placement.schema)} where tenant_id = $1"
-        text = pinned(f"select count(*) from {where}")  # noqa: S608 - a quoted name
-        found: int = await self.connection.fetchval(text, self._tenant_no)
-        return found
+        where = f"{table.at(self.placement.schema)} where tenant_id = {self._tenant_no:d}"
+        (found,) = await self.ask(f"select count(*) as rows from {where}")  # noqa: S608 - quoted
+        rows: int = found["rows"]
+        return rows
 
     async def probe(self) -> float:
         """How long a small write takes here now, in seconds."""
@@ -362,6 +375,12 @@ class MoveSide:
         )
         await self.connection.execute(text, notes)
 
+    async def make_stages(self) -> None:
+        """Have the stages, for this session, before any code of users has run in it."""
+        if self.tables:
+            text = "; ".join(table.make_stage() for table in self.tables)
+            await self.connection.execute(text)
+
     async def analyze(self) -> None:
         """Have statistics of the tables, unless they are shared: PostgreSQL looks at a table that
         is new only after a while, and the tenant would work with bad plans until then.
@@ -402,6 +421,12 @@ class MoveSide:
                 await asyncio.sleep(min(_LOCK_PAUSE_S * 2**attempt, _LOCK_PAUSE_MAX_S))
             else:
                 return
+
+
+def _answered(parts: str) -> str:
+    """A statement whose part `answer` is the answer, as `runner.ask` wants it."""
+    text = "(select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a)"
+    return pinned(f"{parts} select set_config('tenancy.answer', {text}, true)")
 
 
 def session_name(move_id: MoveId) -> str:

@@ -89,6 +89,8 @@ class MoveSides:
         for side in (self.source, self.target):
             await side.take_term(self._desk.term, pids)
         await self.read_tables()
+        for side in (self.source, self.target):
+            await side.make_stages()
 
     async def read_tables(self) -> None:
         """Learn which tables there are on both sides."""

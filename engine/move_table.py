@@ -81,8 +81,15 @@ class MoveColumn:
         return "text" if self.own_type else self.type
 
     def carried(self, alias: str) -> str:
-        """Its value as it travels."""
-        return f"{alias}.{self.quoted}::pg_catalog.text" if self.own_type else self.of(alias)
+        """Its value as it travels.
+
+        Of a type of the schema's own by what the type itself writes: a cast to text could have been
+        made by users, and where the keys are noted that would work as the keeper.
+        """
+        value = self.of(alias)
+        if not self.own_type:
+            return value
+        return f"case when {value} is null then null else pg_catalog.concat({value}) end"
 
     def taken(self, alias: str) -> str:
         """Its value as the target's column wants it, from the stage."""
@@ -116,7 +123,8 @@ class MoveColumn:
         """A value that is the same at two places exactly when the column is."""
         if self.type in _HASHED_AS_THEY_ARE:
             return self.of(alias)
-        return f'({self.of(alias)}::pg_catalog.text collate "C")'
+        value = self.carried(alias) if self.own_type else f"{self.of(alias)}::pg_catalog.text"
+        return f'({value} collate "C")'
 
     @property
     def quoted(self) -> str:
@@ -207,11 +215,22 @@ class MoveTable:
     # What the stage takes
 
     def make_stage(self) -> str:
-        """Makes the stage if it is not there, for the admin and the owner, and empties it."""
+        """Makes the stage, the admin's. The owner, as whom users' code runs, can fill and empty it,
+        and hang nothing on it that would run when the admin does.
+        """
         columns = "".join(f", {column.quoted} {column.stage_type}" for column in self.columns)
         return (
-            f"create temporary table if not exists {self.stage} ({_KIND} smallint{columns}); "
-            f"grant all on {self.stage} to tenancy_owner; truncate {self.stage}"
+            f"drop table if exists {self.stage}; "
+            f"create temporary table {self.stage} ({_KIND} smallint{columns}); "
+            f"grant select, insert, truncate on {self.stage} to tenancy_owner"
+        )
+
+    def put_in_stage(self, query: str) -> str:
+        """Puts what a query finds into the stage; one row, that says how many there were."""
+        names = ", ".join(map(quote_identifier, self.stage_columns))
+        return (
+            f"with put as (insert into {self.stage} ({names}) {query} returning 1), "
+            "answer as (select count(*) as rows from put)"
         )
 
     @property
@@ -257,7 +276,7 @@ class MoveTable:
         texts = ", ".join(f"{column.of('r')}::pg_catalog.text" for column in self.key)
         key = ", ".join(column.of("r") for column in self.key)
         return pinned(
-            f"select array[{texts}] from {self.at(schema)} r "
+            f"select array[{texts}] as key from {self.at(schema)} r "
             f"where {self._between(tenant_no, after, until)} "
             f"order by {key} offset {rows - 1:d} limit 1"
         )
@@ -284,7 +303,7 @@ class MoveTable:
         texts = ", ".join(f"{column.of('r')}::pg_catalog.text" for column in self.key)
         order = ", ".join(f"{column.of('r')} desc" for column in self.key)
         return pinned(
-            f"select array[{texts}] from {self.at(schema)} r "
+            f"select array[{texts}] as key from {self.at(schema)} r "
             f"where r.{TENANT_COLUMN} = {tenant_no:d} order by {order} limit 1"
         )
 

@@ -104,7 +104,7 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
                 assert compared(plan) <= ROWS, plan
                 name = f"{what} of a table" if once else what
                 read[name] = max(read.get(name, 0), rows_read(plan))
-        await copier.make_stages()
+        await copier.empty_stages()
         await carry_rest(self, carried)
 
     async def changing(cutover: Cutover, turn: Any) -> None:
