@@ -435,7 +435,7 @@ class Engine:
             route = await self._routes.route(parse_tenant_id(tenant_id))
         allowance = route.allowance
         allowance.enter()
-        began_s = monotonic()
+        began_s, reached = monotonic(), True
         try:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
@@ -452,9 +452,13 @@ class Engine:
                 return await self._understood(route, operation)
 
             return await self._routes.run(parse_tenant_id(tenant_id), work)
+        except TenancyError as error:
+            reached = _has_reached_a_server(error)
+            raise
         finally:
             allowance.leave()
-            self.loads.note(route, 1, began_s)
+            if reached:
+                self.loads.note(route, 1, began_s)
 
     async def execute_batch(
         self,
@@ -487,12 +491,17 @@ class Engine:
         route = await self._routes.route(name)
         allowance = route.allowance
         allowance.enter(len(operations))
-        began_s = monotonic()
+        began_s, reached = monotonic(), 0
         try:
             outcomes = await self._routes.run(name, work)
+            reached = sum(map(_has_reached_a_server, outcomes))
+        except TenancyError as error:
+            reached = len(operations) if _has_reached_a_server(error) else 0
+            raise
         finally:
             allowance.leave(len(operations))
-            self.loads.note(route, len(operations), began_s)
+            if reached:
+                self.loads.note(route, reached, began_s)
         if any(
             isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
         ):
@@ -536,6 +545,11 @@ def _is_worth_another_look(error: TenancyError) -> bool:
 
 def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
     return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
+
+
+def _has_reached_a_server(outcome: QueryResult | TenancyError) -> bool:
+    """Whether a server had to do with it: what was refused before says nothing of any load."""
+    return isinstance(outcome, QueryResult) or outcome.sqlstate is not None
 
 
 def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:

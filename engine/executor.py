@@ -135,8 +135,12 @@ class Executor:
         """Have a session there that has these texts prepared and planned; nothing runs."""
 
         async def program(connection: Connection, _: Ticket) -> None:
-            for text in texts:
-                await self.flights.learn(connection, text)
+            limit = connection.cancel_later(_LEARNING_S)
+            try:
+                for text in texts:
+                    await self.flights.learn(connection, text)
+            finally:
+                limit.cancel()
 
         await self.run(route, program, self.deadline_at(_LEARNING_S), plain=True)
 

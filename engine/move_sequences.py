@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import quote_identifier, quote_literal
 from tenancy.data_isolation.engine.move_side import MoveSide
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -36,8 +37,9 @@ class MoveSequences:
     def __init__(self, source: MoveSide, target: MoveSide) -> None:
         self._source = source
         self._target = target
-        #: By name, in which direction each one counts.
+        #: By name, in which direction each one counts, and its last number.
         self._increments: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
 
     async def learn(self) -> None:
         """Learn which sequences there are on both sides, before the tenant is held."""
@@ -47,6 +49,27 @@ class MoveSequences:
         ]
         there = {row["name"] for row in theirs}
         self._increments = {row["name"]: row["increment"] for row in ours if row["name"] in there}
+        self._ends = {row["name"]: row["last"] for row in theirs}
+
+    async def check(self) -> None:
+        """Raise `ConflictError` when the target's would have to go beyond the half of a sequence
+        that it shares with other tenants: one tenant could use up the numbers of all of them.
+        """
+        names = sorted(self._increments)
+        ours, theirs = await self._stand(names)
+        self._check(_behind(theirs, ours), ours)
+
+    def _check(self, behind: Iterable[str], wanted: Mapping[str, Position]) -> None:
+        spent = [
+            name
+            for name in behind
+            if self._target.is_shared and 2 * abs(wanted[name].last) > abs(self._ends[name])
+        ]
+        if spent:
+            raise ConflictError(
+                f"the tenant has used up more than half of the numbers of {', '.join(spent)}, "
+                "which it would share with other tenants; make these columns bigint first"
+            )
 
     async def advance(self) -> None:
         """Let no sequence of the target give out what the source's has; as the owner.
@@ -57,6 +80,7 @@ class MoveSequences:
         names, target = sorted(self._increments), self._target
         ours, theirs = await self._stand(names)
         behind = _behind(theirs, ours)
+        self._check(behind, ours)
         if behind and target.is_shared:
             await target.run(*map(self._closed, behind))
             now = await self._positions(target, self._places(target, behind))

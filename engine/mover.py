@@ -41,6 +41,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_copy import Carried, Cursor
 from tenancy.data_isolation.engine.move_cutover import check_equal, reopen
 from tenancy.data_isolation.engine.move_proof import definition_differences, unready_indexes
+from tenancy.data_isolation.engine.move_sequences import MoveSequences
 from tenancy.data_isolation.engine.move_sides import MoveSides, opened_sides
 from tenancy.data_isolation.engine.move_store import MoveDesk, SupersededError
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
@@ -186,7 +187,10 @@ class Mover:
         if differences:
             raise SchemaError(f"source and target differ in {', '.join(differences[:10])}")
         total = 0
-        async with sides.source.working():
+        async with sides.copier().carrying():
+            sequences = MoveSequences(sides.source, sides.target)
+            await sequences.learn()
+            await sequences.check()
             for table in sides.source.tables:
                 total += await sides.source.count(table)
         await self._note(
@@ -292,22 +296,28 @@ class Mover:
         except Exception as error:
             self._check_lines(sides, error)
             # Whatever it was, the tenant is not left closed, and a move can fail from there.
-            move = await self._recover(await self._desk.read(), sides, reason=told(error))
-            if not isinstance(error, _PASSING):
+            passing = isinstance(error, _PASSING)
+            # Who could not be held has been compared already: all of it again would be for nothing.
+            back_to = MoveState.VERIFIED if passing else MoveState.CATCHING_UP
+            now = await self._desk.read()
+            move = await self._recover(now, sides, reason=told(error), back_to=back_to)
+            if not passing:
                 raise
             return await self._later(move, error)
         move = await self._desk.read()
         await self._desk.note_report({"cutover": report.document()})
         return move
 
-    async def _recover(self, move: Move, sides: MoveSides, *, reason: str | None = None) -> Move:
-        """After a cutover that was cut off: the tenant works where the catalog has it."""
+    async def _recover(
+        self, move: Move, sides: MoveSides, *, reason: str, back_to: MoveState
+    ) -> Move:
+        """After a cutover that came to nothing: the tenant works where the catalog has it."""
         placement = await self._placement(move)
         side = sides.target if _is_at(placement, move.target) else sides.source
         await reopen(side, self._desk, move, placement)
         if move.state is not MoveState.CUTTING_OVER:
             return move
-        state = MoveState.OPEN if move.reversing else MoveState.CATCHING_UP
+        state = MoveState.OPEN if move.reversing else back_to
         return await self._desk.advance(move, state, error=reason)
 
     def _check_lines(self, sides: MoveSides, error: Exception) -> None:
@@ -374,7 +384,10 @@ class Mover:
                 raise
             except Exception as error:
                 self._check_lines(sides, error)
-                move = await self._recover(await self._desk.read(), sides, reason=told(error))
+                now = await self._desk.read()
+                move = await self._recover(
+                    now, sides, reason=told(error), back_to=MoveState.CATCHING_UP
+                )
                 if not isinstance(error, _PASSING):
                     raise
                 await self._pause(attempt)

@@ -14,6 +14,8 @@ from tenancy.data_isolation.engine.statement import Statement
 #: Statements of a tenant that are remembered, and tenants of which some are.
 _TEXTS_MAX: Final = 32
 _TENANTS_MAX: Final = 1_000
+#: Longest text among them.
+_TEXT_CHARS_MAX: Final = 4_000
 
 
 class Overheard:
@@ -24,8 +26,9 @@ class Overheard:
 
     def hear(self, tenant_no: TenantNo, statement: Statement) -> None:
         """A tenant asks for this."""
-        if not statement.plain:
-            return  # To plan it could call functions of users.
+        # To plan others could call functions of users, or take long.
+        if not statement.plain or len(statement.text) > _TEXT_CHARS_MAX:
+            return
         texts = self._heard.setdefault(tenant_no, OrderedDict())
         texts[statement.text] = None
         texts.move_to_end(statement.text)

@@ -246,9 +246,11 @@ class Routes:
             self._watch(moving.keys())
             self._unsure = len(moving) >= _MOVED_MAX
             self._announce(moving)
-        except TenancyError:
+        except BaseException as error:
             self._unsure = True
             began = self._loop.time()
+            if not isinstance(error, TenancyError):
+                raise
         finally:
             self._believed_until = began + self._believed_s
             self._looking = None

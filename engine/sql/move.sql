@@ -281,8 +281,9 @@ where c.relnamespace = to_regnamespace(quote_ident($1)) and c.relname = $2
   and not t.tgisinternal and starts_with(t.tgname::text, 'tenancy_' || $3);
 
 -- name: sequences
--- The sequences of schema $1, in the direction in which they count.
-select c.relname::text as name, s.seqincrement as increment
+-- The sequences of schema $1, in the direction in which they count, and how far that can be.
+select c.relname::text as name, s.seqincrement as increment,
+       case when s.seqincrement > 0 then s.seqmax else s.seqmin end as last
 from pg_sequence s join pg_class c on c.oid = s.seqrelid
 where c.relnamespace = to_regnamespace(quote_ident($1))
 order by c.relname;

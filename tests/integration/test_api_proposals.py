@@ -146,3 +146,16 @@ async def test_the_command_lists_shows_accepts_and_dismisses(acme):
     assert "does not go with" in both.err
     missing = await running.run("proposal", "show", NO_PROPOSAL, status=1)
     assert "there is no proposal" in missing.err
+
+
+async def test_what_is_refused_before_a_server_sees_it_proposes_nothing(acme):
+    running, made = acme
+    tenant = await running.api.client(await running.api.key("acme"))
+    look = made.review(OrchestrationMode.PROPOSE)
+    refused = {"operations": [{"query": "drop table users"}] * 50}
+    for _ in range(2):
+        for _ in range(-(-BUSY // 50)):
+            answer = await tenant.post("/v1/tenants/acme/batch", json=refused)
+            assert answer.json()["results"][0]["error"]["status"] == 403
+        await made.window(look)
+    assert (await running.api.admin.get("/v1/proposals")).json()["proposals"] == []

@@ -107,3 +107,17 @@ async def test_what_comes_late_does_not_open_the_place_that_was_left(pair, insta
             "select epoch, open from tenancy.fence where tenant_no = $1", tenant.tenant_no
         )
     assert tuple(fence) == (tenant.placement.epoch, False)
+
+
+async def test_numbers_that_a_tenant_has_used_up_are_not_taken_from_those_who_share(pair):
+    await pair.apply_migration("0009_tickets", "create table tickets (id smallserial primary key)")
+    for name, level in (("victim", IsolationLevel.ROW), ("spender", IsolationLevel.SCHEMA)):
+        context = TenantContext(tenant_id=name)
+        await pair.create_tenant(context, level=level, server=ServerName("main"))
+    fill = "insert into tickets select from generate_series(1, {})"
+    await ask(pair, "spender", fill.format(20_000))
+    move = await pair.moves.start("spender", MoveTarget(level=IsolationLevel.ROW))
+    move = await pair.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=40)
+    assert move.state is MoveState.FAILED
+    assert "more than half of the numbers of tickets_id_seq" in (move.error or "")
+    assert (await ask(pair, "victim", fill.format(16_000))).row_count == 16_000
