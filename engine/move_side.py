@@ -30,7 +30,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_store import SupersededError
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 from tenancy.data_isolation.engine.pinning import pinned
-from tenancy.data_isolation.engine.runner import ask, leave_owner
+from tenancy.data_isolation.engine.runner import answered, ask, ask_query, leave_owner
 from tenancy.data_isolation.engine.scoping import enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -216,11 +216,11 @@ class MoveSide:
 
         Raises `SchemaError` when something in the schema has spoilt the answer.
         """
-        return await ask(self.connection, _answered(f"with answer as ({query})"))
+        return await ask_query(self.connection, query)
 
     async def put(self, table: MoveTable, query: str) -> int:
         """Put what a query finds into a stage of this database; how many rows. As `ask`."""
-        (found,) = await ask(self.connection, _answered(table.put_in_stage(query)))
+        (found,) = await ask(self.connection, answered(table.put_in_stage(query)))
         rows: int = found["rows"]
         return rows
 
@@ -421,12 +421,6 @@ class MoveSide:
                 await asyncio.sleep(min(_LOCK_PAUSE_S * 2**attempt, _LOCK_PAUSE_MAX_S))
             else:
                 return
-
-
-def _answered(parts: str) -> str:
-    """A statement whose part `answer` is the answer, as `runner.ask` wants it."""
-    text = "(select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a)"
-    return pinned(f"{parts} select set_config('tenancy.answer', {text}, true)")
 
 
 def session_name(move_id: MoveId) -> str:

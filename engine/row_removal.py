@@ -19,8 +19,7 @@ import asyncpg
 from tenancy.data_isolation.core.errors import ConflictError
 from tenancy.data_isolation.core.identifiers import SchemaName, TenantNo, quote_identifier
 from tenancy.data_isolation.engine.fence import remove_fence
-from tenancy.data_isolation.engine.pinning import pinned
-from tenancy.data_isolation.engine.runner import check_runner
+from tenancy.data_isolation.engine.runner import ask_query, check_runner
 from tenancy.data_isolation.engine.scoping import as_keeper, enter_schema
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
@@ -129,11 +128,12 @@ class _Removal:
         await check_runner(self._connection)
 
     async def _count(self, table: str, limit: int | None) -> int:
-        rows = f"select 1 from {self._named(table)} limit $1"  # noqa: S608
-        count: int = await self._connection.fetchval(
-            pinned(f"select count(*) from ({rows}) as found"),  # noqa: S608 - quoted names only
-            limit,
-        )
+        most = "all" if limit is None else f"{limit:d}"
+        rows = f"select 1 from {self._named(table)} limit {most}"  # noqa: S608 - quoted names only
+        # Policies and checks can have been changed by what a row that was deleted has called.
+        query = f"select count(*) as rows from ({rows}) as found"  # noqa: S608
+        (found,) = await ask_query(self._connection, query)
+        count: int = found["rows"]
         return count
 
     def _named(self, table: str) -> str:

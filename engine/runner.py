@@ -17,6 +17,7 @@ import asyncpg
 
 from tenancy.data_isolation.core.errors import SchemaError, SchemaRefusedError
 from tenancy.data_isolation.engine.installed_functions import release_functions
+from tenancy.data_isolation.engine.pinning import pinned
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("namespace.sql")
@@ -43,6 +44,17 @@ async def ask(connection: asyncpg.Connection, statement: str, *values: Any) -> l
             "changed there"
         )
     return found
+
+
+async def ask_query(connection: asyncpg.Connection, query: str) -> list[dict[str, Any]]:
+    """The rows of a query that reads users' tables; otherwise as `ask`."""
+    return await ask(connection, answered(f"with answer as ({query})"))
+
+
+def answered(parts: str) -> str:
+    """A statement whose WITH part `answer` is the answer, as `ask` wants it."""
+    text = "(select coalesce(jsonb_agg(to_jsonb(a)), '[]')::text from answer as a)"
+    return pinned(f"{parts} select set_config('tenancy.answer', {text}, true)")
 
 
 async def leave_owner(connection: asyncpg.Connection) -> None:
