@@ -237,6 +237,11 @@ class Move:
         """Raise `ConflictError` unless the wish can be granted as things stand."""
         if self.state in ASKABLE[wish]:
             return
+        if self.state.is_final and wish is not MoveWish.ROLLBACK:
+            raise ConflictError(
+                f"move {self.move_id} is {self.state} already; what is left of it is cleaned up by "
+                "itself"
+            )
         raise ConflictError(f"move {self.move_id} is {self.state}; {_INSTEAD[wish]}")
 
 

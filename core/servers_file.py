@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.errors import InvalidInputError, SettingError
+from tenancy.data_isolation.core.identifiers import parse_word
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 
 _VARIABLE: Final = "TENANCY_POSTGRES_SERVERS_FILE"
@@ -35,8 +36,11 @@ def all_servers(settings: Settings, first: ServerConfig) -> tuple[ServerConfig, 
     document = _document(path)
     _check_keys(path, "it", document, frozenset({"region", "server"}))
     region = document.get("region", first.region)
-    if region is not None and not isinstance(region, str):
-        raise _wrong(path, "region is not a text")
+    if region is not None:
+        try:
+            parse_word(region, "region")
+        except InvalidInputError as error:
+            raise _wrong(path, error.detail) from None
     listed = document.get("server", [])
     if not isinstance(listed, list):
         raise _wrong(path, "server is not a list of tables; begin each server with [[server]]")
@@ -71,6 +75,12 @@ def _server(path: Path, what: str, item: Any) -> ServerConfig:
         if not isinstance(value, str):
             # The value could be a part of a secret.
             raise _wrong(path, f"{key} of {what} is not a text")
+    try:
+        parse_word(item["name"], "server")
+        if "region" in item:
+            parse_word(item["region"], "region")
+    except InvalidInputError as error:
+        raise _wrong(path, error.detail) from None
     # A path that is absolute stays so; `system` is a word of libpq's.
     places = {
         key: path.parent / item[key] for key in _PATHS if item.get(key) not in (None, "system")

@@ -226,13 +226,19 @@ def _connect_error(
         case OSError() | TimeoutError():
             return ServerUnavailableError(
                 f"{server} ({_place(config.dsn)}) does not answer; see that it runs and that its "
-                "DSN (TENANCY_POSTGRES_DSN) names the right host and port"
+                f"DSN ({_setting(config)}) names the right host and port"
             )
         case _:
             return SettingError(
-                f"the DSN of {server} cannot be used; give TENANCY_POSTGRES_DSN as a libpq URI, "
+                f"the DSN of {server} cannot be used; give {_setting(config)} as a libpq URI, "
                 "postgresql://user:password@host:5432/postgres"
             )
+
+
+def _setting(config: ServerConfig) -> str:
+    """Where the DSN of a server comes from, as far as that is known."""
+    first = config.name == "main"
+    return "TENANCY_POSTGRES_DSN" if first else "EngineConfig or TENANCY_POSTGRES_SERVERS_FILE"
 
 
 def _place(dsn: str) -> str:

@@ -146,6 +146,10 @@ def chosen_place(
     )
 
 
+def _region(region: Region | None) -> str:
+    return "no region" if region is None else f"region {region}"
+
+
 def _chosen_server(
     here: ServerName, target: MoveTarget, servers: dict[ServerName, Region | None]
 ) -> ServerName:
@@ -157,7 +161,8 @@ def _chosen_server(
             )
         if target.region is not None and servers[target.server] != target.region:
             raise ServerNotFoundError(
-                f"server {target.server} is in region {servers[target.server]}, not {target.region}"
+                f"server {target.server} is in {_region(servers[target.server])}, "
+                f"not {target.region}"
             )
         return target.server
     if target.region is None or servers.get(here) == target.region:

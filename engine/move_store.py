@@ -182,7 +182,7 @@ async def insert_move(
     except asyncpg.UniqueViolationError:
         raise ConflictError(
             f"tenant {tenant.tenant_id} has a move already; see to that one first: cancel it, or "
-            "confirm it and wait until it is cleaned up"
+            "when it is open confirm it or roll it back, and wait until it is cleaned up"
         ) from None
     if done is None:
         raise PlacementChangedError(

@@ -326,7 +326,8 @@ class Moves:
                 code=RefusalCode.MOVE_UNDER_WAY,
                 subject=str(move.move_id),
                 detail=f"its move {move.move_id} is {move.state}; see to that one first: cancel "
-                "it, or confirm it and wait until it is cleaned up",
+                "it, or when it is open confirm it or roll it back, and wait until it is "
+                "cleaned up",
             )
         ]
 

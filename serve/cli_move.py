@@ -317,14 +317,16 @@ class _Watch:
 
 @contextmanager
 def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar on a terminal; elsewhere a line whenever another phase begins."""
+    """A bar on a terminal; elsewhere a line for each phase, and for what is in the way."""
     if not sys.stderr.isatty():
-        phases: list[str] = []
+        lines: list[str] = []
 
         def tell(found: dict[str, Any]) -> None:
-            if phases[-1:] != [found["phase"]]:
-                phases.append(found["phase"])
-                note(f"{found['move_id']}: {_words(found['phase'])}")
+            matter = f"; {visible(found['error'])}" if found["error"] else ""
+            line = f"{found['move_id']}: {_words(found['phase'])}{matter}"
+            if lines[-1:] != [line]:
+                lines.append(line)
+                note(line)
 
         yield tell
         return
@@ -347,7 +349,7 @@ def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
                 completed=how["rows_copied"],
                 total=how["rows_total"] or None,
                 rows=how["rows_total"],
-                more=_more(how),
+                more=visible(found["error"]) if found["error"] else _more(how),
             )
 
         yield report
@@ -428,7 +430,8 @@ def _print(found: dict[str, Any]) -> None:
     state = found["state"]
     if found["phase"] not in (state, "settled"):
         state = f"{state} ({_words(found['phase'])})"
-    copied = f"{how['rows_copied']:,} of {how['rows_total']:,} rows"
+    # What changed meanwhile was copied again, and is no row more.
+    copied = f"{min(how['rows_copied'], how['rows_total']):,} of {how['rows_total']:,} rows"
     if how["bytes_copied"]:
         copied += f" ({_bytes(how['bytes_copied'])})"
     fields = [
@@ -441,7 +444,7 @@ def _print(found: dict[str, Any]) -> None:
         ("copied", f"{copied}, {how['tables_copied']} of {how['tables_total']} tables"),
         ("took", _took(how)),
         ("left", _left(how)),
-        ("behind", how["backlog_rows"] or None),
+        ("behind", None if found["settled"] else how["backlog_rows"] or None),
         ("attempts", how["cutover_attempts"] or None),
         ("failures", how["failures"] or None),
         ("error", found["error"]),

@@ -299,9 +299,12 @@ order by 1;
 select key_id, retired_at is not null as retired from tenancy.binding_key order by key_id;
 
 -- name: add_binding_key
--- A key that is there already stays as it is, retired ones too.
-insert into tenancy.binding_key (key_id, inner_pad, outer_pad) values ($1, $2, $3)
-on conflict (key_id) do nothing;
+-- A key that is retired stays so. One that was derived for another name of the server signs nothing that
+-- this one could check.
+insert into tenancy.binding_key as k (key_id, inner_pad, outer_pad) values ($1, $2, $3)
+on conflict (key_id) do update set inner_pad = excluded.inner_pad, outer_pad = excluded.outer_pad
+where k.retired_at is null
+  and (k.inner_pad, k.outer_pad) is distinct from (excluded.inner_pad, excluded.outer_pad);
 
 -- name: retire_binding_key
 update tenancy.binding_key

@@ -44,7 +44,9 @@ def test_the_first_server_gets_its_region_and_the_others_follow(tmp_path):
     [
         ("[[server]\n", "not valid TOML"),
         ('regoin = "us"\n', "it has 'regoin'; there are region, server"),
-        ("region = 5\n", "region is not a text"),
+        ("region = 5\n", "region 5 is not valid"),
+        (FAR.replace('"far"', '"Far Away!"'), "server 'Far Away!' is not valid"),
+        (FAR + 'region = "E U"\n', "region 'E U' is not valid"),
         ('server = "far"\n', r"begin each server with \[\[server\]\]"),
         ("server = [5]\n", "server 1 is not a table"),
         ('[[server]]\ndsn = "postgresql://far"\n', "server 1 has no name"),
