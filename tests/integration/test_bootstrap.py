@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.engines import ask, make_tenant, opened
 from support.install import SERVER, Install, make_install
 from support.postgres import PostgresServer, postgres_server
 
@@ -382,3 +383,19 @@ async def test_a_name_of_no_server_is_told_with_those_there_are(install: Install
 
     with pytest.raises(TenancyError, match="no server is called 'moon'; the servers are main"):
         await admin.connect(ServerName("moon"))
+
+
+async def test_keys_of_another_name_of_the_server_are_replaced_and_retired_ones_are_not(
+    install: Install,
+):
+    corrupt = "update tenancy.binding_key set inner_pad = outer_pad, outer_pad = inner_pad"
+    async with install.connected() as admin:
+        await admin.execute(corrupt)
+        await admin.execute(
+            "insert into tenancy.binding_key (key_id, retired_at) values (99, now())"
+        )
+        async with opened(install) as engine:
+            await make_tenant(engine)
+            assert (await ask(engine, "acme", "select count(*) from users")).rows == [[3]]
+        kept = "select inner_pad is null from tenancy.binding_key where key_id = 99"
+        assert await admin.fetchval(kept)
