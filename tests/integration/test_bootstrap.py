@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.engines import ask, make_tenant, opened
+from support.engines import TABLES, ask, make_tenant
 from support.install import SERVER, Install, make_install
 from support.postgres import PostgresServer, postgres_server
 
@@ -30,6 +30,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import replace_keys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, BootstrapReport
 from tenancy.data_isolation.engine.databases import ensure_database, grant_connect
+from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.inspection import unsafe
 from tenancy.data_isolation.engine.layout import template_database
 from tenancy.data_isolation.engine.login_roles import ensure_login_role
@@ -394,7 +395,8 @@ async def test_keys_of_another_name_of_the_server_are_replaced_and_retired_ones_
         await admin.execute(
             "insert into tenancy.binding_key (key_id, retired_at) values (99, now())"
         )
-        async with opened(install) as engine:
+        async with await Engine.open(install.config) as engine:
+            await engine.apply_migration("0001_users", TABLES)
             await make_tenant(engine)
             assert (await ask(engine, "acme", "select count(*) from users")).rows == [[3]]
         kept = "select inner_pad is null from tenancy.binding_key where key_id = 99"
