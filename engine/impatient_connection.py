@@ -48,10 +48,10 @@ class ImpatientConnection(asyncpg.Connection):
         with self._kept_while_answered():
             return await super().fetchval(query, *args, **options)
 
-    async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
+    async def copy_from_table(self, table_name: str, **options: Any) -> str:
         """As the driver has it."""
         with self._kept_while_answered():
-            status: str = await super().copy_from_query(query, *args, **options)
+            status: str = await super().copy_from_table(table_name, **options)
         return status
 
     async def copy_to_table(self, table_name: str, **options: Any) -> str:

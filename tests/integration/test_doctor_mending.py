@@ -107,7 +107,7 @@ async def test_a_move_that_has_left_its_tenant_closed_is_carried_on(stage: Stage
         await stage.run(["update catalog.move set changed_at = now() - interval '1 hour'"])
 
         (stranded,) = _told(await _doctor(stage, mend=False), "leftovers")
-        assert f"move {move.move_id} has left tenant rowan closed (cutting_over)" in stranded
+        assert f"move {move.move_id} has left tenant rowan closed (open)" in stranded
         checks = await _doctor(stage, mend=True)
         assert _told(checks, "mended") == [stranded.partition(" (database")[0]]
         assert [check.detail for check in checks if check.result is Result.FAIL] == []

@@ -38,7 +38,11 @@ POINTS: dict[str, tuple[str, str, int]] = {
     "first chunk is durable": ("after execute COMMIT", "copy in", 1),
     "second chunk": ("before copy in", "", 2),
     "notes are carried": ("before execute delete from", "copy in", 1),
-    "compared": ("before fetchval update catalog.move", "before fetch select 0 as place", 1),
+    "compared": (
+        "before fetchval update catalog.move",
+        "before asks with answer as (select 0",
+        1,
+    ),
     "asks for the tenant": (f"before {HELD}", "", 1),
     "holds the tenant": (f"after {HELD}", "", 1),
     "last rows are put in": ("before execute COMMIT", HELD, 1),

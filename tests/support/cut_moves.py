@@ -73,7 +73,7 @@ POINTS: Final[dict[str, Point]] = {
     "write a chunk": Point("before copy in"),
     "commit a chunk": Point("before execute COMMIT", "copy in"),
     "forget notes": Point("before execute delete from", "copy in"),
-    "compare": Point("before fetch select 0 as place"),
+    "compare": Point("before asks with answer as (select 0 as place"),
     "hold the tenant": Point(f"before {HELD}"),
     "commit the last rows": Point("before execute COMMIT", HELD),
     "close the source": Point("before execute COMMIT", HELD, 2),

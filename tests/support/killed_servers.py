@@ -29,7 +29,7 @@ HELD = "execute select set_config('lock_timeout', $2"
 #: When a server is killed: (step, what comes before it, which of them).
 POINTS: dict[str, tuple[str, str, int]] = {
     "a chunk is copied": ("after copy in", "", 1),
-    "the copies are compared": ("before fetch select 0 as place", "", 1),
+    "the copies are compared": ("before asks with answer as (select 0 as place", "", 1),
     "the source is closed and the placement flipped": ("after execute COMMIT", HELD, 2),
     "the placement is about to be flipped": ("after fetchval with mine", HELD, 1),
     "the tenant is let go": ("after execute select pg_advisory_unlock", HELD, 1),

@@ -105,16 +105,17 @@ class MortalConnection(ImpatientConnection):
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
         return await self._step("fetchval", query, super().fetchval, query, *args, **options)
 
-    async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
-        call = super().copy_from_query
-        return await self._step("copy out", query, call, query, *args, **options)
+    async def copy_from_table(self, table: str, **options: Any) -> str:
+        return await self._step("copy out", table, super().copy_from_table, table, **options)
 
     async def copy_to_table(self, table: str, **options: Any) -> str:
         return await self._step("copy in", table, super().copy_to_table, table, **options)
 
     async def _step(self, kind: str, text: str, call: Any, *args: Any, **options: Any) -> Any:
         fate = _FATES[self]
-        name = f"{kind} {_first_line(text)}"
+        # What is asked of users' tables is a parameter of the statement that asks.
+        asks = "tenancy.answer" in text
+        name = f"asks {_first_line(args[1])}" if asks else f"{kind} {_first_line(text)}"
         await fate.step(f"before {name}", self)
         result = await call(*args, **options)
         await fate.step(f"after {name}", self)
