@@ -29,7 +29,7 @@ from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 #: As Ray Serve writes it, but for what has no part in this.
 _CONFIGURATION = """global
-    stats socket s mode 666 level admin expose-fd listeners
+    stats socket unix@s mode 666 level admin expose-fd listeners
     maxconn 200
 defaults
     mode http

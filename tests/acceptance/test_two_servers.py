@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.postgres import PostgresServer
+from support.postgres import postgres_running
 from support.runtime import Runtime, ended
 
 FILE = """
@@ -19,14 +19,16 @@ dsn = "{dsn}"
 
 
 @pytest.mark.timeout(600)
-def test_tenants_are_made_on_another_server_and_move_between(
-    tmp_path: Path, postgres_server: PostgresServer
-):
+def test_tenants_are_made_on_another_server_and_move_between(tmp_path: Path, postgres_bin: Path):
     path = tmp_path / "servers.toml"
-    path.write_text(FILE.format(dsn=postgres_server.admin_dsn))
-    path.chmod(0o644)
     settings = {"TENANCY_POSTGRES_SERVERS_FILE": str(path)}
-    with ended(Runtime(tmp_path / "home", **settings)) as runtime:
+    # A server of its own: its roles belong to one installation.
+    with (
+        postgres_running(postgres_bin) as server,
+        ended(Runtime(tmp_path / "home", **settings)) as runtime,
+    ):
+        path.write_text(FILE.format(dsn=server.admin_dsn))
+        path.chmod(0o644)
         assert "chmod 600" in runtime.run("up", status=1).stderr
         path.chmod(0o600)
         runtime.run("up")
