@@ -341,7 +341,8 @@ class Overlays:
             for text in (texts["copy"], texts["remove"], SETTLE):
                 await self._run(text)
         if positions is not None:
-            await self._connection.execute(positions)
+            # What the rows have called could have put something else in a sequence's place.
+            await self._run(positions)
 
     @asynccontextmanager
     async def _silenced(self, tables: Collection[str]) -> AsyncIterator[None]:
