@@ -30,6 +30,7 @@ from tenancy.data_isolation.core.identifiers import (
     SchemaName,
     TenantNo,
     quote_identifier,
+    quote_literal,
 )
 from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
 from tenancy.data_isolation.engine.overlay_steps import OverlayStep
@@ -277,7 +278,7 @@ class Overlays:
             await self._make_all(overlay, texts)
             own = f"{quote_identifier(overlay.schema)}.{quote_identifier(sequence)}"
             position = _SQL.statement("move_position", schema=self._schema, sequence=sequence)
-            await self._connection.execute(position, own)
+            await self._run(position.replace("$1", quote_literal(own)))
             await self._learn(overlay)
             overlay.grown = True
 
