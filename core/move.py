@@ -215,7 +215,8 @@ class Move:
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the server of the other side any more."""
-        return ABANDONED in self.report
+        given_up = self.report.get(ABANDONED)
+        return given_up is not None and given_up["server"] == self.other_side.server
 
     def check_abandonment(self) -> None:
         """Raise `ConflictError` unless the other side can be given up as things stand."""

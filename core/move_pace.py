@@ -1,51 +1,81 @@
 """How fast rows are copied, so that nobody notices. Pure.
 
-Copying is a share of the time: the rest is left to others. The share rises by steps and falls by
-half when a small write right after a piece of work takes longer than one after a rest (additive
-increase, multiplicative decrease: Chiu and Jain, 1989; latency as the signal: Slacker, EDBT 2012).
-Both are measured all the time, so that what others do to the server is not taken for our doing.
+Copying is a share of the time, and the rest is left to others. While rows are copied a small write
+takes `ratio` times as long as at rest. So copying all the time would take 1 - 1/ratio of what
+clients reach who wait for their answers, as far as there is somebody at work; and to the mean
+latency it adds ratio - 1. The share is what keeps both within their budgets (latency as the signal:
+Slacker, EDBT 2012). Both latencies are measured all the time, so that what others do to the server
+is not taken for our doing.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from statistics import fmean
 from typing import Final
 
-SHARE_MIN: Final = 0.1
+SHARE_MIN: Final = 0.05
+#: Before there is anything to go by.
+SHARE_UNKNOWN: Final = 0.15
 #: No rest is longer, and none is shorter: a write after it shows how the server is without us.
-REST_MAX_S: Final = 2.0
+REST_MAX_S: Final = 5.0
 REST_MIN_S: Final = 0.002
-_STEP: Final = 0.1
-#: Samples that are compared.
-_SAMPLES: Final = 5
+#: Samples that are compared, and without how many nothing is known.
+_SAMPLES: Final = 60
+_SAMPLES_MIN: Final = 5
+#: Of the samples, the longest are of no account: that share of them are hiccups of the machine.
+_HICCUPS: Final = 0.1
+#: Who waits for answers is not seen at work while an answer travels and the next question is made.
+_SEEN_OF_TWO: Final = 2
 
 
 class MovePace:
-    """Says how long to rest after a piece of work."""
+    """Says how long to rest after a piece of work, for the sake of one server."""
 
-    def __init__(self, *, latency_factor: float) -> None:
-        """`latency_factor` is how many times as long as usual a small write may take."""
-        self._factor = latency_factor
+    def __init__(self, *, latency_factor: float, dip_max: float) -> None:
+        """`latency_factor` is how many times as long as usual a small write may take on average.
+
+        `dip_max` is the share of their throughput that clients may lose who wait for each answer.
+        """
+        self._added_max = latency_factor - 1
+        self._dip_max = dip_max
         self._usual: deque[float] = deque(maxlen=_SAMPLES)
         self._working: deque[float] = deque(maxlen=_SAMPLES)
-        self._share = 1.0
+        self._at_work: deque[int] = deque(maxlen=_SAMPLES)
+
+    def note_usual(self, latency_s: float, at_work: int) -> None:
+        """How long a small write took at rest, and how many sessions of others were at work."""
+        self._usual.append(latency_s)
+        self._at_work.append(min(at_work, 1))
+
+    def note_working(self, latency_s: float) -> None:
+        """How long a small write took while rows were copied."""
+        self._working.append(latency_s)
 
     @property
     def share(self) -> float:
-        """The share of the time in which rows are copied, 0.1 to 1."""
-        return self._share
+        """The share of the time in which rows are copied, 0.05 to 1."""
+        if min(len(self._usual), len(self._working)) < _SAMPLES_MIN:
+            return SHARE_UNKNOWN
+        usual_s = _mean(self._usual)
+        added = max(0.0, _mean(self._working) - usual_s)
+        # What all the time would come to.
+        latency = added / usual_s
+        busy = min(1.0, _SEEN_OF_TWO * fmean(self._at_work))
+        dip = added / (added + usual_s) * busy
+        return max(SHARE_MIN, min(_part(self._added_max, latency), _part(self._dip_max, dip)))
 
-    def note_usual(self, latency_s: float) -> None:
-        """How long a small write took after a rest."""
-        self._usual.append(latency_s)
+    def rest_s(self, worked_s: float) -> float:
+        """How long to rest after `worked_s` of copying."""
+        share = self.share
+        return min(max(worked_s * (1 - share) / share, REST_MIN_S), REST_MAX_S)
 
-    def rest_s(self, worked_s: float, latency_s: float) -> float:
-        """How long to rest after `worked_s` of copying, when a small write took `latency_s`."""
-        self._working.append(latency_s)
-        if self._usual and median(self._working) > self._factor * median(self._usual):
-            self._share = max(SHARE_MIN, self._share / 2)
-        else:
-            self._share = min(1.0, self._share + _STEP)
-        rest_s = worked_s * (1 - self._share) / self._share
-        return min(max(rest_s, REST_MIN_S), REST_MAX_S)
+
+def _part(budget: float, whole: float) -> float:
+    """The part of the whole that the budget allows."""
+    return 1.0 if whole <= budget else budget / whole
+
+
+def _mean(samples: deque[float]) -> float:
+    kept = sorted(samples)[: max(1, round(len(samples) * (1 - _HICCUPS)))]
+    return max(fmean(kept), 1e-9)

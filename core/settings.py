@@ -222,9 +222,11 @@ class Settings:
     #: Failures in a row of anything else before it fails, and the longest pause between two.
     move_failures_max: int = 10
     move_retry_s: float = 5.0
-    #: The tenant's and its neighbours' small writes may take so many times as long as before while
-    #: rows are copied: beyond it, copying slows down.
+    #: While rows are copied the tenant's and its neighbours' small writes may take so many times as
+    #: long as before on average, and clients that wait for each answer may lose that share of their
+    #: throughput: beyond it, copying slows down.
     move_latency_factor: float = 2.0
+    move_dip_percent: float = 3.0
     #: How often the source follows a tenant that works at the target already, and after how long
     #: the move is confirmed by itself, so that it cannot be rolled back any more.
     move_follow_s: float = 10.0

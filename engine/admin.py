@@ -80,11 +80,6 @@ class AdminConnections:
         """The configured servers; the first one holds the catalog."""
         return tuple(self._servers.values())
 
-    @property
-    def close_timeout_s(self) -> float:
-        """How long a connection that is closed may take for it, in seconds."""
-        return self._settings.connect_timeout_s
-
     def server(self, name: ServerName) -> ServerConfig:
         """The server of that name, or `ServerNotFoundError`."""
         found = self._servers.get(name)
@@ -118,6 +113,21 @@ class AdminConnections:
             raise
         connection.add_termination_listener(lambda _: self._slots.release())
         return connection
+
+    async def answers(self, server: ServerName) -> bool:
+        """Whether a server is there: it lets the admin in, or refuses to do so just now.
+
+        One that is not configured is not. A DSN that cannot be used raises as in `connect`.
+        """
+        try:
+            connection = await self.connect(server)
+        except ServerNotFoundError:
+            return False
+        except ServerUnavailableError as error:
+            # Class 08 is a connection that broke: nobody has said anything (manual, appendix A).
+            return error.sqlstate is not None and not error.sqlstate.startswith("08")
+        await close(connection, self._settings.connect_timeout_s)
+        return True
 
     @asynccontextmanager
     async def session(

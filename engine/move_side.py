@@ -12,7 +12,6 @@ Rules this module keeps:
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -304,14 +303,6 @@ class MoveSide:
         (found,) = await self.ask(f"select count(*) as rows from {where}")  # noqa: S608 - quoted
         rows: int = found["rows"]
         return rows
-
-    async def probe(self) -> float:
-        """How long a small write takes here now, in seconds."""
-        began_s = time.perf_counter()
-        text = _SQL.statement("probe", move=self._move_id)
-        if await self.connection.fetchval(text, self._term) is None:
-            raise SupersededError
-        return time.perf_counter() - began_s
 
     def adopt_term(self, term: Term) -> None:
         """Work under a term that was taken in this database."""

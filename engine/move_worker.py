@@ -35,8 +35,9 @@ from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.layout import shared_database
+from tenancy.data_isolation.engine.move_reasons import told, told_of
 from tenancy.data_isolation.engine.move_store import MoveDesk, MoveStore, SupersededError
-from tenancy.data_isolation.engine.mover import CutOffError, Mover, PausedError, told, told_of
+from tenancy.data_isolation.engine.mover import CutOffError, Mover, PausedError
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.sql_files import SqlFile
 

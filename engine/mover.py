@@ -27,23 +27,21 @@ from tenancy.data_isolation.core.errors import (
     ConflictError,
     OverloadedError,
     SchemaError,
-    ServerNotFoundError,
-    ServerUnavailableError,
-    TenancyError,
 )
-from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import Move, MoveProgress, MoveState, MoveWish
-from tenancy.data_isolation.core.move_pace import MovePace
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
-from tenancy.data_isolation.engine.admin import AdminConnections, close
+from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.move_copy import Carried, Cursor
 from tenancy.data_isolation.engine.move_cutover import check_equal, reopen
 from tenancy.data_isolation.engine.move_proof import definition_differences, unready_indexes
+from tenancy.data_isolation.engine.move_reasons import told
 from tenancy.data_isolation.engine.move_sequences import MoveSequences
+from tenancy.data_isolation.engine.move_side import session_name
 from tenancy.data_isolation.engine.move_sides import MoveSides, opened_sides
 from tenancy.data_isolation.engine.move_store import MoveDesk, SupersededError
+from tenancy.data_isolation.engine.move_watch import MoveWatch, watching
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 
 #: Passes before each look whether the backlog is small enough for the tenant to be held.
@@ -93,7 +91,6 @@ class Mover:
         self._clock = clock
         self._sleep = sleep
         self._opened = opened
-        self._pace = MovePace(latency_factor=settings.move_latency_factor)
 
     async def run(self) -> bool:
         """Carry the move out; False when it is open, and nobody has decided yet.
@@ -203,6 +200,14 @@ class Mover:
 
     async def _copy(self, move: Move, sides: MoveSides) -> Move:
         """The first copy, chunk after chunk."""
+        servers = (move.source.server, move.target.server)
+        name = session_name(move.move_id)
+        async with watching(
+            servers, name=name, settings=self._settings, admin=self._admin
+        ) as watch:
+            return await self._copy_tables(move, sides, watch)
+
+    async def _copy_tables(self, move: Move, sides: MoveSides, watch: MoveWatch) -> Move:
         copier = sides.copier()
         noted_s = self._clock.monotonic_s()
         for pair in copier.pairs():
@@ -213,15 +218,16 @@ class Mover:
                 if move.state.is_final:
                     return move
                 started_s = self._clock.monotonic_s()
-                carried = await copier.copy_chunk(pair, self._settings.move_chunk_rows)
+                with watch.working():
+                    carried = await copier.copy_chunk(pair, self._settings.move_chunk_rows)
                 worked_s = self._clock.monotonic_s() - started_s
                 cursors = await copier.cursors()
                 cursor = cursors[pair[0].name]
                 # With the rest that went before: it is part of how fast it goes.
                 took_s, noted_s = self._since(noted_s), self._clock.monotonic_s()
                 move = await self._carried(move, carried, took_s=took_s, done=_complete(cursors))
-                await self._sleep(self._pace.rest_s(worked_s, await sides.source.probe()))
-                self._pace.note_usual(await sides.source.probe())
+                await self._sleep(watch.rest_s(worked_s))
+                await watch.look()
         return await self._next(move, MoveState.CATCHING_UP)
 
     async def _catch_up(self, move: Move, sides: MoveSides) -> Move:
@@ -451,7 +457,7 @@ class Mover:
 
     async def _is_given_up(self, move: Move) -> bool:
         """Whether the other side is done without: an operator said so, and it does not answer."""
-        return move.is_abandoned and not await answers(self._admin, move.other_side.server)
+        return move.is_abandoned and not await self._admin.answers(move.other_side.server)
 
     @asynccontextmanager
     async def _left(
@@ -553,16 +559,6 @@ def announced_s(settings: Settings) -> float:
     return max(settings.move_warm_ms, 2 * settings.placement_refresh_ms) / 1_000
 
 
-async def answers(admin: AdminConnections, server: ServerName) -> bool:
-    """Whether a server lets the admin in."""
-    try:
-        connection = await admin.connect(server)
-    except (ServerUnavailableError, ServerNotFoundError):
-        return False
-    await close(connection, admin.close_timeout_s)
-    return True
-
-
 def _is_at(placement: Placement, other: Placement) -> bool:
     """Whether two placements are the same but for their epochs."""
     return replace(placement, epoch=other.epoch) == other
@@ -570,25 +566,3 @@ def _is_at(placement: Placement, other: Placement) -> bool:
 
 def _complete(cursors: dict[str, Cursor]) -> int:
     return sum(cursor.complete for cursor in cursors.values())
-
-
-def told_of(move: Move, error: Exception) -> str:
-    """What an operator reads of an error of that move, and can do about it."""
-    if not isinstance(error, asyncpg.DiskFullError):
-        return told(error)
-    return (
-        f"the disk of a server is full ({error.sqlstate}: {error.args[0]}); free some space on "
-        f"{move.target.server}, which needs as much as the tenant has, or on {move.source.server} "
-        "where that is the one that is full; then start the move again"
-    )
-
-
-def told(error: Exception) -> str:
-    """What an operator reads of an error."""
-    if isinstance(error, TenancyError):
-        return error.detail
-    if isinstance(error, asyncpg.PostgresError):
-        return f"PostgreSQL refused a step of the move ({error.sqlstate}): {error}"
-    if isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError):
-        return "the connection to a server of the move broke, or gave no answer in time"
-    return f"the runtime failed ({type(error).__name__}); its log has the details"

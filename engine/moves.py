@@ -48,7 +48,7 @@ from tenancy.data_isolation.engine.move_plan import (
 )
 from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
 from tenancy.data_isolation.engine.move_worker import MoveWorker
-from tenancy.data_isolation.engine.mover import announced_s, answers
+from tenancy.data_isolation.engine.mover import announced_s
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.provisioning_errors import provisioning
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
@@ -235,7 +235,7 @@ class Moves:
         """
         move = await self.store.move(move_id)
         move.check_abandonment()
-        if await answers(self._admin, move.other_side.server):
+        if await self._admin.answers(move.other_side.server):
             raise ConflictError(
                 f"server {move.other_side.server} answers, so nothing has to be given up: confirm "
                 "the move or roll it back, and wait until it is cleaned up"

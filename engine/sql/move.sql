@@ -203,8 +203,15 @@ update {move}.mover set term = $1 where term <= $1 returning term;
 -- Kept until the transaction ends, so that nobody can take over in the middle of it.
 select term from {move}.mover where term = $1 for share;
 
--- name: probe
-update {move}.mover set term = term where term = $1 returning term;
+-- name: small_write
+-- As short as a write can be: a record in the log, which the commit waits for.
+select pg_logical_emit_message(true, 'tenancy', '');
+
+-- name: others_at_work
+-- How many sessions are at work that are not of this move. Who may not see it takes them all for busy.
+select count(*)::int from pg_stat_activity
+where backend_type = 'client backend' and coalesce(state, 'active') = 'active'
+  and application_name <> current_setting('application_name');
 
 -- name: lock_limit
 -- How long to wait for a table, and how long to be silent while it is ours.

@@ -33,7 +33,13 @@ from tenancy.data_isolation.core.move import (
     MoveWish,
     check_priority,
 )
-from tenancy.data_isolation.core.move_pace import REST_MAX_S, REST_MIN_S, SHARE_MIN, MovePace
+from tenancy.data_isolation.core.move_pace import (
+    REST_MAX_S,
+    REST_MIN_S,
+    SHARE_MIN,
+    SHARE_UNKNOWN,
+    MovePace,
+)
 from tenancy.data_isolation.core.types import IsolationLevel, Placement
 from tenancy.data_isolation.engine.move_table import MoveColumn, MoveTable
 
@@ -129,7 +135,11 @@ def test_only_what_waits_for_its_other_side_can_be_abandoned():
         if state.is_final:
             with pytest.raises(ConflictError, match="is settled"):
                 replace(move, cleaned=True).check_abandonment()
-    assert replace(move_in(MoveState.OPEN), report={"abandoned": {}}).is_abandoned
+    move = move_in(MoveState.OPEN)
+    left, kept = ({"abandoned": {"server": side.server}} for side in (move.source, move.target))
+    assert replace(move, report=left).is_abandoned
+    # The tenant has changed its place since: it is the other server now that may be needed.
+    assert move.source.server == move.target.server or not replace(move, report=kept).is_abandoned
 
 
 def test_a_target_says_something_and_a_priority_is_a_small_number():
@@ -146,26 +156,83 @@ def test_errors_of_moves_travel():
         assert pickle.loads(pickle.dumps(error)).detail == error.detail
 
 
-@given(st.lists(st.tuples(st.floats(0, 5), st.floats(1e-5, 1)), max_size=60))
+def _pace(**changes: float) -> MovePace:
+    return MovePace(**{"latency_factor": 2.0, "dip_max": 0.1} | changes)
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))))
 def test_a_pace_never_stops_and_never_lets_go(samples):
-    pace = MovePace(latency_factor=2.0)
-    for worked_s, latency_s in samples:
-        assert REST_MIN_S <= pace.rest_s(worked_s, latency_s) <= REST_MAX_S
+    pace = _pace()
+    for worked_s, working_s, usual_s, at_work in samples:
+        pace.note_working(working_s)
+        assert REST_MIN_S <= pace.rest_s(worked_s) <= REST_MAX_S
         assert SHARE_MIN <= pace.share <= 1.0
-        pace.note_usual(latency_s)
+        pace.note_usual(usual_s, at_work)
 
 
-def test_a_pace_slows_down_when_writes_take_longer_after_copying_than_after_a_rest():
-    pace = MovePace(latency_factor=2.0)
-    for _ in range(10):
-        pace.note_usual(0.001)
-        pace.rest_s(0.1, 0.01)
-    assert pace.share == pytest.approx(SHARE_MIN)
-    # When the server as a whole is slower, it is not our doing.
-    for _ in range(20):
-        pace.note_usual(0.01)
-        pace.rest_s(0.1, 0.01)
-    assert pace.share == pytest.approx(1.0)
+def _measured(pace: MovePace, *, usual_ms: float, working_ms: float, at_work: int = 1) -> MovePace:
+    for _ in range(100):
+        pace.note_usual(usual_ms / 1_000, at_work)
+        pace.note_working(working_ms / 1_000)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("usual_ms", "working_ms", "at_work", "share"),
+    [
+        # Copying takes half of what others reach, of which they may lose a tenth.
+        (1.0, 2.0, 1, 0.2),
+        (1.0, 2.0, 8, 0.2),
+        # The server as a whole is slow, which is not our doing.
+        (20.0, 20.0, 8, 1.0),
+        (20.0, 21.0, 8, 1.0),
+        # Nobody is there who waits: only the latency counts, which may double.
+        (1.0, 2.0, 0, 1.0),
+        (1.0, 5.0, 0, 0.25),
+        (1.0, 1_000.0, 0, SHARE_MIN),
+    ],
+)
+def test_a_pace_keeps_both_budgets(usual_ms, working_ms, at_work, share):
+    pace = _measured(_pace(), usual_ms=usual_ms, working_ms=working_ms, at_work=at_work)
+    assert pace.share == pytest.approx(share)
+    assert pace.rest_s(0.1) == pytest.approx(max(REST_MIN_S, 0.1 * (1 - share) / share))
+
+
+@given(
+    st.floats(0.1, 10), st.floats(0.1, 10), st.integers(0, 3), st.floats(1, 5), st.floats(0.01, 1)
+)
+def test_what_copying_takes_is_within_the_budgets(usual_ms, working_ms, at_work, factor, dip_max):
+    pace = _measured(
+        _pace(latency_factor=factor, dip_max=dip_max),
+        usual_ms=usual_ms,
+        working_ms=working_ms,
+        at_work=at_work,
+    )
+    ratio = max(1.0, working_ms / usual_ms)
+    if pace.share > SHARE_MIN:
+        assert pace.share * (ratio - 1) <= (factor - 1) + 1e-6
+        assert pace.share * (1 - 1 / ratio) * min(at_work, 1) <= dip_max + 1e-6
+
+
+def test_a_server_at_which_somebody_is_seen_every_second_time_is_busy():
+    pace = _pace()
+    for turn in range(100):
+        pace.note_usual(0.001, turn % 2)
+        pace.note_working(0.002)
+    assert pace.share == pytest.approx(0.2)
+
+
+def test_a_pace_forgets_what_was_long_ago():
+    pace = _measured(_pace(), usual_ms=1.0, working_ms=100.0)
+    assert pace.share < 0.2
+    assert _measured(pace, usual_ms=1.0, working_ms=1.0).share == 1.0
+
+
+def test_a_pace_that_knows_nothing_is_careful():
+    pace = _pace()
+    pace.note_working(0.001)
+    pace.note_usual(0.001, 0)
+    assert pace.share == SHARE_UNKNOWN
 
 
 @pytest.mark.parametrize(
