@@ -2,8 +2,8 @@
 
 Copying is a share of the time, and the rest is left to others. While rows are copied a small write
 takes `ratio` times as long as at rest. So copying all the time would take 1 - 1/ratio of what
-clients reach who wait for their answers, as far as there is somebody at work; and to the mean
-latency it adds ratio - 1. The share is what keeps both within their budgets (latency as the signal:
+clients reach who wait for their answers, and to the mean latency it would add ratio - 1, as far as
+there is somebody at work. The share is what keeps both within their budgets (latency as the signal:
 Slacker, EDBT 2012). Both latencies are measured all the time, so that what others do to the server
 is not taken for our doing.
 """
@@ -22,7 +22,7 @@ REST_MAX_S: Final = 5.0
 REST_MIN_S: Final = 0.002
 #: Samples that are compared, and without how many nothing is known.
 _SAMPLES: Final = 60
-_SAMPLES_MIN: Final = 5
+SAMPLES_MIN: Final = 5
 #: Of the samples, the longest are of no account: that share of them are hiccups of the machine.
 _HICCUPS: Final = 0.1
 #: Who waits for answers is not seen at work while an answer travels and the next question is made.
@@ -55,13 +55,17 @@ class MovePace:
     @property
     def share(self) -> float:
         """The share of the time in which rows are copied, 0.05 to 1."""
-        if min(len(self._usual), len(self._working)) < _SAMPLES_MIN:
+        if len(self._usual) < SAMPLES_MIN:
+            return SHARE_UNKNOWN
+        if not any(self._at_work):
+            return 1.0
+        if len(self._working) < SAMPLES_MIN:
             return SHARE_UNKNOWN
         usual_s = _mean(self._usual)
         added = max(0.0, _mean(self._working) - usual_s)
-        # What all the time would come to.
-        latency = added / usual_s
         busy = min(1.0, _SEEN_OF_TWO * fmean(self._at_work))
+        # What all the time would come to, for as much of it as somebody is there.
+        latency = added / usual_s * busy
         dip = added / (added + usual_s) * busy
         return max(SHARE_MIN, min(_part(self._added_max, latency), _part(self._dip_max, dip)))
 

@@ -195,8 +195,8 @@ class Settings:
     move_poll_s: float = 0.5
     #: A process that carries a move out and is silent for so long (frozen, or cut off) loses it.
     move_owner_timeout_s: float = 10.0
-    #: Rows that are copied in one transaction, and changed rows that may be left for the moment at
-    #: which the tenant is held.
+    #: Rows that are copied in one transaction (four times as many while nobody else works at the
+    #: servers), and changed rows that may be left for the moment at which the tenant is held.
     move_chunk_rows: int = 10_000
     move_backlog_rows_max: int = 200
     #: How long the processes that work for the tenant have to open sessions at its new place, once

@@ -18,7 +18,7 @@ import asyncpg
 
 from tenancy.data_isolation.core.errors import OverloadedError, ServerUnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
-from tenancy.data_isolation.core.move_pace import MovePace
+from tenancy.data_isolation.core.move_pace import SAMPLES_MIN, MovePace
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.sql_files import SqlFile
@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 #: takes about a millisecond of the server's time.
 _LOOK_EVERY_S: Final = 0.05
 _LOOK_AT_REST_EVERY_S: Final = 0.2
+#: So many times as many rows are copied at once where nobody is held up: each piece has its price.
+_ALONE: Final = 4
 #: The answer to a look has come by then, or the session is given up.
 _LOOK_MAX_S: Final = 10.0
 #: What ends the watching of a server, and not the move: its own sessions will find out.
@@ -55,6 +57,11 @@ class MoveWatch:
         finally:
             self._say(working=False)
 
+    async def begin(self) -> None:
+        """See as much of the servers at rest as it takes to know whom there is to spare."""
+        for _ in range(SAMPLES_MIN):
+            await self.look()
+
     async def look(self) -> None:
         """See how the servers are at rest."""
         for watched in self._watched:
@@ -63,6 +70,11 @@ class MoveWatch:
     def rest_s(self, worked_s: float) -> float:
         """How long to rest after `worked_s` of copying, in seconds, for all servers' sake."""
         return max(watched.pace.rest_s(worked_s) for watched in self._watched)
+
+    def chunk_rows(self, rows: int) -> int:
+        """How many rows to copy at once: `rows`, and more where nobody has to be spared."""
+        alone = all(watched.pace.share == 1.0 for watched in self._watched)
+        return rows * _ALONE if alone else rows
 
     def _say(self, *, working: bool) -> None:
         for watched in self._watched:

@@ -210,6 +210,7 @@ class Mover:
     async def _copy_tables(self, move: Move, sides: MoveSides, watch: MoveWatch) -> Move:
         copier = sides.copier()
         noted_s = self._clock.monotonic_s()
+        await watch.begin()
         for pair in copier.pairs():
             cursors = await copier.cursors()
             cursor = cursors.get(pair[0].name, Cursor())
@@ -218,8 +219,9 @@ class Mover:
                 if move.state.is_final:
                     return move
                 started_s = self._clock.monotonic_s()
+                rows = watch.chunk_rows(self._settings.move_chunk_rows)
                 with watch.working():
-                    carried = await copier.copy_chunk(pair, self._settings.move_chunk_rows)
+                    carried = await copier.copy_chunk(pair, rows)
                 worked_s = self._clock.monotonic_s() - started_s
                 cursors = await copier.cursors()
                 cursor = cursors[pair[0].name]

@@ -208,10 +208,11 @@ select term from {move}.mover where term = $1 for share;
 select pg_logical_emit_message(true, 'tenancy', '');
 
 -- name: others_at_work
--- How many sessions are at work that are not of this move. Who may not see it takes them all for busy.
+-- How many sessions are at work, those of the runtime itself apart. Who may not see it takes them all
+-- for busy.
 select count(*)::int from pg_stat_activity
 where backend_type = 'client backend' and coalesce(state, 'active') = 'active'
-  and application_name <> current_setting('application_name');
+  and usename not in (current_user, 'tenancy_control');
 
 -- name: lock_limit
 -- How long to wait for a table, and how long to be silent while it is ours.

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import asyncpg
 import pytest
 from support.install import SERVER, Install
 
@@ -18,14 +19,13 @@ from tenancy.data_isolation.engine.move_watch import MoveWatch, watching
 NAME = "tenancy m_watched"
 LOOKS = 6
 SLOW_S = 60.0
+LONG = "select count(*) from generate_series(1, 1000000000000)"
 
 
 @asynccontextmanager
 async def watch_of(install: Install, **settings: float) -> AsyncIterator[MoveWatch]:
-    """A watch with budgets of its own: nothing is too long unless the test says so."""
-    own = dataclasses.replace(
-        install.settings, **{"move_latency_factor": 1e6, "move_dip_percent": 0.1} | settings
-    )
+    """A watch that spares whoever is there."""
+    own = dataclasses.replace(install.settings, **{"move_dip_percent": 0.1} | settings)
     admin = AdminConnections(settings=own, servers=[install.server_config])
     try:
         async with watching([SERVER, SERVER], name=NAME, settings=own, admin=admin) as watch:
@@ -45,17 +45,31 @@ async def measured(watch: MoveWatch) -> float:
     return pace.share
 
 
+async def until_at_work(install: Install, session: asyncpg.Connection) -> None:
+    """Wait until the server shows a statement of that session."""
+    async with install.connected() as admin:
+        text = "select state from pg_stat_activity where pid = $1"
+        while await admin.fetchval(text, session.get_server_pid()) != "active":
+            await asyncio.sleep(0)
+
+
 async def test_nobody_is_spared_where_nobody_is_at_work(install: Install):
     async with watch_of(install) as watch:
+        await watch.begin()
+        (pace,) = watch.paces
+        assert pace.share == 1.0
         assert await measured(watch) == 1.0
         assert watch.rest_s(0.1) == REST_MIN_S
+        assert watch.chunk_rows(10) == 40
 
 
 async def test_a_session_at_work_is_spared(install: Install):
-    async with watch_of(install) as watch, install.connected() as busy:
-        working = asyncio.create_task(busy.execute("select pg_sleep(60)"))
+    async with watch_of(install) as watch, install.connected("tenancy_rows") as busy:
+        working = asyncio.create_task(busy.execute(LONG))
         try:
+            await until_at_work(install, busy)
             assert await measured(watch) == SHARE_MIN
+            assert watch.chunk_rows(10) == 10
         finally:
             working.cancel()
             await asyncio.wait([working])
@@ -68,9 +82,8 @@ async def test_looks_while_rows_are_copied_are_not_taken_for_looks_at_rest(insta
                 await watch.look()
         (pace,) = watch.paces
         assert pace.share == SHARE_UNKNOWN
-        for _ in range(LOOKS):
-            await watch.look()
-        assert pace.share != SHARE_UNKNOWN
+        await watch.begin()
+        assert pace.share == 1.0
 
 
 async def test_a_watch_that_loses_its_session_stays_careful(install: Install):

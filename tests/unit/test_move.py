@@ -186,14 +186,15 @@ def _measured(pace: MovePace, *, usual_ms: float, working_ms: float, at_work: in
         # The server as a whole is slow, which is not our doing.
         (20.0, 20.0, 8, 1.0),
         (20.0, 21.0, 8, 1.0),
-        # Nobody is there who waits: only the latency counts, which may double.
-        (1.0, 2.0, 0, 1.0),
-        (1.0, 5.0, 0, 0.25),
-        (1.0, 1_000.0, 0, SHARE_MIN),
+        (1.0, 1_000.0, 1, 0.1 / 0.999),
+        # Nobody is there who waits.
+        (1.0, 1_000.0, 0, 1.0),
     ],
 )
-def test_a_pace_keeps_both_budgets(usual_ms, working_ms, at_work, share):
-    pace = _measured(_pace(), usual_ms=usual_ms, working_ms=working_ms, at_work=at_work)
+def test_a_pace_keeps_the_budget_of_throughput(usual_ms, working_ms, at_work, share):
+    pace = _measured(
+        _pace(latency_factor=1e6), usual_ms=usual_ms, working_ms=working_ms, at_work=at_work
+    )
     assert pace.share == pytest.approx(share)
     assert pace.rest_s(0.1) == pytest.approx(max(REST_MIN_S, 0.1 * (1 - share) / share))
 
@@ -210,8 +211,14 @@ def test_what_copying_takes_is_within_the_budgets(usual_ms, working_ms, at_work,
     )
     ratio = max(1.0, working_ms / usual_ms)
     if pace.share > SHARE_MIN:
-        assert pace.share * (ratio - 1) <= (factor - 1) + 1e-6
+        assert pace.share * (ratio - 1) * min(at_work, 1) <= (factor - 1) + 1e-6
         assert pace.share * (1 - 1 / ratio) * min(at_work, 1) <= dip_max + 1e-6
+
+
+@pytest.mark.parametrize(("working_ms", "share"), [(2.0, 1.0), (5.0, 0.25), (1e6, SHARE_MIN)])
+def test_a_pace_keeps_the_budget_of_latency(working_ms, share):
+    pace = _measured(_pace(dip_max=1.0), usual_ms=1.0, working_ms=working_ms)
+    assert pace.share == pytest.approx(share)
 
 
 def test_a_server_at_which_somebody_is_seen_every_second_time_is_busy():
@@ -233,6 +240,16 @@ def test_a_pace_that_knows_nothing_is_careful():
     pace.note_working(0.001)
     pace.note_usual(0.001, 0)
     assert pace.share == SHARE_UNKNOWN
+    for _ in range(10):
+        pace.note_usual(0.001, 1)
+    assert pace.share == SHARE_UNKNOWN
+
+
+def test_where_nobody_is_there_is_nothing_to_find_out():
+    pace = _pace()
+    for _ in range(10):
+        pace.note_usual(0.001, 0)
+    assert pace.share == 1.0
 
 
 @pytest.mark.parametrize(
