@@ -69,6 +69,7 @@ class Executor:
             settings=settings, keys=keys, resubmit=self._submit, crowded=self._crowded
         )
         self._settings = settings
+        self._believed_s = settings.placement_refresh_ms / 1_000
         self._guard = guard
         self._master_key = master_key
         self._servers: Mapping[ServerName, ServerConfig] = {
@@ -120,7 +121,7 @@ class Executor:
             limits=route.limits,
             statement=statement,
             arguments=arguments,
-            watched=route.watched,
+            believed_until=self._believed_until(route),
         )
         ticket.alone = True
         self._submit(ticket)
@@ -157,7 +158,7 @@ class Executor:
             route.placement.epoch,
             limits=route.limits,
             deadline_at=deadline_at,
-            watched=route.watched,
+            believed_until=self._believed_until(route),
         )
         ticket.program = program
         ticket.plain = plain
@@ -195,8 +196,16 @@ class Executor:
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
-            watched=route.watched,
+            believed_until=self._believed_until(route),
         )
+
+    def _believed_until(self, route: Route) -> float:
+        """Until when nothing can have been moved away from where the route leads.
+
+        Who waits longer for a session than processes believe what they know could come to a table
+        that was emptied meanwhile, and where there is no row nothing is refused.
+        """
+        return 0.0 if route.watched else self._loop.time() + self._believed_s
 
     def deadline_at(self, deadline_s: float | None) -> float:
         """When (event loop's time) so many seconds are over."""

@@ -105,7 +105,8 @@ class Planner:
                 and bound.epoch == ticket.epoch
                 and bound.key_id == key_id
             )
-            unseen = ticket.watched and not watched
+            to_watch = ticket.watched
+            unseen = to_watch and not watched
             if section is None or not is_bound or ordered or ticket.writes or after_write or unseen:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
@@ -114,7 +115,7 @@ class Planner:
                 if sent or not is_bound:
                     self._bind(connection, plan, section, ticket)
                     sent = True
-                watched = ticket.watched
+                watched = to_watch
                 if watched:
                     _ask_for_fence(section)
             self._take_in(connection, plan, section, ticket)

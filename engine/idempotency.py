@@ -63,7 +63,7 @@ def statement_ticket(lead: Ticket, name: str, *arguments: Any) -> Ticket:
         limits=lead.limits,
         statement=statement,
         arguments=arguments,
-        watched=lead.watched,
+        believed_until=lead.believed_until,
     )
 
 

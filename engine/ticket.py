@@ -35,6 +35,7 @@ class Ticket(Request):
     __slots__ = (
         "arguments",
         "attempts",
+        "believed_until",
         "deadline_at",
         "description",
         "encoded",
@@ -46,7 +47,6 @@ class Ticket(Request):
         "program",
         "returns_rows",
         "statement",
-        "watched",
         "writes",
     )
 
@@ -60,14 +60,14 @@ class Ticket(Request):
         statement: Statement | None = None,
         arguments: Sequence[Any] = (),
         deadline_at: float = float("inf"),
-        watched: bool = False,
+        believed_until: float = 0.0,
     ) -> None:
-        """`watched` asks for the tenant's fence first, whatever rows there are."""
+        """`believed_until` (event loop's time) is how long the tenant is known to be there."""
         super().__init__(key, tenant_no, limits=limits, give_up_at=deadline_at)
         #: When (event loop's time) the answer is of no use any more.
         self.deadline_at = deadline_at
         self.epoch = epoch
-        self.watched = watched
+        self.believed_until = believed_until
         self.statement = statement
         self.arguments = arguments
         self.program: Program | None = None
@@ -92,6 +92,11 @@ class Ticket(Request):
     def abandoned(self) -> bool:
         """Whether nobody waits for it any more."""
         return self.left or self.future.done()
+
+    @property
+    def watched(self) -> bool:
+        """Whether the tenant's fence is to be asked for first, whatever rows there are."""
+        return self.future.get_loop().time() >= self.believed_until
 
     @property
     def text(self) -> str:

@@ -144,6 +144,44 @@ async def test_while_the_catalog_is_away_the_fence_is_asked_for_by_everybody(ins
                 await other.execute_batch("acme", [read, write, read], atomic=atomic)
 
 
+async def _is_refused(engine: Engine, query: str = COUNT) -> bool:
+    try:
+        return (await ask(engine, "acme", query)).rows != [[0]]
+    except UnavailableError:
+        return True
+
+
+@pytest.mark.parametrize(("refresh_ms", "refused"), [(1, True), (60_000, False)])
+async def test_who_waits_long_for_a_session_asks_for_the_fence(install, mover, refresh_ms, refused):
+    """The tenant may have moved meanwhile; with the longer time it is seen what would happen."""
+    tenant = await make_tenant(mover)
+    await ask(mover, "acme", "delete from users")
+    one = {"tenant_connections_max": 1, "placement_refresh_ms": refresh_ms}
+    async with (
+        opened(install, tables=False, **one) as other,
+        install.connected() as admin,
+        asyncio.TaskGroup() as group,
+    ):
+        await admin.execute("vacuum (truncate, analyze) app.users")
+        assert (await ask(other, "acme", COUNT)).rows == [[0]]
+        async with admin.transaction():
+            await admin.execute("lock table app.plans")
+            blocked = group.create_task(_is_refused(other, "select count(*) from plans"))
+            blocking = "select count(*) from pg_stat_activity where $1 = any(pg_blocking_pids(pid))"
+            while not await admin.fetchval(blocking, admin.get_server_pid()):
+                await asyncio.sleep(0)
+            waiting = group.create_task(_is_refused(other))
+            while not any(waits for _, waits in other._executor.statistics().values()):
+                await asyncio.sleep(0)
+            # Nothing says that it is on its way: this is how it looks to who has not heard of it.
+            async with install.connected() as mover_like:
+                raised = "update tenancy.fence set epoch = epoch + 1 where tenant_no = $1"
+                await mover_like.execute(raised, tenant.tenant_no)
+            await asyncio.sleep(2 * refresh_ms / 1_000 if refused else 0)
+        assert await waiting is refused
+        await asyncio.wait([blocked])
+
+
 async def test_what_a_tenant_asks_for_is_prepared_where_it_will_be(install, mover):
     await make_tenant(mover)
     async with opened(install, tables=False, placement_refresh_ms=500) as other:
