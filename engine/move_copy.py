@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 from tenancy.data_isolation.core.errors import SchemaError
 from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.move import MoveId
-from tenancy.data_isolation.engine.move_side import MoveSide, SideName
+from tenancy.data_isolation.engine.move_side import MoveSide, Notes, SideName
 from tenancy.data_isolation.engine.move_table import MoveTable
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.together import together
@@ -56,7 +56,7 @@ class Carried:
     rows: int = 0
     bytes: int = 0
     #: Notes that are settled by it, by table, to be removed at the source.
-    notes: dict[str, list[int]] = field(default_factory=dict)
+    notes: dict[str, Notes] = field(default_factory=dict)
 
 
 class MoveCopier:
@@ -91,7 +91,7 @@ class MoveCopier:
         return [(table, there[name]) for name, table in here.items()]
 
     @asynccontextmanager
-    async def carrying(self) -> AsyncIterator[dict[str, list[int]]]:
+    async def carrying(self) -> AsyncIterator[dict[str, Notes]]:
         """A snapshot of the source and a transaction of the target; the notes that are there.
 
         The target commits first.
@@ -172,21 +172,21 @@ class MoveCopier:
         await self.forget(carried)
         return carried
 
-    async def carry_changed(self, changed: Mapping[str, Sequence[int]], carried: Carried) -> None:
+    async def carry_changed(self, changed: Mapping[str, Notes], carried: Carried) -> None:
         """Carry the rows of `changed` keys, through stages that are empty."""
         pairs = [pair for pair in self.pairs() if pair[0].name in changed]
         for pair in pairs:
             here, _ = pair
             await self._fill(self._changed_rows(here), pair, carried)
             await self._ship(pair, carried)
-            carried.notes[here.name] = list(changed[here.name])
+            carried.notes[here.name] = changed[here.name]
         await self._put_in([there for _, there in pairs])
 
     async def empty_stages(self) -> None:
         """Have an empty stage for each table."""
         await self._empty_stages(self.pairs())
 
-    async def stage_keys(self, changed: Mapping[str, Sequence[int]]) -> None:
+    async def stage_keys(self, changed: Mapping[str, Notes]) -> None:
         """Let the stages of all tables hold the changed keys, within `carrying`."""
         await self.empty_stages()
         for pair in self.pairs():

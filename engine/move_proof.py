@@ -13,7 +13,7 @@ from typing import Any
 from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.engine.move_copy import MoveCopier
-from tenancy.data_isolation.engine.move_side import MoveSide
+from tenancy.data_isolation.engine.move_side import MoveSide, Notes
 from tenancy.data_isolation.engine.move_table import MoveTable
 from tenancy.data_isolation.engine.schema_differences import differences
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
@@ -74,11 +74,11 @@ class MoveProof:
             await self._copier.stage_keys(changed)
             proofs = []
             for pair in self._copier.pairs():
-                left_out = len(changed.get(pair[0].name, ()))
+                left_out = changed[pair[0].name].count if pair[0].name in changed else 0
                 proofs += await self._compare([pair], only=False, left_out=left_out)
             return proofs
 
-    async def compare_changed(self, changed: Mapping[str, list[int]]) -> list[TableProof]:
+    async def compare_changed(self, changed: Mapping[str, Notes]) -> list[TableProof]:
         """Compare the rows that were carried just now, within the transaction that did it."""
         pairs = [pair for pair in self._copier.pairs() if pair[0].name in changed]
         return await self._compare(pairs, only=True)

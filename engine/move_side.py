@@ -59,6 +59,18 @@ class Fence:
     is_open: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notes:
+    """Notes of changed keys of one table.
+
+    `numbers` are their own, as ranges (an int8multirange): one statement of a tenant can change
+    millions of rows, which take numbers that follow each other.
+    """
+
+    count: int
+    numbers: str
+
+
 class MoveSide:
     """Works on one placement of one tenant. One transaction at a time."""
 
@@ -336,17 +348,21 @@ class MoveSide:
         """Take the move's schema away, when no trigger calls anything in it. Can be run again."""
         await self.connection.execute(_SQL.statement("drop_schema", move=self._move_id))
 
-    async def changed(self) -> dict[str, list[int]]:
-        """The numbers of the notes there are, by table; tables without any are left out."""
+    async def changed(self) -> dict[str, Notes]:
+        """The notes there are, by table; tables without any are left out."""
         if not self.tables:
             return {}
         text = " union all ".join(
-            f"select {place}::int as place, array_agg(tenancy_seq) as notes "  # noqa: S608
+            f"select {place}::int as place, count(*) as count, "  # noqa: S608 - our own names
+            "range_agg(int8range(tenancy_seq, tenancy_seq, '[]'))::text as numbers "
             f"from {table.notes(self._move_id)} having count(*) > 0"
             for place, table in enumerate(self.tables)
         )
         rows = await self.connection.fetch(pinned(text))
-        return {self.tables[row["place"]].name: row["notes"] for row in rows}
+        return {
+            self.tables[row["place"]].name: Notes(count=row["count"], numbers=row["numbers"])
+            for row in rows
+        }
 
     async def backlog(self) -> int:
         """How many notes there are."""
@@ -358,13 +374,13 @@ class MoveSide:
         )
         return sum(row["notes"] for row in await self.connection.fetch(pinned(text)))
 
-    async def forget_notes(self, table: MoveTable, notes: Sequence[int]) -> None:
+    async def forget_notes(self, table: MoveTable, notes: Notes) -> None:
         """Remove notes of changes that the target has."""
         text = pinned(
             f"delete from {table.notes(self._move_id)} "  # noqa: S608 - our own names
-            "where tenancy_seq = any ($1::bigint[])"
+            "where tenancy_seq <@ $1::text::int8multirange"
         )
-        await self.connection.execute(text, notes)
+        await self.connection.execute(text, notes.numbers)
 
     async def make_stages(self) -> None:
         """Have the stages, for this session, before any code of users has run in it."""
