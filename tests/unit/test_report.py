@@ -79,7 +79,7 @@ def test_figures_are_held_against_the_last_ones(capsys, tmp_path, monkeypatch):
     last.write_text('{"missed": 2, "of another benchmark": 7}')
     print_report(FIGURES, last=last)
     out = capsys.readouterr().out
-    assert " 3 times at least 4   MISSED       1.50 x the last one, 2\n" in out
+    assert " 3 times at least 4 MISSED 1.50 x the last one, 2\n" in out
     assert [item["last"] for item in json.loads(out.splitlines()[-1])["figures"]] == [
         None, None, 2, None,
     ]  # fmt: skip
