@@ -128,7 +128,7 @@ wheel: $(STAMP)
 	cp tests/wheel_smoke.py dist/ && cd dist && venv/bin/python wheel_smoke.py
 
 # Figures, printed beside the last ones that were committed; the last line is JSON. Nothing here passes
-# or fails a build. `BENCH_COMMIT=1 make bench` keeps them in loadtests/last_figures.json.
+# or fails a build. `BENCH_KEEP=1 make bench` keeps them in loadtests/last_figures.json.
 bench: $(STAMP)
 	$(BIN)/python loadtests/main_job.py --throughput --demo
 

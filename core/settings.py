@@ -195,9 +195,12 @@ class Settings:
     move_poll_s: float = 0.5
     #: A process that carries a move out and is silent for so long (frozen, or cut off) loses it.
     move_owner_timeout_s: float = 10.0
-    #: Rows that are copied in one transaction (four times as many while nobody else works at the
-    #: servers), and changed rows that may be left for the moment at which the tenant is held.
+    #: Rows that are copied in one transaction, how many times as many where nobody is to be spared,
+    #: and changed rows that may be left for the moment at which the tenant is held.
     move_chunk_rows: int = 10_000
+    move_chunk_factor: int = 4
+    #: Where a piece of copying takes longer although others are to be spared, the next is smaller.
+    move_piece_max_ms: int = 500
     move_backlog_rows_max: int = 200
     #: How long the processes that work for the tenant have to open sessions at its new place, once
     #: the copies are equal and before it is held.
@@ -222,9 +225,9 @@ class Settings:
     #: Failures in a row of anything else before it fails, and the longest pause between two.
     move_failures_max: int = 10
     move_retry_s: float = 5.0
-    #: While rows are copied the tenant's and its neighbours' small writes may take so many times as
-    #: long as before on average, and clients that wait for each answer may lose that share of their
-    #: throughput: beyond it, copying slows down.
+    #: What copying aims at: how many times as long as before others' small writes take on average,
+    #: and the share of their throughput that clients lose who wait for each answer. It gets a
+    #: twentieth of the time at least, so that it comes to an end.
     move_latency_factor: float = 2.0
     move_dip_percent: float = 3.0
     #: How often the source follows a tenant that works at the target already, and after how long

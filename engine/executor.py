@@ -69,7 +69,6 @@ class Executor:
             settings=settings, keys=keys, resubmit=self._submit, crowded=self._crowded
         )
         self._settings = settings
-        self._believed_s = settings.placement_refresh_ms / 1_000
         self._guard = guard
         self._master_key = master_key
         self._servers: Mapping[ServerName, ServerConfig] = {
@@ -121,7 +120,7 @@ class Executor:
             limits=route.limits,
             statement=statement,
             arguments=arguments,
-            believed_until=self._believed_until(route),
+            believed_until=0.0 if route.watched else route.believed_until,
         )
         ticket.alone = True
         self._submit(ticket)
@@ -158,7 +157,7 @@ class Executor:
             route.placement.epoch,
             limits=route.limits,
             deadline_at=deadline_at,
-            believed_until=self._believed_until(route),
+            believed_until=0.0 if route.watched else route.believed_until,
         )
         ticket.program = program
         ticket.plain = plain
@@ -196,16 +195,8 @@ class Executor:
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
-            believed_until=self._believed_until(route),
+            believed_until=0.0 if route.watched else route.believed_until,
         )
-
-    def _believed_until(self, route: Route) -> float:
-        """Until when nothing can have been moved away from where the route leads.
-
-        Who waits longer for a session than processes believe what they know could come to a table
-        that was emptied meanwhile, and where there is no row nothing is refused.
-        """
-        return 0.0 if route.watched else self._loop.time() + self._believed_s
 
     def deadline_at(self, deadline_s: float | None) -> float:
         """When (event loop's time) so many seconds are over."""

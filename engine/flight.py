@@ -250,8 +250,10 @@ class Flights:
         if connection.closed:
             return tickets
         ordered = not shared and any(ticket.writes for ticket in tickets)
-        plan = self._planner.apart(connection, tickets, ordered=ordered)
         several = len(tickets) > 1
+        plan = self._planner.apart(
+            connection, tickets, ordered=ordered, slow=several and not shared
+        )
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
         bytes_max = plan.bytes_max

@@ -87,11 +87,14 @@ class Planner:
         #: By the limit of rows: there is one for each type of tenant.
         self._some_rows: dict[int, bytes] = {}
 
-    def apart(self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool) -> Plan:
+    def apart(
+        self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool, slow: bool
+    ) -> Plan:
         """Each write in a section of its own, and reads that follow each other per tenant.
 
         With `ordered` each read has its own section too: one that fails undoes the others of its
-        section, and to run them again later would change their order.
+        section, and to run them again later would change their order. When something is `slow`, the
+        tenant may have moved before the next section, so each asks for the fence.
         """
         plan = Plan(bound=connection.bound)
         key_id = self._keys.signing_id
@@ -105,7 +108,7 @@ class Planner:
                 and bound.epoch == ticket.epoch
                 and bound.key_id == key_id
             )
-            to_watch = ticket.watched
+            to_watch = slow or ticket.watched
             unseen = to_watch and not watched
             if section is None or not is_bound or ordered or ticket.writes or after_write or unseen:
                 section = _new_section(plan)
@@ -133,7 +136,8 @@ class Planner:
             plan.bound = self._binding(tickets[0])
         elif plan.bound != self._binding(tickets[0]):
             self._bind(connection, plan, section, tickets[0])
-        if tickets[0].watched and not bound:
+        if not bound:
+            # Later statements may come when the tenant has moved; the fence, once asked for, stays.
             _ask_for_fence(section)
         for ticket in tickets:
             self._take_in(connection, plan, section, ticket)

@@ -378,7 +378,8 @@ class MoveSide:
         """Remove notes of changes that the target has."""
         text = pinned(
             f"delete from {table.notes(self._move_id)} "  # noqa: S608 - our own names
-            "where tenancy_seq <@ $1::text::int8multirange"
+            # In a subselect, or the text would be read again for each note.
+            "where tenancy_seq <@ (select $1::text::int8multirange)"
         )
         await self.connection.execute(text, notes.numbers)
 

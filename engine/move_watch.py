@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Final
 
 import asyncpg
@@ -29,10 +30,6 @@ _LOG = logging.getLogger(__name__)
 #: takes about a millisecond of the server's time.
 _LOOK_EVERY_S: Final = 0.05
 _LOOK_AT_REST_EVERY_S: Final = 0.2
-#: So many times as many rows are copied at once where nobody is held up: each piece has its price.
-_ALONE: Final = 4
-#: The answer to a look has come by then, or the session is given up.
-_LOOK_MAX_S: Final = 10.0
 #: What ends the watching of a server, and not the move: its own sessions will find out.
 _ENDS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
@@ -71,41 +68,45 @@ class MoveWatch:
         """How long to rest after `worked_s` of copying, in seconds, for all servers' sake."""
         return max(watched.pace.rest_s(worked_s) for watched in self._watched)
 
-    def chunk_rows(self, rows: int) -> int:
-        """How many rows to copy at once: `rows`, and more where nobody has to be spared."""
-        alone = all(watched.pace.share == 1.0 for watched in self._watched)
-        return rows * _ALONE if alone else rows
+    @property
+    def alone(self) -> bool:
+        """Whether nobody has to be spared."""
+        return all(watched.pace.share == 1.0 for watched in self._watched)
 
     def _say(self, *, working: bool) -> None:
         for watched in self._watched:
-            watched.begin(working=working)
+            watched.turn_to(working=working)
 
 
 class _Watched:
     """One server, without a session where there was none to be had: then nothing is known of it."""
 
-    def __init__(self, connection: asyncpg.Connection | None, pace: MovePace) -> None:
-        self.pace = pace
+    def __init__(
+        self, connection: asyncpg.Connection | None, fresh_pace: Callable[[], MovePace]
+    ) -> None:
+        self.pace = fresh_pace()
+        self._fresh_pace = fresh_pace
         self._connection = connection
         self._working = False
         #: Changes between working and resting; a look that saw one says nothing of either.
         self._changes = 0
         self._looking = asyncio.Lock()
 
-    def begin(self, *, working: bool) -> None:
+    def turn_to(self, *, working: bool) -> None:
         self._working = working
         self._changes += 1
 
     async def look(self) -> None:
         async with self._looking:
-            if self._connection is None or self._connection.is_closed():
+            if self._connection is None:
                 return
             working, changes = self._working, self._changes
             try:
                 began_s = time.perf_counter()
                 await self._connection.execute(_SQL.statement("small_write"))
                 took_s = time.perf_counter() - began_s
-                if working and changes == self._changes:
+                if working:
+                    # One that outlives the piece of work would have taken even longer with it.
                     self.pace.note_working(took_s)
                 elif not working:
                     at_work = await self._connection.fetchval(_SQL.statement("others_at_work"))
@@ -114,6 +115,8 @@ class _Watched:
             except _ENDS as error:
                 _LOG.info("a move no longer sees what it does to others: %s", error)
                 self._connection = None
+                # What was seen before says nothing of what comes.
+                self.pace = self._fresh_pace()
 
     async def look_on(self) -> None:
         while True:
@@ -128,30 +131,35 @@ async def watching(
     servers: Sequence[ServerName], *, name: str, settings: Settings, admin: AdminConnections
 ) -> AsyncIterator[MoveWatch]:
     """Watch servers for the block, over sessions that are called `name`."""
+    fresh_pace = partial(
+        MovePace,
+        latency_factor=settings.move_latency_factor,
+        dip_max=settings.move_dip_percent / 100,
+    )
     async with AsyncExitStack() as stack:
         watched = []
         for server in dict.fromkeys(servers):
-            connection = await _session(server, name, admin)
+            connection = await _session(server, name, admin, settings.connect_timeout_s)
             if connection is not None:
                 stack.push_async_callback(close, connection, settings.connect_timeout_s)
-            pace = MovePace(
-                latency_factor=settings.move_latency_factor, dip_max=settings.move_dip_percent / 100
-            )
-            watched.append(_Watched(connection, pace))
+            watched.append(_Watched(connection, fresh_pace))
         tasks = [asyncio.create_task(one.look_on()) for one in watched]
         stack.push_async_callback(_ended, tasks)
         yield MoveWatch(watched)
 
 
 async def _session(
-    server: ServerName, name: str, admin: AdminConnections
+    server: ServerName, name: str, admin: AdminConnections, timeout_s: float
 ) -> asyncpg.Connection | None:
+    """A session that is given up when a look has no answer for so long."""
     with contextlib.suppress(OverloadedError, ServerUnavailableError):
-        return await admin.connect(server, name=name, command_timeout_s=_LOOK_MAX_S)
+        return await admin.connect(server, name=name, command_timeout_s=timeout_s)
     return None
 
 
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(outcome, asyncio.CancelledError):
+            _LOG.error("a move could not see what it does to others", exc_info=outcome)

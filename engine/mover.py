@@ -29,6 +29,7 @@ from tenancy.data_isolation.core.errors import (
     SchemaError,
 )
 from tenancy.data_isolation.core.move import Move, MoveProgress, MoveState, MoveWish
+from tenancy.data_isolation.core.move_pace import ChunkSize
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -209,7 +210,12 @@ class Mover:
 
     async def _copy_tables(self, move: Move, sides: MoveSides, watch: MoveWatch) -> Move:
         copier = sides.copier()
-        noted_s = self._clock.monotonic_s()
+        settings, noted_s = self._settings, self._clock.monotonic_s()
+        size = ChunkSize(
+            settings.move_chunk_rows,
+            alone_factor=settings.move_chunk_factor,
+            piece_max_s=settings.move_piece_max_ms / 1_000,
+        )
         await watch.begin()
         for pair in copier.pairs():
             cursors = await copier.cursors()
@@ -219,10 +225,11 @@ class Mover:
                 if move.state.is_final:
                     return move
                 started_s = self._clock.monotonic_s()
-                rows = watch.chunk_rows(self._settings.move_chunk_rows)
+                alone = watch.alone
                 with watch.working():
-                    carried = await copier.copy_chunk(pair, rows)
+                    carried = await copier.copy_chunk(pair, size.rows(alone=alone))
                 worked_s = self._clock.monotonic_s() - started_s
+                size.took(worked_s, alone=alone)
                 cursors = await copier.cursors()
                 cursor = cursors[pair[0].name]
                 # With the rest that went before: it is part of how fast it goes.

@@ -67,8 +67,8 @@ Claim = Callable[[asyncpg.Connection, MoveId], Awaitable[None]]
 
 #: How often a move that somebody waits for is looked at.
 _POLL_S: Final = 0.05
-#: What a move takes: one connection to the catalog and one to each side.
-_CONNECTIONS_PER_MOVE: Final = 3
+#: What a move takes: one connection to the catalog, one to each side, one that watches each server.
+_CONNECTIONS_PER_MOVE: Final = 5
 #: Kinds of moves that have places of their own: those that copy, and all others.
 _KINDS: Final = 2
 

@@ -39,8 +39,9 @@ _TEXTS_MAX: Final = 1_024
 #: The types that our texts name; what else is bare is a type of users', such as one of an enum.
 _TYPES: Final = frozenset(
     {
-        *("bytea", "char", "date", "json", "jsonb", "name", "oid", "record", "regclass"),
-        *("regnamespace", "regproc", "regprocedure", "regrole", "regtype", "text", "timestamptz"),
+        *("bytea", "char", "date", "int8multirange", "json", "jsonb", "name", "oid", "record"),
+        *("regclass", "regnamespace", "regproc", "regprocedure", "regrole", "regtype", "text"),
+        "timestamptz",
         *("uuid", "xid"),
     }
 )

@@ -7,8 +7,9 @@ Rules this module keeps:
 * A table that has no row is no row to refuse, so a read of one would be answered at the old place
   as well. Therefore what is remembered is believed for `Settings.placement_refresh_ms` only; then
   the catalog is asked which tenants have moved and which may move before long, once for all of
-  them. The latter are `watched`: whatever is done for them asks for the fence first. A move waits
-  until every process has heard of it (`Mover`). While the catalog does not answer, everybody is.
+  them. The latter are `watched`: whatever is done for them asks for the fence first, and so does
+  what has waited until its way is not believed any more. A move waits until every process has heard
+  of it (`Mover`). While the catalog does not answer, everybody is watched.
 * Only an active tenant takes operations, and at level DATABASE only once its database is at the
   version of this release (`tenant_databases`).
 * Bounded: tenants remembered, and how often and how long an operation looks for its tenant.
@@ -70,6 +71,8 @@ class Route:
     allowance: Allowance
     #: Whether the fence is to be asked for before anything else, whatever rows there are.
     watched: bool = False
+    #: After it (event loop's time) that is to be done in any case: the tenant may have moved.
+    believed_until: float = 0.0
 
 
 def active_placement(tenant: Tenant) -> Placement:
@@ -134,7 +137,8 @@ class Routes:
             self._look_soon()
         if self._unsure or (self._doubted and tenant_id in self._doubted):
             return None
-        return self._known.get(tenant_id)
+        route = self._known.get(tenant_id)
+        return None if route is None else self._fresh(route)
 
     async def route(self, tenant_id: TenantId) -> Route:
         """The way to a tenant, as it is remembered or as the catalog has it."""
@@ -144,7 +148,7 @@ class Routes:
                 await _shielded(looking)
         if tenant_id in self._doubted or tenant_id not in self._known:
             return await self._asked(tenant_id)
-        return self._careful(self._known[tenant_id])
+        return self._careful(self._fresh(self._known[tenant_id]))
 
     async def run(self, tenant_id: TenantId, work: Callable[[Route], Awaitable[_T]]) -> _T:
         """Do `work` where the tenant is, and again where it turns out to be elsewhere.
@@ -283,8 +287,30 @@ class Routes:
         allowance = self._allowances.of(tenant.tenant_no, tenant.tenant_type, limits)
         watched = tenant.tenant_id in self._moving
         return Route(
-            tenant, placement, SessionKey.of(placement), limits, allowance, watched=watched
+            tenant,
+            placement,
+            SessionKey.of(placement),
+            limits,
+            allowance,
+            watched=watched,
+            believed_until=self._safe_until,
         )
+
+    @property
+    def _safe_until(self) -> float:
+        """Until when no tenant can have been moved that was not announced (event loop's time).
+
+        A move waits twice as long as what is known is believed; of the second time half is left for
+        what is on its way by then.
+        """
+        return self._believed_until + self._believed_s / 2
+
+    def _fresh(self, route: Route) -> Route:
+        """A known way, which is believed for as long as the last look allows."""
+        if route.believed_until < self._safe_until:
+            route = replace(route, believed_until=self._safe_until)
+            self._known[route.tenant.tenant_id] = route
+        return route
 
     def _careful(self, route: Route) -> Route:
         return replace(route, watched=True) if self._unsure else route

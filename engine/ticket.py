@@ -62,7 +62,11 @@ class Ticket(Request):
         deadline_at: float = float("inf"),
         believed_until: float = 0.0,
     ) -> None:
-        """`believed_until` (event loop's time) is how long the tenant is known to be there."""
+        """`believed_until` (event loop's time) is how long the tenant is known to be there.
+
+        Who waits longer for a session could come to a table that was emptied meanwhile, and where
+        there is no row nothing is refused.
+        """
         super().__init__(key, tenant_no, limits=limits, give_up_at=deadline_at)
         #: When (event loop's time) the answer is of no use any more.
         self.deadline_at = deadline_at

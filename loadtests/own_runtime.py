@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,36 +21,35 @@ class OwnRuntime:
     home: Path
     url: str
     key: str
+    environment: Mapping[str, str]
+
+    def tenancy(self, *arguments: str) -> Any:
+        """What a command of the command line answers. Raises `SystemExit` when it fails."""
+        return _answer(self.environment, *arguments)
 
 
 @contextmanager
-def own_runtime(**variables: str) -> Iterator[OwnRuntime]:
-    """A runtime that is up for the block, with these variables beside our own environment."""
+def own_runtime() -> Iterator[OwnRuntime]:
+    """A runtime that is up for the block."""
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
         os.chmod(home, 0o755)  # The database server may run as another user.
-        own = {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": str(free_port())}
-        environment = os.environ | own | variables
-        state = tenancy("up", environment)
+        environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": "0"}
+        state = _answer(environment, "up")
         try:
             key = Path(state["admin_key_file"]).read_text().strip()
-            yield OwnRuntime(home=Path(home), url=state["url"], key=key)
+            yield OwnRuntime(home=Path(home), url=state["url"], key=key, environment=environment)
         finally:
-            tenancy("down", environment)
+            _answer(environment, "down")
 
 
-def tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
-    """What a command of the command line answers."""
+def _answer(environment: Mapping[str, str], *arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tenancy.data_isolation.serve.cli", command, "--json"],
-        env=environment, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens at just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        [sys.executable, "-m", "tenancy.data_isolation.serve.cli", *arguments, "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stdout}")
+    return json.loads(done.stdout)

@@ -4,7 +4,7 @@
 same keys for every benchmark. `goal` is the number to reach, a pair of them for a range, or null,
 and then `met` is null as well: nobody promised anything. Whether a goal is met does not fail a
 benchmark. `last` is the value in `last_figures.json`, which is committed, or null;
-`BENCH_COMMIT=1` writes what was measured there.
+`BENCH_KEEP=1` writes what was measured there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 _LOAD_BEFORE = os.getloadavg()[0]
 LAST = Path(__file__).with_name("last_figures.json")
 #: The variable that has the figures written there.
-COMMIT = "BENCH_COMMIT"
+KEEP = "BENCH_KEEP"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ def print_report(figures: Iterable[Figure], *, last: Path = LAST) -> None:
     for line in table(told, before):
         print(line)
     print(text, flush=True)
-    if os.environ.get(COMMIT) == "1":
+    if os.environ.get(KEEP) == "1":
         values = dict(before) | {item.name: _rounded(item.value) for item in told}
         last.write_text(json.dumps(values, indent=0, sort_keys=True) + "\n")
 

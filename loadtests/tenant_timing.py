@@ -11,24 +11,18 @@ there is: the tenant's own name, which is looked up. The last line is one JSON o
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import httpx
+from own_runtime import OwnRuntime, own_runtime
 from report import Figure, figure, print_report
 
-_TENANCY = Path(sys.executable).with_name("tenancy")
 _OWN, _OTHER, _GHOST = "acme", "globex", "ghosty"
 _WARM_UP = 200
 #: Of a normal distribution: beyond it by chance once in a thousand.
@@ -53,26 +47,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=4_000, help="answers of each kind")
     samples = parser.parse_args().samples
-    with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
-        os.chmod(home, 0o755)  # The database server may run as another user.
-        environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": "0"}
-        state = _tenancy(environment, "up")
-        try:
-            figures = _measure(state, environment, samples)
-        finally:
-            _tenancy(environment, "down")
+    with own_runtime() as runtime:
+        figures = _measure(runtime, samples)
     print_report(figures)
 
 
-def _measure(state: dict[str, Any], environment: dict[str, str], samples: int) -> list[Figure]:
+def _measure(runtime: OwnRuntime, samples: int) -> list[Figure]:
     for tenant in (_OWN, _OTHER):
-        _tenancy(environment, "tenant", "create", tenant)
-    key = _tenancy(environment, "key", "create", "--tenant", _OWN)["key"]
+        runtime.tenancy("tenant", "create", tenant)
+    key = runtime.tenancy("key", "create", "--tenant", _OWN)["key"]
     figures = []
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(
-        base_url=state["url"], headers=headers, trust_env=False, timeout=60
-    ) as client:
+    with httpx.Client(base_url=runtime.url, headers=headers, trust_env=False, timeout=60) as client:
         for name, route in _ROUTES.items():
             taken = _interleaved(client, route, (_OTHER, _GHOST), samples)
             figures += _figures(name, taken[_OTHER], taken[_GHOST])
@@ -127,19 +113,6 @@ def compared(left: list[float], right: list[float]) -> Comparison:
     u = ranks - n * (n + 1) / 2
     spread = math.sqrt(n * m / 12 * ((n + m + 1) - ties / ((n + m) * (n + m - 1))))
     return Comparison(chance=u / (n * m), z=(u - n * m / 2) / spread)
-
-
-def _tenancy(environment: dict[str, str], *arguments: str) -> Any:
-    done = subprocess.run(
-        [_TENANCY, *arguments, "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{arguments}: {done.stdout}{done.stderr}")
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -174,8 +174,7 @@ async def measured(home: Path, *, seconds: float, repeats: int) -> list[Figure]:
 
 def throughput(*, seconds: float, repeats: int) -> list[Figure]:
     """The figures of a runtime of its own."""
-    # Ray gives its workers a lower priority than the servers that they wait for.
-    with own_runtime(RAY_worker_niceness="0") as runtime:
+    with own_runtime() as runtime:
         asyncio.run(make_tenants(runtime.url, runtime.key))
         return asyncio.run(measured(runtime.home, seconds=seconds, repeats=repeats))
 

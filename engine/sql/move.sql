@@ -211,7 +211,8 @@ select pg_logical_emit_message(true, 'tenancy', '');
 -- How many sessions are at work, those of the runtime itself apart. Who may not see it takes them all
 -- for busy.
 select count(*)::int from pg_stat_activity
-where backend_type = 'client backend' and coalesce(state, 'active') = 'active'
+where coalesce(backend_type, 'client backend') = 'client backend'
+  and coalesce(state, '') not in ('idle', 'idle in transaction', 'idle in transaction (aborted)')
   and usename not in (current_user, 'tenancy_control');
 
 -- name: lock_limit

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from support.install import SERVER, Install
 
+from tenancy.data_isolation.core.errors import ServerUnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move_pace import REST_MIN_S, SHARE_MIN, SHARE_UNKNOWN
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -19,7 +20,7 @@ from tenancy.data_isolation.engine.move_watch import MoveWatch, watching
 NAME = "tenancy m_watched"
 LOOKS = 6
 SLOW_S = 60.0
-LONG = "select count(*) from generate_series(1, 1000000000000)"
+LONG = "select count(*) from (select generate_series(1, 1000000000000)) s"
 
 
 @asynccontextmanager
@@ -36,13 +37,12 @@ async def watch_of(install: Install, **settings: float) -> AsyncIterator[MoveWat
 
 async def measured(watch: MoveWatch) -> float:
     """The share that is left after some looks at rest and at work, of which those were slow."""
-    (pace,) = watch.paces
     for _ in range(LOOKS):
         await watch.look()
         with watch.working():
             await watch.look()
-        pace.note_working(SLOW_S)
-    return pace.share
+        watch.paces[0].note_working(SLOW_S)
+    return watch.paces[0].share
 
 
 async def until_at_work(install: Install, session: asyncpg.Connection) -> None:
@@ -60,7 +60,7 @@ async def test_nobody_is_spared_where_nobody_is_at_work(install: Install):
         assert pace.share == 1.0
         assert await measured(watch) == 1.0
         assert watch.rest_s(0.1) == REST_MIN_S
-        assert watch.chunk_rows(10) == 40
+        assert watch.alone
 
 
 async def test_a_session_at_work_is_spared(install: Install):
@@ -69,7 +69,7 @@ async def test_a_session_at_work_is_spared(install: Install):
         try:
             await until_at_work(install, busy)
             assert await measured(watch) == SHARE_MIN
-            assert watch.chunk_rows(10) == 10
+            assert not watch.alone
         finally:
             working.cancel()
             await asyncio.wait([working])
@@ -86,8 +86,10 @@ async def test_looks_while_rows_are_copied_are_not_taken_for_looks_at_rest(insta
         assert pace.share == 1.0
 
 
-async def test_a_watch_that_loses_its_session_stays_careful(install: Install):
+async def test_a_watch_that_loses_its_session_is_careful_again(install: Install):
     async with watch_of(install) as watch:
+        await watch.begin()
+        assert watch.paces[0].share == 1.0
         async with install.connected() as admin:
             ended = await admin.fetchval(
                 "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity "
@@ -109,17 +111,18 @@ async def test_a_watch_without_a_session_to_spare_is_careful(install: Install):
         await taken.close()
 
 
-@pytest.mark.parametrize("there", [True, False])
-async def test_a_server_answers_when_it_refuses_and_not_when_nobody_is_there(
-    install: Install, there: bool
-):
-    config = (
-        install.server_config
-        if there
-        else dataclasses.replace(
-            install.server_config, dsn="postgresql://nobody:x@127.0.0.1:1/postgres"
-        )
-    )
-    admin = AdminConnections(settings=install.settings, servers=[config])
-    assert await admin.answers(SERVER) is there
-    assert await admin.answers(ServerName("unknown")) is False
+def _elsewhere(install: Install, dsn: str) -> AdminConnections:
+    server = dataclasses.replace(install.server_config, dsn=dsn)
+    return AdminConnections(settings=install.settings, servers=[server])
+
+
+async def test_a_server_answers_when_it_refuses_and_not_when_nobody_is_there(install: Install):
+    refusing = _elsewhere(install, install.server.dsn("no_such_database"))
+    with pytest.raises(ServerUnavailableError, match="has no database"):
+        await refusing.connect(SERVER)
+    nobody = _elsewhere(install, "postgresql://nobody:x@127.0.0.1:1/postgres")
+    there = _elsewhere(install, install.server_config.dsn)
+    assert await there.answers(SERVER)
+    assert await refusing.answers(SERVER)
+    assert not await nobody.answers(SERVER)
+    assert not await there.answers(ServerName("unknown"))

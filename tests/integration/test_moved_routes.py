@@ -10,7 +10,7 @@ import pytest
 from support.engines import ask, make_tenant, opened
 from support.install import Install
 
-from tenancy.data_isolation.core.errors import UnavailableError
+from tenancy.data_isolation.core.errors import PlacementChangedError, UnavailableError
 from tenancy.data_isolation.core.move import MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, Operation
 from tenancy.data_isolation.engine.connection import Connection
@@ -147,7 +147,7 @@ async def test_while_the_catalog_is_away_the_fence_is_asked_for_by_everybody(ins
 async def _is_refused(engine: Engine, query: str = COUNT) -> bool:
     try:
         return (await ask(engine, "acme", query)).rows != [[0]]
-    except UnavailableError:
+    except PlacementChangedError:
         return True
 
 
@@ -156,7 +156,7 @@ async def test_who_waits_long_for_a_session_asks_for_the_fence(install, mover, r
     """The tenant may have moved meanwhile; with the longer time it is seen what would happen."""
     tenant = await make_tenant(mover)
     await ask(mover, "acme", "delete from users")
-    one = {"tenant_connections_max": 1, "placement_refresh_ms": refresh_ms}
+    one = {"server_connections_max": 1, "placement_refresh_ms": refresh_ms}
     async with (
         opened(install, tables=False, **one) as other,
         install.connected() as admin,
@@ -182,6 +182,36 @@ async def test_who_waits_long_for_a_session_asks_for_the_fence(install, mover, r
                 await admin.fetchval("select 1")
         assert await waiting is refused
         await asyncio.wait([blocked])
+
+
+SLOW = "select count(*) from generate_series(1, 100000000)"
+
+
+@pytest.mark.parametrize(
+    ("texts", "atomic", "is_held"),
+    [([SLOW], False, False), ([SLOW, COUNT], False, True), ([SLOW, COUNT], True, True)],
+)
+async def test_a_batch_keeps_its_tenant_from_being_moved_in_the_middle(
+    install, mover, texts, atomic, is_held
+):
+    """Its first statement touches no table, and the last one could come to one that was emptied."""
+    tenant = await make_tenant(mover)
+    async with (
+        opened(install, tables=False, placement_refresh_ms=60_000) as other,
+        install.connected() as admin,
+    ):
+        while other._routes._unsure:
+            await ask(other, "acme", COUNT)
+        batch = asyncio.create_task(
+            other.execute_batch("acme", [Operation(query=text) for text in texts], atomic=atomic)
+        )
+        at_work = "select count(*) from pg_stat_activity where query = $1 and state = 'active'"
+        while not await admin.fetchval(at_work, SLOW):
+            await asyncio.sleep(0)
+        hold = "select pg_try_advisory_lock($1::bigint | 4611686018427387904)"
+        assert await admin.fetchval(hold, tenant.tenant_no) is not is_held
+        batch.cancel()
+        await asyncio.wait([batch])
 
 
 async def test_what_a_tenant_asks_for_is_prepared_where_it_will_be(install, mover):

@@ -15,6 +15,7 @@ import pytest
 from support.engines import ask
 from support.install import Install
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.postgres import postgres_running
 from support.small_disk import SmallDisk
 from support.two_servers import SECOND, TwoServers
@@ -35,6 +36,7 @@ QUICK: dict[str, Any] = {
     "move_poll_s": 0.05,
     "move_warm_ms": 10,
     "move_chunk_rows": 20,
+    **FLAT_OUT,
     "move_retry_s": 0.1,
     "move_failures_max": 3,
     "control_timeout_s": 0.001,

@@ -11,6 +11,7 @@ from support.history.statements import TABLES
 from support.history.trial import run_trial
 from support.history.workload import Plan
 from support.moving import dying_movers, moves_of
+from support.pace import FLAT_OUT
 from support.two_servers import TwoServers
 
 from tenancy.data_isolation.core.identifiers import ServerName
@@ -24,6 +25,7 @@ QUICK: dict[str, Any] = {
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
     "move_chunk_rows": 500,
+    **FLAT_OUT,
 }
 #: So much that no transfer is refused for want of money: then every error is one too many.
 RICH = Plan(opening_amount=1_000_000, rate_per_s=200)

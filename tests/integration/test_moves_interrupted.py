@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.engines import TABLES, ask
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.two_servers import SECOND, TwoServers
 
 from tenancy.data_isolation.core.errors import UnavailableError
@@ -105,6 +106,7 @@ async def opened_pair(two_servers: TwoServers, *, tables: bool = True) -> AsyncI
         "move_warm_ms": 10,
         "placement_refresh_ms": 50,
         "move_chunk_rows": 20,
+        **FLAT_OUT,
         "move_owner_timeout_s": 1.0,
         "move_retry_s": 0.2,
     }

@@ -13,6 +13,7 @@ import pytest
 from support.engines import TABLES, ask
 from support.install import Install
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.postgres import KillableServer, killable
 from support.two_servers import SECOND
 from support.writers import contents, filled, written_to
@@ -38,6 +39,7 @@ QUICK: dict[str, Any] = {
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
     "move_chunk_rows": 20,
+    **FLAT_OUT,
     "move_owner_timeout_s": 0.5,
     "move_retry_s": 0.1,
     "move_failures_max": 4,

@@ -129,7 +129,7 @@ async def test_while_a_tenant_is_held_only_what_has_changed_is_read(engine, monk
     assert read == {"rows": CHANGED, "digest": CHANGED, "removal": 2 * CHANGED}
 
 
-async def test_what_millions_of_changes_take_in_the_mover_is_little(engine, monkeypatch):
+async def test_what_is_noted_of_many_changes_takes_little_of_the_mover(engine, monkeypatch):
     """One statement that changes all rows of a table, after they were copied."""
     seen = []
     catch_up = MoveCopier.catch_up

@@ -8,6 +8,7 @@ from support.history.statements import TABLES
 from support.history.trial import run_trial
 from support.history.workload import Plan
 from support.moving import dying_movers, moves_of
+from support.pace import FLAT_OUT
 
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import Move
@@ -27,6 +28,7 @@ async def test_nothing_is_lost_doubled_or_stale_in_hundreds_of_moves(two_servers
         "move_warm_ms": 10,
         "placement_refresh_ms": 50,
         "move_chunk_rows": 500,
+        **FLAT_OUT,
         "move_owner_timeout_s": 2.0,
     }
     done: list[Move] = []

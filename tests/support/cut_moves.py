@@ -14,6 +14,7 @@ import asyncpg
 from support.engines import TABLES
 from support.faulty_line import FaultyLine, Loss, Wire, faulty_line
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.two_servers import SECOND, TwoServers
 from support.writers import contents, filled, settled, written_to
 from tenancy.data_isolation.core.identifiers import ServerName
@@ -33,6 +34,7 @@ LIMITS: Final[dict[str, Any]] = {
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
     "move_chunk_rows": 40,
+    **FLAT_OUT,
     "move_owner_timeout_s": 2.0,
     "move_retry_s": 0.2,
     "moves_at_once_max": 8,

@@ -14,6 +14,7 @@ from support.history.trial import Trial, run_trial
 from support.history.workload import Plan
 from support.install import MASTER_KEY_TEXT
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.postgres import KillableServer, killable
 from support.two_servers import SECOND
 from tenancy.data_isolation.core.errors import OutcomeUnknownError, StatementError, TenancyError
@@ -41,6 +42,7 @@ QUICK: dict[str, Any] = {
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
     "move_chunk_rows": 500,
+    **FLAT_OUT,
     "move_owner_timeout_s": 2.0,
     "move_retry_s": 0.2,
     "move_failures_max": 100,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from support.engines import TABLES
 from support.mortal_mover import Fate, mover
+from support.pace import FLAT_OUT
 from support.two_servers import SECOND, TwoServers
 from support.writers import contents, filled, settled, written_to
 from tenancy.data_isolation.core.identifiers import ServerName
@@ -26,6 +27,7 @@ QUICK: Final[dict[str, Any]] = {
     "move_warm_ms": 10,
     "placement_refresh_ms": 50,
     "move_chunk_rows": 20,
+    **FLAT_OUT,
     "move_owner_timeout_s": 1.0,
     "move_retry_s": 0.2,
     "move_idle_timeout_ms": 1_000,

@@ -38,6 +38,7 @@ from tenancy.data_isolation.core.move_pace import (
     REST_MIN_S,
     SHARE_MIN,
     SHARE_UNKNOWN,
+    ChunkSize,
     MovePace,
 )
 from tenancy.data_isolation.core.types import IsolationLevel, Placement
@@ -135,11 +136,11 @@ def test_only_what_waits_for_its_other_side_can_be_abandoned():
         if state.is_final:
             with pytest.raises(ConflictError, match="is settled"):
                 replace(move, cleaned=True).check_abandonment()
-    move = move_in(MoveState.OPEN)
+    move = replace(move_in(MoveState.OPEN), target=replace(PLACE, server=ServerName("far")))
     left, kept = ({"abandoned": {"server": side.server}} for side in (move.source, move.target))
     assert replace(move, report=left).is_abandoned
     # The tenant has changed its place since: it is the other server now that may be needed.
-    assert move.source.server == move.target.server or not replace(move, report=kept).is_abandoned
+    assert not replace(move, report=kept).is_abandoned
 
 
 def test_a_target_says_something_and_a_priority_is_a_small_number():
@@ -227,6 +228,58 @@ def test_a_server_at_which_somebody_is_seen_every_second_time_is_busy():
         pace.note_usual(0.001, turn % 2)
         pace.note_working(0.002)
     assert pace.share == pytest.approx(0.2)
+
+
+def test_what_is_missing_of_a_rest_comes_after_the_next_piece():
+    pace = _measured(_pace(), usual_ms=1.0, working_ms=2.0)
+    assert pace.share == pytest.approx(0.2)
+    assert [pace.rest_s(2.0), pace.rest_s(0.1), pace.rest_s(0.1)] == [
+        REST_MAX_S, pytest.approx(3.4), pytest.approx(0.4),
+    ]  # fmt: skip
+    pace.rest_s(2.0)
+    assert _measured(pace, usual_ms=1.0, working_ms=1.0).rest_s(0.1) == REST_MIN_S
+
+
+def test_who_is_there_once_in_a_while_is_not_kept_waiting():
+    pace = _pace()
+    for turn in range(60):
+        pace.note_usual(0.001, int(turn == 30))
+        pace.note_working(0.01)
+    assert pace.share == pytest.approx(1 / 9)
+
+
+def test_a_debt_is_no_longer_than_one_rest():
+    pace = _measured(_pace(), usual_ms=1.0, working_ms=1e6)
+    for _ in range(10):
+        pace.rest_s(5.0)
+    _measured(pace, usual_ms=1.0, working_ms=2.0)
+    assert [pace.rest_s(0.0), pace.rest_s(0.0)] == [REST_MAX_S, REST_MIN_S]
+
+
+def test_pieces_get_smaller_until_they_are_short_and_larger_again():
+    size = ChunkSize(1_000, alone_factor=4, piece_max_s=0.5)
+    assert (size.rows(alone=False), size.rows(alone=True)) == (1_000, 4_000)
+    size.took(1.9, alone=True)
+    assert size.rows(alone=True) == 4_000
+    for rows in (500, 250, 125):
+        size.took(0.6, alone=False)
+        assert size.rows(alone=False) == rows
+    size.took(0.3, alone=False)
+    assert size.rows(alone=False) == 125
+    for rows in (250, 500, 1_000, 1_000):
+        size.took(0.1, alone=False)
+        assert size.rows(alone=False) == rows
+    for _ in range(40):
+        size.took(60.0, alone=False)
+    assert size.rows(alone=False) == 1
+
+
+def test_hiccups_of_the_machine_are_of_no_account():
+    pace = _pace()
+    for turn in range(60):
+        pace.note_usual(0.001, 1)
+        pace.note_working(9.0 if turn % 10 == 0 else 0.001)
+    assert pace.share == 1.0
 
 
 def test_a_pace_forgets_what_was_long_ago():

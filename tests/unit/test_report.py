@@ -43,7 +43,10 @@ FIGURES = [
 ]
 
 
-def test_the_last_line_is_one_object_with_the_same_keys_for_every_figure(capsys, tmp_path):
+def test_the_last_line_is_one_object_with_the_same_keys_for_every_figure(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("BENCH_KEEP", raising=False)
     print_report(FIGURES, last=tmp_path / "none.json")
 
     *lines, last = capsys.readouterr().out.splitlines()
@@ -75,6 +78,7 @@ def test_a_goal_is_held_against_what_was_measured_and_not_what_is_shown():
 
 
 def test_figures_are_held_against_the_last_ones(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("BENCH_KEEP", raising=False)
     last = tmp_path / "last.json"
     last.write_text('{"missed": 2, "of another benchmark": 7}')
     print_report(FIGURES, last=last)
@@ -85,7 +89,7 @@ def test_figures_are_held_against_the_last_ones(capsys, tmp_path, monkeypatch):
     ]  # fmt: skip
     assert json.loads(last.read_text()) == {"missed": 2, "of another benchmark": 7}
 
-    monkeypatch.setenv("BENCH_COMMIT", "1")
+    monkeypatch.setenv("BENCH_KEEP", "1")
     print_report(FIGURES, last=last)
     assert json.loads(last.read_text()) == {
         "without a goal": 12346, "met": 0.1235, "missed": 3, "a range": 0.5,
