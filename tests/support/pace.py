@@ -1,4 +1,4 @@
-"""Settings of moves that are not about pace: they copy as fast as they can, in pieces of one size."""
+"""Settings of moves in tests that are not about pace: as fast as it goes, in pieces of one size."""
 
 from __future__ import annotations
 
