@@ -1,6 +1,7 @@
 """The command `tenancy`.
 
-Exit statuses: 0 done, 1 an error, 2 wrong usage; `tenancy status` has 3 for stopped and 4 for
+Exit statuses: 0 done, 1 an error, 2 wrong usage, 130 interrupted; a command about moves has 4 when
+its `--timeout` is over while the move goes on, and `tenancy status` 3 for stopped and 4 for
 starting, stopping or degraded.
 """
 
