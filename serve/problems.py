@@ -14,10 +14,11 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -83,19 +84,41 @@ class InvalidFieldsError(InvalidInputError):
         return type(self), (self.fields,)
 
     @classmethod
-    def of(cls, error: ValidationError) -> InvalidFieldsError:
-        """What a model found wrong, without the values."""
+    def of(cls, error: ValidationError, shape: type[BaseModel]) -> InvalidFieldsError:
+        """What `shape` found wrong, without the values."""
         found = error.errors(include_url=False, include_context=False, include_input=False)
         return cls(
             [
                 (
                     ".".join(str(part) for part in item["loc"]),
-                    # What pydantic puts in front of an error of ours says nothing to a client.
-                    item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX],
+                    _wrong(item, shape),
                 )
                 for item in found[:_INVALID_FIELDS_MAX]
             ]
         )
+
+
+def _wrong(item: ErrorDetails, shape: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(_shape_at(shape, item["loc"][:-1]).model_fields)
+        return f"there is no such field; the fields are {known}"
+    # What pydantic puts in front of an error of ours says nothing to a client.
+    return item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX]
+
+
+def _shape_at(shape: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
+    """The model of the object at `place` in one of `shape`; places in lists are numbers."""
+    for part in place:
+        if isinstance(part, str):
+            shape = next(_models(shape.model_fields[part].annotation))
+    return shape
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
 
 
 def problem(error: TenancyError) -> dict[str, Any]:
