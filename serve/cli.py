@@ -24,6 +24,7 @@ from tenancy.data_isolation.serve import (
     cli_proposal,
     cli_runtime,
     cli_schema,
+    cli_settings,
     cli_tenant,
 )
 from tenancy.data_isolation.serve.terminal import (
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 cli_runtime.add_commands(app)
 cli_doctor.add_commands(app)
+cli_settings.add_commands(app)
 cli_data.add_commands(app)
 cli_demo.add_commands(app)
 app.add_typer(cli_tenant.app, name="tenant", help="Make, list and change tenants.")

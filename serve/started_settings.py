@@ -16,8 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tenancy.data_isolation.core import Settings
-from tenancy.data_isolation.core.tier_limits import TierLimits, limit_variable
-from tenancy.data_isolation.core.types import TenantType
+from tenancy.data_isolation.core.settings import variables
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 
 _SALT: Final = "salt"
@@ -86,14 +85,7 @@ def _is_same(there: Any, here: Any) -> bool:
 
 def _plain(settings: Settings, salt: str) -> dict[str, str | None]:
     """Every variable and its text; None when it has no value, and a hash for a secret."""
-    values: dict[str, Any] = {
-        f"TENANCY_{item.name.upper()}": getattr(settings, item.name)
-        for item in dataclasses.fields(settings)
-        if item.name != "tiers"
-    }
-    for kind in TenantType:
-        for item in dataclasses.fields(TierLimits):
-            values[limit_variable(kind, item.name)] = getattr(settings.tiers.of(kind), item.name)
+    values = variables(settings)
     del values[_HOME]
     return {
         variable: None if value is None else _text(variable, value, salt)
