@@ -152,7 +152,7 @@ def _check_settings(directory: RuntimeDirectory, state: RuntimeState) -> None:
         raise CommandError(
             f"the runtime runs already at {state.url}, with other settings: {'; '.join(found)}",
             "`tenancy down` and then `tenancy up` takes these; to leave it as it is, set the "
-            "variables as they are there",
+            "variables, and what their files say, as they are there",
         )
 
 

@@ -4,7 +4,8 @@ Rules this module keeps:
 
 * every answer that is not a success is `application/problem+json`, those of the framework too;
 * `type` is stable: a URN made of the error's slug;
-* a tenant that does not exist and one that is not the caller's get the same words;
+* a tenant that does not exist and one that is not the caller's get the same words; only
+  administrators, who may know every name, are told which one it was;
 * what was not foreseen is logged under an id, and the answer holds the id and nothing else of it;
 * in what an installation is not safe is for operators: the answer names the command that says it.
 """
@@ -22,6 +23,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:tenancy:problem:"
+_TENANT = "tenancy.tenant_of_admin"
+_NAME_CHARACTERS_MAX = 80
 _RETRY_AFTER_S = 1.0
 _INVALID_FIELDS_MAX = 20
 _FIELD_DETAIL_CHARACTERS_MAX = 200
@@ -49,6 +53,12 @@ class ResourceNotFoundError(NotFoundError):
     """There is nothing at this address; `/openapi.json` lists what there is."""
 
     slug = "resource-not-found"
+
+
+class NamedTenantNotFoundError(NotFoundError):
+    """There is no tenant of that name: what administrators are told."""
+
+    slug = TenantNotFoundError.slug
 
 
 class MethodNotAllowedError(InvalidInputError):
@@ -119,6 +129,19 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
+
+
+def note_tenant(request: Request, name: str | None) -> None:
+    """Note which tenant a request is about. Only for an administrator's: it will be told."""
+    request.scope[_TENANT] = name
+
+
+def for_caller(error: TenancyError, scope: Scope) -> TenancyError:
+    """`error` as whoever has sent the request may be told of it."""
+    name = scope.get(_TENANT)
+    if name is None or not isinstance(error, TenantNotFoundError):
+        return error
+    return NamedTenantNotFoundError(f"There is no tenant {name[:_NAME_CHARACTERS_MAX]!a}.")
 
 
 def problem(error: TenancyError) -> dict[str, Any]:
