@@ -206,6 +206,17 @@ class Move:
         return self.state.is_final and self.cleaned
 
     @property
+    def can_stand_still(self) -> bool:
+        """Whether it can be paused: what is open, on its way back or at its end goes on."""
+        return not (self.state.is_final or self.state is MoveState.OPEN or self.reversing)
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether nothing is done for it until it is resumed, or cancelled."""
+        # Who has paused it just before it opened or failed keeps nobody from going on with it.
+        return self.paused and self.wish is None and self.can_stand_still
+
+    @property
     def other_side(self) -> Placement:
         """The side at which the tenant does not work."""
         on_the_way_back = self.reversing and not self.state.is_final
@@ -233,6 +244,16 @@ class Move:
         """Raise `ConflictError` unless `state` may follow."""
         if state not in _NEXT[self.state]:
             raise ConflictError(f"move {self.move_id} is {self.state}; it cannot become {state}")
+
+    def check_pause(self) -> None:
+        """Raise `ConflictError` unless it can be paused and resumed as things stand."""
+        if self.can_stand_still:
+            return
+        where = self.state if self.state.is_final or not self.reversing else "on its way back"
+        raise ConflictError(
+            f"move {self.move_id} is {where}; only a move that is not open yet can be paused or "
+            "resumed"
+        )
 
     def check_wish(self, wish: MoveWish) -> None:
         """Raise `ConflictError` unless the wish can be granted as things stand."""

@@ -10,6 +10,7 @@ Reading is strict: an unknown key or a value of another kind is a `SettingError`
 from __future__ import annotations
 
 import dataclasses
+import json
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from tenancy.data_isolation.core.errors import InvalidInputError, SettingError
 from tenancy.data_isolation.core.identifiers import parse_word
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 
-_VARIABLE: Final = "TENANCY_POSTGRES_SERVERS_FILE"
+SERVERS_VARIABLE: Final = "TENANCY_POSTGRES_SERVERS_FILE"
 _KEYS: Final = frozenset(item.name for item in dataclasses.fields(ServerConfig))
 _PATHS: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
@@ -51,6 +52,18 @@ def all_servers(settings: Settings, first: ServerConfig) -> tuple[ServerConfig, 
             raise _wrong(path, f"there are two servers that are called {server.name!r}")
         servers.append(server)
     return tuple(servers)
+
+
+def said(settings: Settings) -> str | None:
+    """What the settings' file says, to compare with what it says later; None without a file.
+
+    It has secrets in it. Reads the file; `SettingError`.
+    """
+    path = settings.postgres_servers_file
+    if path is None:
+        return None
+    # Comments and the order of keys mean nothing; TOML has dates, which JSON has not.
+    return json.dumps(_document(path), sort_keys=True, default=str)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -95,4 +108,4 @@ def _check_keys(path: Path, what: str, item: Mapping[str, Any], known: frozenset
 
 
 def _wrong(path: Path, problem: str) -> SettingError:
-    return SettingError(f"{_VARIABLE} ({path}): {problem}")
+    return SettingError(f"{SERVERS_VARIABLE} ({path}): {problem}")

@@ -18,9 +18,12 @@ from typing import Any, get_type_hints
 
 from tenancy.data_isolation.core.bounds import bounds, not_a_number
 from tenancy.data_isolation.core.errors import SettingError
-from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable
+from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
+from tenancy.data_isolation.core.types import TenantType
 
 _PREFIX = "TENANCY_"
+#: Settings that a misspelt one is told it may have been meant for.
+_NEAR_MAX = 3
 #: As `core.proposal.OrchestrationMode` has them, which needs more of `core` than settings may.
 _ORCHESTRATION = ("off", "propose", "automatic")
 _MEASURES = ("operations_per_s", "rows", "bytes")
@@ -521,13 +524,27 @@ class EngineConfig:
 
 
 def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:
-    near = difflib.get_close_matches(variable, [*names, *LIMIT_VARIABLES], n=1)
-    meant = f"; did you mean {near[0]}? The" if near else "; the"
-    known = ", ".join(sorted(names))
-    return SettingError(
-        f"{variable} is not a setting{meant} settings are {known}, and the limits of a type of "
-        "tenant, such as TENANCY_FREE_STATEMENT_TIMEOUT_MS"
-    )
+    # What all begin with would make everything look alike.
+    known = [name.removeprefix(_PREFIX) for name in (*names, *LIMIT_VARIABLES)]
+    near = difflib.get_close_matches(variable.removeprefix(_PREFIX), known, n=_NEAR_MAX)
+    *others, last = [_PREFIX + name for name in near] or [""]
+    named = f"{', '.join(others)} or {last}" if others else last
+    meant = f"did you mean {named}? " if named else ""
+    return SettingError(f"{variable[:100]} is not a setting; {meant}`tenancy settings` lists all")
+
+
+def variables(settings: Settings) -> dict[str, Any]:
+    """Every `TENANCY_*` variable, and what it is in `settings`."""
+    found = {
+        _variable(item.name): getattr(settings, item.name)
+        for item in dataclasses.fields(settings)
+        if item.name != "tiers"
+    }
+    for kind in TenantType:
+        tier = settings.tiers.of(kind)
+        for item in dataclasses.fields(tier):
+            found[limit_variable(kind, item.name)] = getattr(tier, item.name)
+    return found
 
 
 def _absolute(path: Path) -> Path:

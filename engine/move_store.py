@@ -137,8 +137,8 @@ class MoveStore:
     async def pause(self, move_id: str, *, paused: bool) -> Move:
         """Let a move stand still, or go on. Raises `MoveNotFoundError` and `ConflictError`."""
         if not await self._catalog.pool.write(_SQL.statement("set_paused"), move_id, paused):
-            move = await self.move(move_id)
-            raise ConflictError(f"move {move_id} is {move.state}; it cannot be paused or resumed")
+            (await self.move(move_id)).check_pause()
+            raise ConflictError(f"move {move_id} has gone on meanwhile; look at it again")
         return await self.move(move_id)
 
 

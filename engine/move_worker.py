@@ -158,7 +158,7 @@ class MoveWorker:
     def _is_due(self, move: Move) -> bool:
         if self._only not in (None, move.move_id):
             return False
-        if move.move_id in self._tasks or (move.paused and move.wish is None):
+        if move.move_id in self._tasks or move.stands_still:
             return False
         if move.move_id in self._resting and move.wish is not None:
             return True

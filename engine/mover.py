@@ -514,7 +514,7 @@ class Mover:
         now = await self._desk.read()
         if now.wish is MoveWish.CANCEL:
             return await self._desk.advance(now, MoveState.CANCELLED, granted=True)
-        if now.paused:
+        if now.stands_still:
             raise PausedError
         return replace(now, progress=move.progress)
 

@@ -30,6 +30,7 @@ from tenancy.data_isolation.serve.openapi import document
 from tenancy.data_isolation.serve.operation_routes import OperationRoutes
 from tenancy.data_isolation.serve.problems import (
     InvalidFieldsError,
+    for_caller,
     framework_response,
     problem_response,
     unexpected_response,
@@ -114,7 +115,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _known(request: Request, error: Exception) -> Response:
     """An error of ours."""
     assert isinstance(error, TenancyError)  # noqa: S101 - registered for this class.
-    return problem_response(error)
+    return problem_response(for_caller(error, request.scope))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

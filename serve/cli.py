@@ -1,6 +1,7 @@
 """The command `tenancy`.
 
-Exit statuses: 0 done, 1 an error, 2 wrong usage; `tenancy status` has 3 for stopped and 4 for
+Exit statuses: 0 done, 1 an error, 2 wrong usage, 130 interrupted; a command about moves has 4 when
+its `--timeout` is over while the move goes on, and `tenancy status` 3 for stopped and 4 for
 starting, stopping or degraded.
 """
 
@@ -23,6 +24,7 @@ from tenancy.data_isolation.serve import (
     cli_proposal,
     cli_runtime,
     cli_schema,
+    cli_settings,
     cli_tenant,
 )
 from tenancy.data_isolation.serve.terminal import (
@@ -45,6 +47,7 @@ app = typer.Typer(
 )
 cli_runtime.add_commands(app)
 cli_doctor.add_commands(app)
+cli_settings.add_commands(app)
 cli_data.add_commands(app)
 cli_demo.add_commands(app)
 app.add_typer(cli_tenant.app, name="tenant", help="Make, list and change tenants.")

@@ -6,25 +6,39 @@ one of them ends, for whatever reason, the move goes on.
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, Final
 
 import typer
-from rich import progress as bars
-from rich.console import Console
 
 from tenancy.data_isolation.core import IsolationLevel, Settings
 from tenancy.data_isolation.core.move import PRIORITY_RANGE
-from tenancy.data_isolation.serve.runtime_client import AnswerError, RuntimeClient, segment
+from tenancy.data_isolation.serve.move_watch import (
+    MOVES_PATH,
+    OPEN,
+    RATE_ROWS_MIN,
+    SETTLED,
+    MoveWatch,
+    TimeOverError,
+    asking,
+)
+from tenancy.data_isolation.serve.move_words import (
+    bytes_words,
+    next_step,
+    place_words,
+    rate_words,
+    seconds_words,
+    time_left,
+    words,
+)
+from tenancy.data_isolation.serve.runtime_client import RuntimeClient, segment
 from tenancy.data_isolation.serve.terminal import (
     STATUS_ERROR,
-    STATUS_INTERRUPTED,
     STATUS_USAGE,
     AsJson,
     CommandError,
+    Timeout,
     confirmed,
     note,
     print_fields,
@@ -34,19 +48,10 @@ from tenancy.data_isolation.serve.terminal import (
     visible,
 )
 
-_PATH: Final = "/v1/moves"
 _PAGE: Final = 500
-_POLL_S: Final = 0.25
-#: How long the runtime may be away while somebody waits for a move: long enough to start again.
-_AWAY_MAX_S: Final = 120.0
 #: Planning counts the tenant's rows.
 _START_TIMEOUT_S: Final = 600.0
 _PRIORITY_MIN, _PRIORITY_MAX = PRIORITY_RANGE
-#: Rows from which on it is told how fast they were copied.
-_RATE_ROWS_MIN: Final = 1_000
-#: Phases in which somebody has to decide, or nothing is left to do.
-_OPEN: Final = frozenset({"open", "settled"})
-_SETTLED: Final = frozenset({"settled"})
 
 MoveId = Annotated[str, typer.Argument(metavar="MOVE", help="The move's id, m_...")]
 Wait = Annotated[
@@ -86,16 +91,19 @@ def move(
         bool, typer.Option("--confirm", help="Confirm it as soon as it is open.")
     ] = False,
     wait: Wait = True,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Move a tenant to another isolation level, server or region while it is in use.
 
     Waits until the move is open: the tenant works at the new place then, and the move can be
     confirmed or rolled back. With --dry-run the exit status is 1 when the move is not possible.
+    Exit status 4 when the time of --timeout, which counts from the start of the move, is over; the
+    move goes on.
     """
     if level is None and server is None and region is None:
         raise CommandError("say where to: --to, --server or --region", status=STATUS_USAGE)
-    _check_together(dry_run=dry_run, confirm=confirm, wait=wait, priority=priority)
+    _check_together(dry_run=dry_run, confirm=confirm, wait=wait, timeout=timeout, priority=priority)
     given = {
         "isolation_level": level and level.value,
         "server": server,
@@ -109,25 +117,47 @@ def move(
             plan = client.post(path, body | {"dry_run": True}, timeout_s=_START_TIMEOUT_S)
             _tell_plan(plan, as_json)
             return
-        found = client.post(path, body, timeout_s=_START_TIMEOUT_S)
+        with _starting(tenant, confirm=confirm):
+            found = client.post(path, body, timeout_s=_START_TIMEOUT_S)
         if wait:
-            found = _Watch(client).until(found, _OPEN)
-        if confirm and found["state"] == "open":
-            asked = client.post(f"{_PATH}/{found['move_id']}/confirm")
-            found = _Watch(client).until(asked, _SETTLED)
+            watch = MoveWatch(client, timeout_s=timeout, confirm=confirm)
+            found = _followed(watch, found, OPEN, as_json=as_json)
     _tell(found, as_json)
     _check_end(found, {"confirmed"})
 
 
-def _check_together(*, dry_run: bool, confirm: bool, wait: bool, priority: int | None) -> None:
+def _check_together(
+    *, dry_run: bool, confirm: bool, wait: bool, timeout: float | None, priority: int | None
+) -> None:
     """Refuse options that mean nothing beside each other."""
-    given = {"--confirm": confirm, "--no-wait": not wait, "--priority": priority is not None}
+    given = {
+        "--confirm": confirm,
+        "--no-wait": not wait,
+        "--timeout": timeout is not None,
+        "--priority": priority is not None,
+    }
     if dry_run:
         for name, is_given in given.items():
             if is_given:
                 raise CommandError(f"{name} does not go with --dry-run", status=STATUS_USAGE)
     if confirm and not wait:
         raise CommandError("--confirm does not go with --no-wait", status=STATUS_USAGE)
+    _check_wait(wait, timeout)
+
+
+def _check_wait(wait: bool, timeout: float | None) -> None:
+    """Refuse a limit of a wait that there is not."""
+    if timeout is not None and not wait:
+        raise CommandError("--timeout does not go with --no-wait", status=STATUS_USAGE)
+
+
+def _starting(tenant: str, *, confirm: bool) -> AbstractContextManager[None]:
+    """Say what becomes of the move when Ctrl-C comes before it has an id."""
+    look, then = f"tenancy move list --tenant {visible(tenant)} --unsettled", ""
+    if confirm:
+        look += "; once it is open: tenancy move confirm MOVE"
+        then = ", and it is NOT confirmed"
+    return asking(f"a move of tenant {visible(tenant)} was started", look, then)
 
 
 @app.command("list")
@@ -148,7 +178,7 @@ def list_moves(
         while limit is None or len(found) < limit:
             wanted = _PAGE if limit is None else min(_PAGE, limit - len(found))
             page = client.get(
-                _PATH,
+                MOVES_PATH,
                 tenant_id=tenant,
                 after=following,
                 limit=wanted,
@@ -170,7 +200,7 @@ def list_moves(
 def show(move_id: MoveId, as_json: AsJson = False) -> None:
     """Show a move: how far it has come, and the proof of it."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        found = client.get(f"{_PATH}/{segment(move_id)}")
+        found = client.get(f"{MOVES_PATH}/{segment(move_id)}")
     if as_json:
         print_json(found)
         return
@@ -179,32 +209,47 @@ def show(move_id: MoveId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def watch(move_id: MoveId, as_json: AsJson = False) -> None:
+def watch(move_id: MoveId, timeout: Timeout = None, as_json: AsJson = False) -> None:
     """Follow a move until it is open, or has come to an end."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        found = client.get(f"{_PATH}/{segment(move_id)}")
-        found = _Watch(client).until(found, _OPEN)
+        found = client.get(f"{MOVES_PATH}/{segment(move_id)}")
+        watch = MoveWatch(client, timeout_s=timeout)
+        found = _followed(watch, found, OPEN, as_json=as_json)
     _tell(found, as_json)
     _check_end(found, {"confirmed"})
 
 
 @app.command("confirm")
-def confirm_move(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+def confirm_move(
+    move_id: MoveId, wait: Wait = True, timeout: Timeout = None, as_json: AsJson = False
+) -> None:
     """Let the tenant stay where it is now, and take away what is at its old place."""
-    _ask(move_id, "confirm", "confirmed", wait=wait, as_json=as_json)
+    _ask(move_id, "confirm", {"confirmed"}, wait=wait, timeout=timeout, as_json=as_json)
 
 
 @app.command()
-def rollback(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+def rollback(
+    move_id: MoveId, wait: Wait = True, timeout: Timeout = None, as_json: AsJson = False
+) -> None:
     """Bring the tenant back to its old place, with all that it has written since."""
-    _ask(move_id, "rollback", "rolled_back", wait=wait, as_json=as_json)
+    _ask(move_id, "rollback", {"rolled_back"}, wait=wait, timeout=timeout, as_json=as_json)
 
 
 @app.command()
-def cancel(move_id: MoveId, wait: Wait = True, as_json: AsJson = False) -> None:
+def cancel(
+    move_id: MoveId, wait: Wait = True, timeout: Timeout = None, as_json: AsJson = False
+) -> None:
     """Give a move up that is not open yet; the tenant stays where it is."""
     # When it was too late the move is open, and stays so until somebody decides.
-    found = _ask(move_id, "cancel", "cancelled", wait=wait, as_json=as_json, until=_OPEN)
+    found = _ask(
+        move_id,
+        "cancel",
+        {"cancelled"},
+        wait=wait,
+        timeout=timeout,
+        as_json=as_json,
+        until=OPEN,
+    )
     if found["phase"] == "open":
         raise CommandError(
             f"too late to cancel: move {found['move_id']} is open, and the tenant works at its new "
@@ -218,154 +263,76 @@ def abandon(
     move_id: MoveId,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     wait: Wait = True,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Settle a move of which a server is lost for good: the one that the tenant is not at.
 
     Nothing is taken away there, and an open move cannot be rolled back any more.
     """
+    _check_wait(wait, timeout)
     confirmed(f"Is the server that move {move_id} waits for lost for good?", yes=yes)
-    with RuntimeClient.connect(Settings.from_env()) as client:
-        found: dict[str, Any] = client.post(f"{_PATH}/{segment(move_id)}/abandon")
-        if wait:
-            found = _Watch(client).until(found, _SETTLED)
-    _tell(found, as_json)
+    _ask(move_id, "abandon", None, wait=wait, timeout=timeout, as_json=as_json)
 
 
 @app.command()
 def pause(move_id: MoveId, as_json: AsJson = False) -> None:
     """Let a move stand still; the tenant goes on working."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        _tell(client.post(f"{_PATH}/{segment(move_id)}/pause"), as_json)
+        _tell(client.post(f"{MOVES_PATH}/{segment(move_id)}/pause"), as_json)
 
 
 @app.command()
 def resume(move_id: MoveId, as_json: AsJson = False) -> None:
     """Let a move that was paused go on."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        _tell(client.post(f"{_PATH}/{segment(move_id)}/resume"), as_json)
+        _tell(client.post(f"{MOVES_PATH}/{segment(move_id)}/resume"), as_json)
 
 
 def _ask(
     move_id: str,
     what: str,
-    end: str,
+    ends: Collection[str] | None,
     *,
     wait: bool,
+    timeout: float | None,
     as_json: bool,
-    until: Collection[str] = _SETTLED,
+    until: Collection[str] = SETTLED,
 ) -> dict[str, Any]:
-    """Ask something of a move, wait until it is in a phase of `until`, and tell how it is then."""
+    """Ask something of a move, wait until it is in a phase of `until`, and tell how it is then.
+
+    `ends` are the states that are no error; None = all.
+    """
+    _check_wait(wait, timeout)
     with RuntimeClient.connect(Settings.from_env()) as client:
-        found: dict[str, Any] = client.post(f"{_PATH}/{segment(move_id)}/{what}")
+        named = visible(move_id)
+        with asking(f"`{what}` was asked of move {named}", f"tenancy move show {named}"):
+            found: dict[str, Any] = client.post(f"{MOVES_PATH}/{segment(move_id)}/{what}")
         if wait:
-            found = _Watch(client).until(found, until)
+            watch = MoveWatch(client, timeout_s=timeout)
+            found = _followed(watch, found, until, as_json=as_json)
     _tell(found, as_json)
-    _check_end(found, {end})
+    if ends is not None:
+        _check_end(found, ends)
     return found
+
+
+def _followed(
+    watch: MoveWatch, found: dict[str, Any], phases: Collection[str], *, as_json: bool
+) -> dict[str, Any]:
+    """The move once it is in one of `phases`. A program gets its document also when it is not."""
+    try:
+        return watch.until(found, phases)
+    except TimeOverError as error:
+        if as_json:
+            _tell(error.found, as_json)
+        raise
 
 
 def _check_end(found: dict[str, Any], wanted: Collection[str]) -> None:
     """Exit with an error when the move has come to another end than the one that was wanted."""
     if found["settled"] and found["state"] not in wanted:
         raise typer.Exit(STATUS_ERROR)
-
-
-# Watching
-
-
-class _Watch:
-    """Follows one move, telling on standard error how far it has come."""
-
-    def __init__(self, client: RuntimeClient) -> None:
-        self._client = client
-
-    def until(self, found: dict[str, Any], phases: Collection[str]) -> dict[str, Any]:
-        """The move once it is in one of `phases`. Ctrl-C leaves it going."""
-        move_id = found["move_id"]
-        try:
-            with _telling() as told:
-                told(found)
-                while found["phase"] not in phases:
-                    time.sleep(_POLL_S)
-                    found = self._asked(move_id)
-                    told(found)
-        except KeyboardInterrupt:
-            raise CommandError(
-                f"interrupted; move {move_id} goes on ({found['phase']})",
-                _hint(found),
-                STATUS_INTERRUPTED,
-            ) from None
-        return found
-
-    def _asked(self, move_id: str) -> dict[str, Any]:
-        """The move as it is now; a runtime that is away for a while is waited for."""
-        deadline = time.monotonic() + _AWAY_MAX_S
-        while True:
-            try:
-                found: dict[str, Any] = self._client.get(f"{_PATH}/{move_id}")
-                return found
-            except CommandError as error:
-                known = isinstance(error, AnswerError) and not error.retryable
-                if known or time.monotonic() > deadline:
-                    raise CommandError(
-                        f"{error}; move {move_id} goes on when the runtime does",
-                        f"tenancy move show {move_id}",
-                    ) from None
-            time.sleep(_POLL_S)
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar on a terminal; elsewhere a line for each phase, and for what is in the way."""
-    if not sys.stderr.isatty():
-        lines: list[str] = []
-
-        def tell(found: dict[str, Any]) -> None:
-            matter = f"; {visible(found['error'])}" if found["error"] else ""
-            line = f"{found['move_id']}: {_words(found['phase'])}{matter}"
-            if lines[-1:] != [line]:
-                lines.append(line)
-                note(line)
-
-        yield tell
-        return
-    with bars.Progress(
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.TextColumn("{task.completed:,} of {task.fields[rows]:,} rows", markup=False),
-        bars.TextColumn("{task.fields[more]}", markup=False),
-        bars.TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=None, rows=0, more="")
-
-        def report(found: dict[str, Any]) -> None:
-            how = found["progress"]
-            progress.update(
-                task,
-                description=f"{found['move_id']} {_words(found['phase'])}",
-                completed=how["rows_copied"],
-                total=how["rows_total"] or None,
-                rows=how["rows_total"],
-                more=visible(found["error"]) if found["error"] else _more(how),
-            )
-
-        yield report
-
-
-def _more(how: dict[str, Any]) -> str:
-    # Within one database rows do not travel.
-    parts = [_bytes(how["bytes_copied"])] if how["bytes_copied"] else []
-    if how["rows_copied"] >= _RATE_ROWS_MIN:
-        parts.append(_rate(how))
-    if how["backlog_rows"]:
-        parts.append(f"{how['backlog_rows']:,} behind")
-    left = _left(how)
-    if left is not None:
-        parts.append(f"{left} left")
-    return ", ".join(parts)
 
 
 # Printing
@@ -384,8 +351,8 @@ def _print_plan(plan: dict[str, Any]) -> None:
     print_fields(
         [
             ("tenant", plan["tenant_id"]),
-            ("from", _place(plan["source"])),
-            ("to", _place(plan["target"])),
+            ("from", place_words(plan["source"])),
+            ("to", place_words(plan["target"])),
             ("rows", _rows(plan)),
             (
                 "to build",
@@ -406,13 +373,13 @@ def _rows(plan: dict[str, Any]) -> str:
     tables = f"in {plan['tables']} tables"
     if plan["rows"] is None:
         return f"not counted, {tables}"
-    return f"{plan['rows']:,} {tables}, {_bytes(plan['bytes'])}"
+    return f"{plan['rows']:,} {tables}, {bytes_words(plan['bytes'])}"
 
 
 def _takes(duration_s: float | None) -> str:
     if duration_s is None:
         return "not known, since the rows were not counted"
-    return f"about {_seconds(duration_s)}"
+    return f"about {seconds_words(duration_s)}"
 
 
 def _tell(found: dict[str, Any], as_json: bool) -> None:
@@ -420,30 +387,30 @@ def _tell(found: dict[str, Any], as_json: bool) -> None:
         print_json({name: value for name, value in found.items() if name != "report"})
         return
     _print(found)
-    hint = _hint(found)
-    if hint is not None:
-        say(f"next: {hint}")
+    step = next_step(found)
+    if step is not None:
+        say(f"next: {step}")
 
 
 def _print(found: dict[str, Any]) -> None:
     how = found["progress"]
     state = found["state"]
     if found["phase"] not in (state, "settled"):
-        state = f"{state} ({_words(found['phase'])})"
+        state = f"{state} ({words(found['phase'])})"
     # What changed meanwhile was copied again, and is no row more.
     copied = f"{min(how['rows_copied'], how['rows_total']):,} of {how['rows_total']:,} rows"
     if how["bytes_copied"]:
-        copied += f" ({_bytes(how['bytes_copied'])})"
+        copied += f" ({bytes_words(how['bytes_copied'])})"
     fields = [
         ("move", found["move_id"]),
         ("tenant", found["tenant_id"]),
         ("state", state),
-        ("from", _place(found["source"])),
-        ("to", _place(found["target"])),
+        ("from", place_words(found["source"])),
+        ("to", place_words(found["target"])),
         ("priority", found["priority"] or None),
         ("copied", f"{copied}, {how['tables_copied']} of {how['tables_total']} tables"),
         ("took", _took(how)),
-        ("left", _left(how)),
+        ("left", time_left(how)),
         ("behind", None if found["settled"] else how["backlog_rows"] or None),
         ("attempts", how["cutover_attempts"] or None),
         ("failures", how["failures"] or None),
@@ -458,26 +425,14 @@ def _print(found: dict[str, Any]) -> None:
 def _took(how: dict[str, Any]) -> str | None:
     """What the parts of a move have taken so far."""
     # Of a few rows it says nothing.
-    rate = f" ({_rate(how)})" if how["rows_copied"] >= _RATE_ROWS_MIN else ""
+    rate = f" ({rate_words(how)})" if how["rows_copied"] >= RATE_ROWS_MIN else ""
     parts = [
         ("prepare_s", "to prepare"),
         ("copy_s", f"to copy{rate}"),
         ("prove_s", "to prove"),
     ]
-    return ", ".join(f"{_seconds(how[name])} {words}" for name, words in parts if how[name]) or None
-
-
-def _left(how: dict[str, Any]) -> str | None:
-    """How long it still takes to copy; None when it is done, and when nothing is known."""
-    # What is said after a few rows says nothing.
-    if not how["remaining_s"] or how["rows_copied"] * 50 < how["rows_total"]:
-        return None
-    return f"about {_seconds(how['remaining_s'])}"
-
-
-def _rate(how: dict[str, Any]) -> str:
-    """How fast the rows were copied."""
-    return f"{how['rows_copied'] / max(how['copy_s'], 1e-3):,.0f} rows/s"
+    told = [f"{seconds_words(how[name])} {what}" for name, what in parts if how[name]]
+    return ", ".join(told) or None
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -504,50 +459,12 @@ def _print_report(report: dict[str, Any]) -> None:
             print_table(columns, [[item[column] for column in columns] for item in tables])
 
 
-def _hint(found: dict[str, Any]) -> str | None:
-    """What to do next; None when there is nothing to do."""
-    move_id = found["move_id"]
-    match found["phase"]:
-        case "settled":
-            return None
-        case "open":
-            return f"tenancy move confirm {move_id}, or tenancy move rollback {move_id}"
-        case "paused":
-            return f"tenancy move resume {move_id}, or tenancy move cancel {move_id}"
-        case _:
-            return f"tenancy move show {move_id}"
-
-
 def _row(found: dict[str, Any]) -> list[Any]:
     how = found["progress"]
     return [
         *(found[name] for name in ("move_id", "tenant_id", "state", "phase")),
-        _place(found["source"]),
-        _place(found["target"]),
+        place_words(found["source"]),
+        place_words(found["target"]),
         how["rows_total"],
         found["created_at"],
     ]
-
-
-def _place(place: dict[str, Any]) -> str:
-    return f"{place['isolation_level']} on {place['server']}"
-
-
-def _words(phase: str) -> str:
-    return phase.replace("_", " ")
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1_000:
-            return f"{size:.3g} {unit}"
-        size /= 1_000
-    return f"{size:.3g} TB"
-
-
-def _seconds(duration_s: float) -> str:
-    if duration_s < 120:
-        return f"{duration_s:.3g} s"
-    minutes = round(duration_s / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.3g} h"

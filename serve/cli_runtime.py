@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
@@ -28,8 +28,10 @@ from tenancy.data_isolation.serve.runtime_state import (
 )
 from tenancy.data_isolation.serve.started_settings import differences, settings_path
 from tenancy.data_isolation.serve.terminal import (
+    STATUS_UNSETTLED,
     AsJson,
     CommandError,
+    Timeout,
     note,
     print_fields,
     print_json,
@@ -39,17 +41,14 @@ from tenancy.data_isolation.serve.terminal import (
 if TYPE_CHECKING:
     from tenancy.data_isolation.serve.watchdog_report import WatchState
 
-#: Exit statuses of `tenancy status` (3 as in the Linux Standard Base: not running).
+#: Exit status of `tenancy status` (as in the Linux Standard Base: not running).
 STATUS_STOPPED = 3
-STATUS_UNSETTLED = 4
 
 _POLL_INTERVAL_S = 0.1
 _READY_TIMEOUT_S = 10.0
 _LEFTOVER_TIMEOUT_S = 5.0
 #: Beyond the drain and the servers' own time to end.
 _STOP_MARGIN_S = 60.0
-
-Timeout = Annotated[float | None, typer.Option("--timeout", min=1, help="Seconds to wait at most.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -153,7 +152,7 @@ def _check_settings(directory: RuntimeDirectory, state: RuntimeState) -> None:
         raise CommandError(
             f"the runtime runs already at {state.url}, with other settings: {'; '.join(found)}",
             "`tenancy down` and then `tenancy up` takes these; to leave it as it is, set the "
-            "variables as they are there",
+            "variables, and what their files say, as they are there",
         )
 
 

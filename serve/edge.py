@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.serve.admission import Admission, Admitted
 from tenancy.data_isolation.serve.http_metrics import NO_ROUTE, HttpMetrics
-from tenancy.data_isolation.serve.problems import problem_response, unexpected_response
+from tenancy.data_isolation.serve.problems import for_caller, problem_response, unexpected_response
 
 #: Endpoints by the last part of the path below `/v1/tenants/{tenant_id}/`.
 Express = Mapping[str, Callable[[Request, str], Awaitable[Response]]]
@@ -79,7 +79,7 @@ class Edge:
                 return
             response = await endpoint(Request(scope, receive), tenant_id)
         except TenancyError as error:
-            response = problem_response(error)
+            response = problem_response(for_caller(error, scope))
         except Exception as error:
             if answer.status:
                 # FastAPI has answered, logged the error and lets it go on to the server.

@@ -19,6 +19,7 @@ from tenancy.data_isolation.serve.models import (
     RotatedKeyAnswer,
 )
 from tenancy.data_isolation.serve.openapi import answers, takes
+from tenancy.data_isolation.serve.problems import note_tenant
 from tenancy.data_isolation.serve.request_options import IDEMPOTENCY_KEY
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
 from tenancy.data_isolation.serve.services import Services
@@ -91,6 +92,7 @@ class KeyRoutes:
         _refuse_repetition(request)
         body = await self._requests.body(request, KeyBody)
         scope = CredentialScope(body.scope)
+        note_tenant(request, body.tenant_id)
         tenant = await self._tenant_of(body, scope)
         key = await self._credentials.create(
             scope,

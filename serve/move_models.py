@@ -266,7 +266,7 @@ def _fields(move: Move, retention_s: float, for_admin: bool) -> dict[str, Any]:
         "source": _place(move.source),
         "target": _place(move.target),
         "priority": move.priority,
-        "paused": move.paused,
+        "paused": move.paused and move.can_stand_still,
         "wish": move.wish,
         "progress": MoveProgressAnswer(**asdict(move.progress)),
         "error": _error(move, for_admin),
@@ -297,7 +297,7 @@ def phase_of(move: Move) -> MovePhase:
             pass
         case _:
             assert_never(move.wish)
-    if move.paused and move.state is not MoveState.OPEN:
+    if move.stands_still:
         return MovePhase.PAUSED
     return _PHASES[move.state]
 

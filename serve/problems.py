@@ -4,7 +4,8 @@ Rules this module keeps:
 
 * every answer that is not a success is `application/problem+json`, those of the framework too;
 * `type` is stable: a URN made of the error's slug;
-* a tenant that does not exist and one that is not the caller's get the same words;
+* a tenant that does not exist and one that is not the caller's get the same words; only
+  administrators, who may know every name, are told which one it was;
 * what was not foreseen is logged under an id, and the answer holds the id and nothing else of it;
 * in what an installation is not safe is for operators: the answer names the command that says it.
 """
@@ -14,13 +15,15 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
@@ -37,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:tenancy:problem:"
+_TENANT = "tenancy.tenant_of_admin"
+_NAME_CHARACTERS_MAX = 80
 _RETRY_AFTER_S = 1.0
 _INVALID_FIELDS_MAX = 20
 _FIELD_DETAIL_CHARACTERS_MAX = 200
@@ -48,6 +53,12 @@ class ResourceNotFoundError(NotFoundError):
     """There is nothing at this address; `/openapi.json` lists what there is."""
 
     slug = "resource-not-found"
+
+
+class NamedTenantNotFoundError(NotFoundError):
+    """There is no tenant of that name: what administrators are told."""
+
+    slug = TenantNotFoundError.slug
 
 
 class MethodNotAllowedError(InvalidInputError):
@@ -83,19 +94,54 @@ class InvalidFieldsError(InvalidInputError):
         return type(self), (self.fields,)
 
     @classmethod
-    def of(cls, error: ValidationError) -> InvalidFieldsError:
-        """What a model found wrong, without the values."""
+    def of(cls, error: ValidationError, shape: type[BaseModel]) -> InvalidFieldsError:
+        """What `shape` found wrong, without the values."""
         found = error.errors(include_url=False, include_context=False, include_input=False)
         return cls(
             [
                 (
                     ".".join(str(part) for part in item["loc"]),
-                    # What pydantic puts in front of an error of ours says nothing to a client.
-                    item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX],
+                    _wrong(item, shape),
                 )
                 for item in found[:_INVALID_FIELDS_MAX]
             ]
         )
+
+
+def _wrong(item: ErrorDetails, shape: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(_shape_at(shape, item["loc"][:-1]).model_fields)
+        return f"there is no such field; the fields are {known}"
+    # What pydantic puts in front of an error of ours says nothing to a client.
+    return item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX]
+
+
+def _shape_at(shape: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:
+    """The model of the object at `place` in one of `shape`; places in lists are numbers."""
+    for part in place:
+        if isinstance(part, str):
+            shape = next(_models(shape.model_fields[part].annotation))
+    return shape
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def note_tenant(request: Request, name: str | None) -> None:
+    """Note which tenant a request is about. Only for an administrator's: it will be told."""
+    request.scope[_TENANT] = name
+
+
+def for_caller(error: TenancyError, scope: Scope) -> TenancyError:
+    """`error` as whoever has sent the request may be told of it."""
+    name = scope.get(_TENANT)
+    if name is None or not isinstance(error, TenantNotFoundError):
+        return error
+    return NamedTenantNotFoundError(f"There is no tenant {name[:_NAME_CHARACTERS_MAX]!a}.")
 
 
 def problem(error: TenancyError) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def checked(value: Any, shape: type[_Shape]) -> _Shape:
     try:
         return shape.model_validate(value)
     except ValidationError as error:
-        raise InvalidFieldsError.of(error) from None
+        raise InvalidFieldsError.of(error, shape) from None
 
 
 def _too_large(limit: int) -> RequestTooLargeError:

@@ -14,6 +14,7 @@ from tenancy.data_isolation.serve.authentication import Authenticator, Caller
 from tenancy.data_isolation.serve.edge import admitted
 from tenancy.data_isolation.serve.json_documents import dump_json
 from tenancy.data_isolation.serve.models import Body
+from tenancy.data_isolation.serve.problems import note_tenant
 from tenancy.data_isolation.serve.request_bodies import read_json, read_shape
 from tenancy.data_isolation.serve.services import Services
 
@@ -32,6 +33,7 @@ class Requests:
         """Let administrators pass; `UnauthenticatedError`, `AccessDeniedError`."""
         check_parameters(request)
         (await self._authenticator.caller(request.headers)).require_admin()
+        note_tenant(request, request.query_params.get("tenant_id"))
 
     async def tenant(self, request: Request, name: str) -> TenantId:
         """The tenant that the path names, when the caller reaches it.
@@ -64,6 +66,8 @@ class Requests:
         """The caller, and the tenant that the path names."""
         check_parameters(request)
         caller = await self._authenticator.caller(request.headers)
+        if caller.tenant_id is None:
+            note_tenant(request, name)
         tenant_id = caller.reach(name)
         admitted(request).take_tenant(tenant_id)
         return caller, tenant_id

@@ -79,10 +79,10 @@ class RuntimeClient:
     ) -> None:
         self._client.close()
 
-    def get(self, path: str, **params: Any) -> Any:
+    def get(self, path: str, *, timeout_s: float | None = None, **params: Any) -> Any:
         """What is at that path."""
         given = {name: value for name, value in params.items() if value is not None}
-        return self._send("GET", path, params=given)
+        return self._send("GET", path, params=given, timeout_s=timeout_s)
 
     def post(
         self,

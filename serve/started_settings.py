@@ -16,12 +16,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from tenancy.data_isolation.core import Settings
-from tenancy.data_isolation.core.tier_limits import TierLimits, limit_variable
-from tenancy.data_isolation.core.types import TenantType
+from tenancy.data_isolation.core.servers_file import SERVERS_VARIABLE, said
+from tenancy.data_isolation.core.settings import variables
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 
 _SALT: Final = "salt"
 _VALUES: Final = "settings"
+_SERVERS: Final = "servers"
 _PORT: Final = "TENANCY_HTTP_PORT"
 _HOME: Final = "TENANCY_HOME"
 _NOT_SET: Final = "not set"
@@ -37,9 +38,16 @@ def settings_path(home: Path) -> Path:
 
 
 def write_started(settings: Settings, path: Path) -> None:
-    """Note the settings of the runtime that starts."""
+    """Note the settings of the runtime that starts, and what the file of servers says.
+
+    Raises `SettingError` for a file that cannot be read.
+    """
     salt = secrets.token_hex(16)
-    document = {_SALT: salt, _VALUES: _plain(settings, salt)}
+    document = {
+        _SALT: salt,
+        _VALUES: _plain(settings, salt),
+        _SERVERS: _servers(settings, salt),
+    }
     with file_errors(path):
         replace_file(path, json.dumps(document, indent=1).encode() + b"\n")
 
@@ -47,23 +55,31 @@ def write_started(settings: Settings, path: Path) -> None:
 def differences(settings: Settings, path: Path, url: str | None) -> list[str]:
     """In what `settings` differ from those that the runtime at `url` was started with.
 
-    One text for each variable, without secrets; none when it is not known what those were.
+    One text for each variable, without secrets; none when it is not known what those were. Raises
+    `SettingError` for a file of servers that cannot be read.
     """
     try:
         document = json.loads(path.read_text())
         there = dict(document[_VALUES].items())
-        here = _plain(settings, str(document[_SALT]))
+        salt = str(document[_SALT])
+        here = _plain(settings, salt)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     if here[_PORT] == str(urlsplit(url or "").port):
         # Whoever asks for the port that it found has what he asks for.
         here[_PORT] = there.get(_PORT, here[_PORT])
-    return [
+    found = [
         _told(variable, there[variable], here[variable])
         # What only one of two releases knows cannot be compared.
         for variable in sorted(there.keys() & here.keys())
         if not _is_same(there[variable], here[variable])
     ]
+    file = here[SERVERS_VARIABLE]
+    # Of another file it is told already that it is another one.
+    is_same_file = there.get(SERVERS_VARIABLE) == file and _SERVERS in document
+    if is_same_file and not _is_same(document[_SERVERS], _servers(settings, salt)):
+        found.append(f"{SERVERS_VARIABLE} ({file}) has been changed since it was read there")
+    return found
 
 
 def _told(variable: str, there: Any, here: Any) -> str:
@@ -86,14 +102,7 @@ def _is_same(there: Any, here: Any) -> bool:
 
 def _plain(settings: Settings, salt: str) -> dict[str, str | None]:
     """Every variable and its text; None when it has no value, and a hash for a secret."""
-    values: dict[str, Any] = {
-        f"TENANCY_{item.name.upper()}": getattr(settings, item.name)
-        for item in dataclasses.fields(settings)
-        if item.name != "tiers"
-    }
-    for kind in TenantType:
-        for item in dataclasses.fields(TierLimits):
-            values[limit_variable(kind, item.name)] = getattr(settings.tiers.of(kind), item.name)
+    values = variables(settings)
     del values[_HOME]
     return {
         variable: None if value is None else _text(variable, value, salt)
@@ -103,5 +112,15 @@ def _plain(settings: Settings, salt: str) -> dict[str, str | None]:
 
 def _text(variable: str, value: Any, salt: str) -> str:
     if variable in _SECRETS:
-        return hashlib.sha256(f"{salt}{value}".encode()).hexdigest()
+        return _digest(str(value), salt)
     return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _servers(settings: Settings, salt: str) -> str | None:
+    """A hash of what the file of servers says; None without a file."""
+    text = said(settings)
+    return None if text is None else _digest(text, salt)
+
+
+def _digest(text: str, salt: str) -> str:
+    return hashlib.sha256(f"{salt}{text}".encode()).hexdigest()

@@ -6,6 +6,7 @@ that says what to do; with `--json` standard output has one JSON document and no
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,10 +21,26 @@ from tenancy.data_isolation.serve.json_documents import dump_json
 #: Exit statuses of the command.
 STATUS_ERROR = 1
 STATUS_USAGE = 2
+#: Neither done nor given up: something starts, stops, is degraded, or was not awaited any longer.
+STATUS_UNSETTLED = 4
 STATUS_INTERRUPTED = 130
 
 #: The option that every command has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def _number(value: float | None) -> float | None:
+    """Refuse "nan", which no time is longer than."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("it is not a number")
+    return value
+
+
+#: The option of the commands that wait.
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=1, callback=_number, help="Seconds to wait at most."),
+]
 
 _CELL_CHARACTERS_MAX = 200
 

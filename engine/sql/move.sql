@@ -69,10 +69,10 @@ where move_id = $1 and state = any ($3::text[]) and wish is null and not reversi
 returning move_id;
 
 -- name: set_paused
--- What is open, or on its way back, does not stand still.
+-- What is open, on its way back or at its end does not stand still, and has nothing to go on from.
 update catalog.move set paused = $2, changed_at = clock_timestamp()
-where move_id = $1 and not (state in ('confirmed', 'failed', 'cancelled', 'rolled_back'))
-  and not ($2 and (state = 'open' or reversing))
+where move_id = $1 and not reversing
+  and state not in ('open', 'confirmed', 'failed', 'cancelled', 'rolled_back')
 returning move_id;
 
 -- name: set_abandoned

@@ -157,7 +157,9 @@ async def _kill_the_mover(
     process.kill()
     await asyncio.to_thread(process.wait, 20)
     if paused.status_code == 200:
-        assert (await admin.post(f"/v1/moves/{move_id}/resume")).status_code == 200
+        resumed = await admin.post(f"/v1/moves/{move_id}/resume")
+        # It may have opened before its mover saw that it shall stand still.
+        assert resumed.status_code in (200, 409), resumed.text
     assert (await asyncio.to_thread(_mover, installation)).pid != process.pid
 
 
@@ -242,7 +244,8 @@ async def test_tenants_move_while_their_actors_and_the_mover_are_killed(
             assert len(first) >= 3
             for move_id in moves:
                 resumed = await admin.post(f"/v1/moves/{move_id}/resume")
-                while resumed.status_code != 200:
+                # Refused (409) when it has opened before its mover saw that it shall stand still.
+                while resumed.status_code not in (200, 409):
                     assert resumed.json()["retryable"], resumed.text
                     resumed = await admin.post(f"/v1/moves/{move_id}/resume")
             # And their successors, wherever the moves are by then.

@@ -110,6 +110,8 @@ async def test_another_tenant_is_answered_as_one_that_does_not_exist(api: HttpAp
             assert other.status_code == ghost.status_code == 404
             assert other.content == ghost.content
             assert other.headers.raw == ghost.headers.raw
+            # Not even as it is told to administrators.
+            assert other.json()["detail"] == "There is no such tenant."
     assert (await api.admin.get("/v1/tenants/globex")).json()["status"] == "active"
 
 

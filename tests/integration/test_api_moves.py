@@ -129,6 +129,8 @@ async def test_a_move_that_is_open_is_rolled_back(acme: HttpApi, install):
 async def test_a_move_that_waits_is_paused_resumed_and_cancelled(acme: HttpApi):
     move_id = (await started(acme))["move_id"]
 
+    going = await acme.admin.post(f"/v1/moves/{move_id}/resume")
+    assert (going.status_code, going.json()["paused"]) == (200, False)
     paused = await acme.admin.post(f"/v1/moves/{move_id}/pause")
     again = await acme.admin.post(f"/v1/moves/{move_id}/pause")
     assert (paused.status_code, again.status_code) == (200, 200)
@@ -138,7 +140,12 @@ async def test_a_move_that_waits_is_paused_resumed_and_cancelled(acme: HttpApi):
     assert (resumed.status_code, resumed.json()["paused"]) == (200, False)
     await until(acme, move_id, "open")
 
-    assert problem(await acme.admin.post(f"/v1/moves/{move_id}/pause")) == (409, "conflict")
+    for what in ("pause", "resume"):
+        refused = await acme.admin.post(f"/v1/moves/{move_id}/{what}")
+        assert problem(refused) == (409, "conflict")
+        assert refused.json()["detail"] == (
+            f"move {move_id} is open; only a move that is not open yet can be paused or resumed"
+        )
     assert problem(await acme.admin.post(f"/v1/moves/{move_id}/cancel")) == (409, "conflict")
     answered = await acme.admin.post(f"/v1/moves/{move_id}/abandon")
     assert problem(answered) == (409, "conflict")
@@ -161,6 +168,22 @@ async def test_what_does_not_fit_the_state_of_a_move_is_a_conflict(acme: HttpApi
         with subtests.test(what=what, state="cancelled"):
             answer = await acme.admin.post(f"/v1/moves/{move_id}/{what}")
             assert problem(answer) == (409, "conflict")
+            if what in ("pause", "resume"):
+                assert answer.json()["detail"] == (
+                    f"move {move_id} is cancelled; only a move that is not open yet can be paused "
+                    "or resumed"
+                )
+
+
+async def test_a_move_that_was_paused_as_it_came_to_its_end_is_cleaned_up(acme: HttpApi, install):
+    move_id = (await started(acme))["move_id"]
+    await acme.admin.post(f"/v1/moves/{move_id}/pause")
+    async with install.connected() as connection:
+        # As when it fails before its mover has seen that it shall stand still.
+        await connection.execute("update catalog.move set state = 'failed'")
+    acme.engine.moves.work()
+    settled = await until(acme, move_id, "settled")
+    assert (settled["state"], settled["paused"]) == ("failed", False)
 
 
 async def test_what_stands_against_a_move_is_told_before_anything_is_done(acme: HttpApi):

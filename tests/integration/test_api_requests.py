@@ -66,8 +66,9 @@ async def test_wrong_fields_of_a_batch_are_named_with_their_place(acme):
         json={"operations": [{"query": "select 1"}, {"qery": "select 1"}], "atomic": "yes"},
     )
 
-    fields = {item["field"] for item in _is_problem(answer, 422)["errors"]}
-    assert fields == {"operations.1.query", "operations.1.qery", "atomic"}
+    found = {item["field"]: item["detail"] for item in _is_problem(answer, 422)["errors"]}
+    assert found.keys() == {"operations.1.query", "operations.1.qery", "atomic"}
+    assert found["operations.1.qery"] == "there is no such field; the fields are query, params"
 
 
 async def test_only_json_is_taken(acme, subtests):

@@ -225,6 +225,24 @@ async def test_an_erased_tenant_is_gone_and_its_name_free(api: HttpApi, level):
     assert rows.json()["rows"] == []
 
 
+async def test_administrators_are_told_which_tenant_there_is_not(api: HttpApi, subtests):
+    for method, path, body in (
+        ("GET", "/v1/tenants/ghost", None),
+        ("POST", "/v1/tenants/ghost/suspend", None),
+        ("POST", "/v1/tenants/ghost/query", {"query": "select 1"}),
+        ("POST", "/v1/tenants/ghost/moves", {"isolation_level": "schema"}),
+        ("GET", "/v1/moves?tenant_id=ghost", None),
+        ("GET", "/v1/keys?tenant_id=ghost", None),
+        ("POST", "/v1/keys", {"scope": "tenant", "tenant_id": "ghost"}),
+    ):
+        with subtests.test(method=method, path=path):
+            answer = await api.admin.request(method, path, json=body)
+            assert answer.json()["type"] == "urn:tenancy:problem:tenant-not-found"
+            assert answer.json()["detail"] == "There is no tenant 'ghost'."
+    long = (await api.admin.get(f"/v1/tenants/{'%C3%A9' * 200}")).json()
+    assert long["detail"] == f"There is no tenant '{(chr(92) + 'xe9') * 80}'."
+
+
 async def test_what_is_done_to_a_tenant_that_does_not_exist_is_not_found(api: HttpApi, subtests):
     for method, path, body in (
         ("GET", "", None),

@@ -477,8 +477,8 @@ async def test_what_cannot_be_exported_is_told_before_anything_is_made(
     full.mkdir()
     (full / "mine").write_text("mine")
     for tenant, target, told in (
-        ("ghost", tmp_path / "x", "There is no such tenant"),
-        ("NO TENANT", tmp_path / "x", "There is no such tenant"),
+        ("ghost", tmp_path / "x", "There is no tenant 'ghost'"),
+        ("NO TENANT", tmp_path / "x", "There is no tenant 'NO TENANT'"),
         ("idle", tmp_path / "x", "tenant idle is suspended"),
         ("acme", full, f"the directory {full} is not empty"),
         ("acme", full / "mine", "is there already and is no directory"),

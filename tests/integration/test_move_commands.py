@@ -20,7 +20,7 @@ from tenancy.data_isolation.core.errors import (
     UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId
-from tenancy.data_isolation.core.move import MoveTarget, MoveWish
+from tenancy.data_isolation.core.move import MoveState, MoveTarget, MoveWish
 from tenancy.data_isolation.core.types import TenantSize
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import open_services
@@ -180,6 +180,15 @@ async def test_what_cannot_be_is_told_with_its_exit_status(acme: RunningApi):
         (("tenant", "move", "acme", "--to", "schema", "--confirm", "--dry-run"), 2),
         (("tenant", "move", "acme", "--to", "schema", "--no-wait", "--dry-run"), 2),
         (("tenant", "move", "acme", "--to", "schema", "--priority", "0", "--dry-run"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--timeout", "9", "--dry-run"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--timeout", "9", "--no-wait"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--timeout", "nan"), 2),
+        (("tenant", "move", "acme", "--to", "schema", "--timeout", "0.5"), 2),
+        (("move", "watch", "m_1", "--timeout", "nan"), 2),
+        (("move", "confirm", "m_1", "--timeout", "9", "--no-wait"), 2),
+        (("move", "rollback", "m_1", "--timeout", "9", "--no-wait"), 2),
+        (("move", "cancel", "m_1", "--timeout", "9", "--no-wait"), 2),
+        (("move", "abandon", "m_1", "--timeout", "9", "--no-wait"), 2),
         (("tenant", "move", "ghost", "--to", "schema"), 1),
         (("tenant", "move", "acme", "--server", "elsewhere"), 1),
         (("tenant", "move", "acme", "--region", "nowhere"), 1),
@@ -194,26 +203,119 @@ async def test_what_cannot_be_is_told_with_its_exit_status(acme: RunningApi):
     assert await acme.api.engine.moves.moves() == []
 
 
-async def test_who_stops_waiting_leaves_the_move_going(acme: RunningApi):
-    waiting = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "tenancy.data_isolation.serve.cli"),
-        *("tenant", "move", "acme", "--to", "schema", "--json"),
+async def begun(acme: RunningApi, *arguments: str) -> asyncio.subprocess.Process:
+    """The command in a process of its own, which can be interrupted."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "tenancy.data_isolation.serve.cli", *arguments),
         env=os.environ | {"TENANCY_HOME": str(acme.home)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         # Whoever runs the tests in the background of a script has them ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+async def interrupted(waiting: asyncio.subprocess.Process) -> list[str]:
+    """What it says at Ctrl-C on standard error."""
+    waiting.send_signal(signal.SIGINT)
+    output, errors = await waiting.communicate()
+    assert (waiting.returncode, output) == (130, b""), errors
+    return errors.decode().splitlines()
+
+
+async def test_who_stops_waiting_leaves_the_move_going(acme: RunningApi):
+    waiting = await begun(acme, "tenant", "move", "acme", "--to", "schema", "--json")
     assert waiting.stderr is not None
     told = (await waiting.stderr.readline()).decode()
     move_id = told.partition(":")[0]
-    waiting.send_signal(signal.SIGINT)
-    output, errors = await waiting.communicate()
 
-    assert (waiting.returncode, output) == (130, b"")
-    assert f"error: interrupted; move {move_id} goes on" in errors.decode()
-    assert f"tenancy move show {move_id}" in errors.decode()
+    assert await interrupted(waiting) == [
+        f"error: interrupted; move {move_id} goes on (waiting)",
+        f"hint: tenancy move show {move_id}",
+    ]
     assert (await acme.api.engine.moves.move(move_id)).wish is None
+
+
+async def test_a_confirmation_that_ctrl_c_has_dropped_is_told(acme: RunningApi):
+    waiting = await begun(acme, "tenant", "move", "acme", "--to", "schema", "--confirm")
+    assert waiting.stderr is not None
+    move_id = (await waiting.stderr.readline()).decode().partition(":")[0]
+
+    assert await interrupted(waiting) == [
+        f"error: interrupted; move {move_id} goes on (waiting), and is NOT confirmed",
+        f"hint: tenancy move show {move_id}; once it is open: tenancy move confirm {move_id}",
+    ]
+    acme.api.engine.moves.work()
+    await acme.api.engine.moves.wait(move_id, [MoveState.OPEN], timeout_s=20)
+    assert (await acme.api.engine.moves.move(move_id)).wish is None
+
+
+@pytest.mark.parametrize(
+    ("held", "error", "hint"),
+    [
+        (
+            "/v1/tenants/acme/moves",
+            "whether a move of tenant acme was started is not known, and it is NOT confirmed",
+            "tenancy move list --tenant acme --unsettled; once it is open: tenancy move confirm",
+        ),
+        ("/confirm", "is open, and whether it was confirmed is not known", "tenancy move confirm"),
+    ],
+)
+async def test_ctrl_c_before_an_answer_leaves_that_open(
+    acme: RunningApi, held: str, error: str, hint: str
+):
+    acme.api.engine.moves.work()
+    reached, done = asyncio.Event(), asyncio.Event()
+
+    async def hold(path: str) -> TenancyError | None:
+        if path.endswith(held):
+            reached.set()
+            await done.wait()
+        return None
+
+    acme.hook = hold
+    waiting = await begun(acme, "tenant", "move", "acme", "--to", "schema", "--confirm")
+    await reached.wait()
+    said = await interrupted(waiting)
+    done.set()
+
+    assert said[-2].startswith("error: interrupted; ")
+    assert said[-2].endswith(error)
+    assert said[-1].startswith(f"hint: {hint}")
+
+
+async def test_a_wait_ends_when_its_time_is_over_and_the_move_goes_on(acme: RunningApi):
+    waited = ("tenant", "move", "acme", "--to", "schema", "--timeout", "1")
+    said = await acme.run(*waited, "--confirm", "--json", status=4)
+    found = said.json()
+    move_id = found["move_id"]
+    assert (found["phase"], found["wish"]) == ("waiting", None)
+    assert said.err.splitlines()[-2:] == [
+        f"error: 1 s are over; move {move_id} goes on (waiting), and is NOT confirmed",
+        f"hint: tenancy move show {move_id}; once it is open: tenancy move confirm {move_id}",
+    ]
+    watched = await acme.run("move", "watch", move_id, "--timeout", "1", status=4)
+    assert watched.out == ""
+    assert f"error: 1 s are over; move {move_id} goes on (waiting)" in watched.err.splitlines()
+    cancelled = await acme.run("move", "cancel", move_id, "--timeout", "1", status=4)
+    assert f"1 s are over; move {move_id} goes on (cancelling)" in cancelled.err
+    assert (await acme.api.engine.moves.move(move_id)).wish is MoveWish.CANCEL
+
+
+@pytest.mark.parametrize("what", ["confirm", "rollback"])
+async def test_time_is_over_also_while_the_runtime_is_away(acme: RunningApi, what: str):
+    acme.api.engine.moves.work()
+    move = await acme.api.engine.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
+    await acme.api.engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=20)
+
+    async def away(path: str) -> TenancyError | None:
+        return ServerUnavailableError() if path == f"/v1/moves/{move.move_id}" else None
+
+    acme.hook = away
+    said = await acme.run("move", what, move.move_id, "--timeout", "1", "--json", status=4)
+    assert said.json()["move_id"] == move.move_id
+    assert f"; 1 s are over; move {move.move_id} goes on (" in said.err
+    assert str(ServerUnavailableError()) in said.err
 
 
 async def test_a_mover_that_is_away_is_told_and_makes_no_process_unready(running: RunningApi):

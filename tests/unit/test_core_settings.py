@@ -9,6 +9,8 @@ import pytest
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.bounds import bounds
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.settings import variables
+from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES
 
 
 def test_an_empty_environment_gives_the_defaults():
@@ -87,8 +89,26 @@ def test_a_value_of_any_length_makes_a_message_that_can_be_read():
 
 
 def test_a_variable_that_is_almost_one_of_ours_is_told_so():
-    with pytest.raises(SettingError, match="did you mean TENANCY_HTTP_PORT"):
+    with pytest.raises(SettingError) as caught:
         Settings.from_env({"TENANCY_HTP_PORT": "1"})
+    text = caught.value.detail
+    assert text.startswith("TENANCY_HTP_PORT is not a setting; did you mean TENANCY_HTTP_PORT or ")
+    assert text.endswith("? `tenancy settings` lists all")
+    assert text.count("TENANCY_") <= 4
+
+
+def test_a_variable_that_is_like_none_of_ours_is_told_where_they_are():
+    with pytest.raises(SettingError) as caught:
+        Settings.from_env({"TENANCY_FOO": "1"})
+    assert caught.value.detail == "TENANCY_FOO is not a setting; `tenancy settings` lists all"
+
+
+def test_every_variable_is_known_with_its_value():
+    found = variables(Settings(http_port=1))
+    assert found["TENANCY_HTTP_PORT"] == 1
+    assert found["TENANCY_FREE_LOCKS_MAX"] == 500
+    assert found.keys() >= LIMIT_VARIABLES
+    assert len(found) == len(dataclasses.fields(Settings)) - 1 + len(LIMIT_VARIABLES)
 
 
 def test_secrets_do_not_show():

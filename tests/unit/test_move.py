@@ -111,6 +111,21 @@ def test_a_wish_is_granted_only_where_it_can_be(wish):
     assert not any(state.is_final for state in ASKABLE[wish])
 
 
+@pytest.mark.parametrize("reversing", [False, True])
+@pytest.mark.parametrize("state", MoveState)
+def test_only_what_is_on_its_way_stands_still(state: MoveState, reversing: bool):
+    move = replace(move_in(state), reversing=reversing, paused=True)
+    if reversing or state.is_final or state is MoveState.OPEN:
+        assert not move.stands_still
+        with pytest.raises(ConflictError, match="only a move that is not open yet"):
+            move.check_pause()
+        return
+    move.check_pause()
+    assert move.stands_still
+    assert not replace(move, wish=MoveWish.CANCEL).stands_still
+    assert not replace(move, paused=False).stands_still
+
+
 def test_the_other_side_is_where_the_tenant_does_not_work():
     there = replace(PLACE, server=ServerName("second"))
     for state in MoveState:

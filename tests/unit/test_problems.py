@@ -10,12 +10,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tenancy.data_isolation.core import errors
+from tenancy.data_isolation.serve.models import BatchBody, Body
 from tenancy.data_isolation.serve.problems import (
     InvalidFieldsError,
     problem,
     problem_response,
     unexpected_response,
 )
+from tenancy.data_isolation.serve.request_bodies import checked
 
 
 def _all_errors(kind=errors.TenancyError):
@@ -91,10 +93,36 @@ def test_wrong_fields_are_listed_without_their_values():
     with pytest.raises(ValidationError) as caught:
         _Shape.model_validate({"name": "hush"})
 
-    body = problem(InvalidFieldsError.of(caught.value))
+    body = problem(InvalidFieldsError.of(caught.value, _Shape))
 
     assert [item["field"] for item in body["errors"]] == ["name"]
     assert "hush" not in json.dumps(body)
+
+
+def _bodies() -> list[type[Body]]:
+    # Imported late: they are the subclasses there are once the routes are known.
+    import tenancy.data_isolation.serve.api
+
+    assert tenancy.data_isolation.serve.api
+    return sorted(Body.__subclasses__(), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("shape", _bodies())
+def test_what_no_field_is_called_gets_the_names_that_there_are(shape: type[Body]):
+    with pytest.raises(InvalidFieldsError) as caught:
+        checked({"colour": 1}, shape)
+
+    known = ", ".join(shape.model_fields)
+    assert ("colour", f"there is no such field; the fields are {known}") in caught.value.fields
+
+
+def test_within_a_list_the_names_are_those_of_its_objects():
+    with pytest.raises(InvalidFieldsError) as caught:
+        checked({"operations": [{"query": "", "colour": 1}]}, BatchBody)
+
+    assert caught.value.fields == (
+        ("operations.0.colour", "there is no such field; the fields are query, params"),
+    )
 
 
 def test_wrong_fields_survive_pickling():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tenancy.data_isolation.core import Settings
+from tenancy.data_isolation.core.errors import SettingError
 from tenancy.data_isolation.serve.started_settings import differences, write_started
 
 _URL = "http://127.0.0.1:4321"
@@ -86,6 +88,36 @@ def test_whoever_asks_for_the_port_that_was_found_has_it(tmp_path: Path):
     free = {"TENANCY_HTTP_PORT": "0"}
     assert found(tmp_path, free, {"TENANCY_HTTP_PORT": "4321"}) == []
     assert len(found(tmp_path, free, {"TENANCY_HTTP_PORT": "4322"})) == 1
+
+
+def test_a_file_of_servers_that_was_changed_is_told(tmp_path: Path):
+    servers = tmp_path / "servers.toml"
+    started = tmp_path / "settings.json"
+    far = '[[server]]\nname = "far"\ndsn = "postgresql://u:hush@far/d"\n'
+    servers.touch(mode=0o600)
+    servers.write_text(far)
+    settings = Settings(postgres_servers_file=servers)
+    write_started(settings, started)
+    assert "hush" not in started.read_text()
+    assert differences(settings, started, _URL) == []
+
+    servers.write_text(f"# Comments are not compared.\n{far}")
+    assert differences(settings, started, _URL) == []
+    servers.write_text(far.replace("hush", "hush2"))
+    assert differences(settings, started, _URL) == [
+        f"TENANCY_POSTGRES_SERVERS_FILE ({servers}) has been changed since it was read there"
+    ]
+    (told,) = differences(Settings(), started, _URL)
+    assert told == f"TENANCY_POSTGRES_SERVERS_FILE is {servers} there, and not set here"
+    servers.write_text("[[server]\n")
+    with pytest.raises(SettingError, match="not valid TOML"):
+        differences(settings, started, _URL)
+
+    # An earlier release has not noted what the file said.
+    noted = json.loads(started.read_text())
+    del noted["servers"]
+    started.write_text(json.dumps(noted))
+    assert differences(settings, started, _URL) == []
 
 
 def test_nothing_differs_from_what_is_not_known(tmp_path: Path):

@@ -89,6 +89,19 @@ def test_a_wrong_setting_is_named(monkeypatch, capsys):
     assert "TENANCY_HTTP_PORT" in capsys.readouterr().err
 
 
+def test_settings_are_listed_also_for_whoever_has_misspelt_one(monkeypatch, capsys):
+    monkeypatch.setenv("TENANCY_HTP_PORT", "1")
+
+    assert run(["status"]) == 1
+    assert "`tenancy settings` lists all" in capsys.readouterr().err
+    assert run(["settings", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["settings"]
+    assert {"variable": "TENANCY_HTTP_PORT", "default": 8000} in listed
+    assert {"variable": "TENANCY_FREE_LOCKS_MAX", "default": 500} in listed
+    assert run(["settings"]) == 0
+    assert "TENANCY_MASTER_KEY" in capsys.readouterr().out
+
+
 def test_a_stopped_runtime_has_a_status_of_its_own_and_is_told_as_json(capsys):
     assert run(["status", "--json"]) == 3
 
