@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from support.engines import TABLES, ask, make_tenant, opened
 from support.install import SERVER, Install
-from support.watching import looks, tiers, until, watched
+from support.watching import counts_one, looks, tiers, until, watched
 
 from tenancy.data_isolation.core.crypto import session_mark
 from tenancy.data_isolation.core.identifiers import RoleName
@@ -90,7 +90,7 @@ async def test_a_table_lock_on_shared_tables_is_over_at_once_and_does_not_come_b
         async with watched(install) as watchdog:
             assert (await waiting).rows == [[3]]
             await ends(attacker)
-            await until(lambda: watchdog.report.actions[Offence.TABLE_LOCK] == 1)
+            await counts_one(watchdog, Offence.TABLE_LOCK)
             await looks(watchdog, 1)  # The door is closed behind whom was put out.
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 async with install.connected(ROWS):
@@ -137,7 +137,7 @@ async def test_an_old_transaction_and_an_idle_one_are_ended(install, login):
                 assert not attacker.is_closed()
             async with watched(install, tiers=tiers(**limit)) as watchdog:
                 await ends(attacker)
-                assert watchdog.report.actions[offence] == 1
+                await counts_one(watchdog, offence)
 
 
 async def test_a_session_holds_so_many_locks_and_no_more(install, login):
@@ -148,7 +148,7 @@ async def test_a_session_holds_so_many_locks_and_no_more(install, login):
             assert not attacker.is_closed()
         async with watched(install, tiers=tiers(locks_max=3)) as watchdog:
             await ends(attacker)
-            assert watchdog.report.actions[Offence.LOCKS] == 1
+            await counts_one(watchdog, Offence.LOCKS)
 
 
 async def test_a_stranger_on_the_shared_login_is_put_out(install, engine):
@@ -156,7 +156,7 @@ async def test_a_stranger_on_the_shared_login_is_put_out(install, engine):
     async with install.connected(ROWS) as stranger:
         async with watched(install) as watchdog:
             await ends(stranger)
-            assert watchdog.report.actions[Offence.STRANGER] == 1
+            await counts_one(watchdog, Offence.STRANGER)
             await looks(watchdog, 1)
             assert (await ask(engine, "victim", "select 1")).rows == [[1]]
             async with install.connected() as admin:

@@ -12,6 +12,7 @@ from support.install import SERVER, Install
 from tenancy.data_isolation.core.tier_limits import TierLimits, TierTable
 from tenancy.data_isolation.core.types import TenantType
 from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.watch_rules import Offence
 from tenancy.data_isolation.engine.watchdog import Watchdog
 
 _PATIENCE_S = 15.0
@@ -56,3 +57,9 @@ async def looks(watchdog: Watchdog, count: int = 3) -> None:
     """Let the watchdog look so many more times."""
     seen = watchdog.report.looks
     await until(lambda: watchdog.report.looks >= seen + count)
+
+
+async def counts_one(watchdog: Watchdog, offence: Offence) -> None:
+    """Wait until it says that it did something about one offence: it says so after it was done."""
+    await until(lambda: watchdog.report.actions[offence] > 0)
+    assert watchdog.report.actions[offence] == 1
