@@ -25,8 +25,8 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
-	clean bench-neighbours bench-transport transport bench-doctor oracles oracles-15 bench-binding \
-	bench-guard bench-moves bench-peers soak guide
+	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
+	oracles-15 bench-binding bench-guard bench-moves bench-peers soak guide
 
 install: $(STAMP)
 
@@ -130,9 +130,14 @@ wheel: $(STAMP)
 	dist/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cp tests/wheel_smoke.py dist/ && cd dist && venv/bin/python wheel_smoke.py
 
-# Figures, printed; the last line is JSON. Nothing here passes or fails a build.
+# Figures, printed beside the last ones that were committed; the last line is JSON. Nothing here passes
+# or fails a build. `BENCH_COMMIT=1 make bench` keeps them in loadtests/last_figures.json.
 bench: $(STAMP)
-	$(BIN)/python loadtests/main_job.py --demo
+	$(BIN)/python loadtests/main_job.py --throughput --demo
+
+# Operations per second through tenant actors, at each isolation level: about five minutes.
+bench-throughput: $(STAMP)
+	$(BIN)/python loadtests/throughput.py
 
 # A thousand tenants with logins of their own on a server of a hundred connections: some minutes.
 bench-tenants: $(STAMP)

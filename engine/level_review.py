@@ -261,12 +261,16 @@ class LevelReview:
             told={"tenants": len(known), "windows": len(windows), "at": now.isoformat()},
         )
         keep_s = max(_WINDOWS_KEPT * length_s, _KEPT_MIN_S)
-        if not await self._store.record(turn, outcome, at=now, keep_s=keep_s):
+        done = await self._store.record(turn, outcome, at=now, keep_s=keep_s)
+        if done is None:
             return False
         for proposal in proposals:
-            self._tell(proposal, "proposed", "; ".join(proposal.reasons))
+            # One of a tenant that was erased, or has another one still, has come to nothing.
+            if proposal.proposal_id in done:
+                self._tell(proposal, "proposed", "; ".join(proposal.reasons))
         for name, noted in withdrawn.items():
-            _log.info("proposal %s withdrawn: %s", name, noted["reason"])
+            if name in done:
+                _log.info("proposal %s withdrawn: %s", name, noted["reason"])
         return True
 
     def _with_windows(self, item: Known, counted: _Counted) -> Known:

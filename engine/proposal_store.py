@@ -153,8 +153,11 @@ class ProposalStore:
         rows = await self._catalog.pool.rows(_SQL.statement("subjects"), list(tenants), limit)
         return [_known(row) for row in rows]
 
-    async def record(self, turn: Turn, outcome: Outcome, *, at: datetime, keep_s: float) -> bool:
-        """Record a look; False when another process has looked meanwhile.
+    async def record(
+        self, turn: Turn, outcome: Outcome, *, at: datetime, keep_s: float
+    ) -> frozenset[ProposalId] | None:
+        """Record a look: the proposals that were made or withdrawn; None when another process has
+        looked meanwhile.
 
         What was counted more than `keep_s` before the newest window is thrown away.
         """
@@ -175,8 +178,8 @@ class ProposalStore:
         try:
             done = await self._catalog.pool.write(_SQL.statement("record"), *values)
         except asyncpg.ForeignKeyViolationError:
-            return False  # A tenant was erased meanwhile; the next look does without it.
-        return done is not None
+            return None  # A tenant was erased meanwhile; the next look does without it.
+        return None if done is None else frozenset(map(ProposalId, done))
 
     async def started_lately(self, since: datetime) -> tuple[int, int]:
         """Moves that the orchestrator has started since, and those that are not open yet."""

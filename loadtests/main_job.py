@@ -1,16 +1,14 @@
 """The figures of the main job: creating tenants, waking them, and what an idle runtime weighs.
 
 Run by `make bench` against a runtime of its own, by the public API alone. The last line is one JSON
-object: `{"machine": {...}, "figures": [{"name", "value", "unit", "goal", "met"}, ...]}`.
+object (`report.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,9 @@ from typing import Any
 
 import httpx
 import psutil
+from own_runtime import own_runtime
 from report import Figure, figure, percentile, print_report
+from throughput import throughput
 
 CREATED = {"row": 60, "schema": 30, "database": 15, "hybrid": 30}
 #: The specification names none for hybrid tenants; they get a schema, so they get its goal.
@@ -35,19 +35,14 @@ def main() -> None:
     """Measure, print a table for people, then one line of JSON."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--demo", action="store_true", help="time the demonstration as well")
+    arguments.add_argument("--throughput", action="store_true", help="operations/s as well")
     wanted = arguments.parse_args()
     figures = []
-    with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
-        os.chmod(home, 0o755)  # The database server may run as another user.
-        environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": str(_free_port())}
-        os.environ.update(environment)
-        state = _tenancy("up", environment)
-        try:
-            figures.append(_idle(Path(home)))
-            key = Path(state["admin_key_file"]).read_text().strip()
-            figures += asyncio.run(_measure(state["url"], key))
-        finally:
-            _tenancy("down", environment)
+    with own_runtime() as runtime:
+        figures.append(_idle(runtime.home))
+        figures += asyncio.run(_measure(runtime.url, runtime.key))
+    if wanted.throughput:
+        figures += throughput(seconds=2.0, repeats=3)
     if wanted.demo:
         figures.append(_demo())
     print_report(figures)
@@ -153,22 +148,6 @@ def _demo() -> Figure:
         )
         seconds = time.perf_counter() - started
         return figure("make demo after installation", seconds, "s", at_most=DEMO_GOAL_S)
-
-
-def _tenancy(command: str, environment: dict[str, str]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tenancy.data_isolation.serve.cli", command, "--json"],
-        env=environment, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What a benchmark tells: a table for people and, as the last line, one JSON object for programs.
 
-`{"machine": {...}, "figures": [{"name", "value", "unit", "goal", "met"}, ...]}`, with the same keys
-for every benchmark. `goal` is the number to reach, a pair of them for a range, or null, and then
-`met` is null as well: nobody promised anything. Whether a goal is met does not fail a benchmark.
+`{"machine": {...}, "figures": [{"name", "value", "unit", "goal", "met", "last"}, ...]}`, with the
+same keys for every benchmark. `goal` is the number to reach, a pair of them for a range, or null,
+and then `met` is null as well: nobody promised anything. Whether a goal is met does not fail a
+benchmark. `last` is the value in `last_figures.json`, which is committed, or null;
+`BENCH_COMMIT=1` writes what was measured there.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 #: Later it would be the benchmark's own.
 _LOAD_BEFORE = os.getloadavg()[0]
+LAST = Path(__file__).with_name("last_figures.json")
+#: The variable that has the figures written there.
+COMMIT = "BENCH_COMMIT"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +66,15 @@ class Figure:
         """Whether the goal is met by the value as it was measured, before it is rounded."""
         return None if self.goal is None else self.goal.met_by(self.value)
 
-    def json(self) -> dict[str, Any]:
-        """The figure as it stands in the report."""
+    def json(self, last: float | None = None) -> dict[str, Any]:
+        """The figure as it stands in the report; `last` is what it was before."""
         return {
             "name": self.name,
             "value": _rounded(self.value),
             "unit": self.unit,
             "goal": None if self.goal is None else self.goal.json(),
             "met": self.met,
+            "last": last,
         }
 
 
@@ -97,26 +104,32 @@ def percentile(values: Sequence[float], hundredth: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[hundredth - 1]
 
 
-def print_report(figures: Iterable[Figure]) -> None:
+def print_report(figures: Iterable[Figure], *, last: Path = LAST) -> None:
     """Print the table, then the line of JSON.
 
     Raises `ValueError` for a value that is no number: JSON has none for it.
     """
-    told = list(figures)
+    told, before = list(figures), _read(last)
     text = json.dumps(
-        {"machine": machine(), "figures": [item.json() for item in told]}, allow_nan=False
+        {"machine": machine(), "figures": [item.json(before.get(item.name)) for item in told]},
+        allow_nan=False,
     )
-    for line in table(told):
+    for line in table(told, before):
         print(line)
     print(text, flush=True)
+    if os.environ.get(COMMIT) == "1":
+        values = dict(before) | {item.name: _rounded(item.value) for item in told}
+        last.write_text(json.dumps(values, indent=0, sort_keys=True) + "\n")
 
 
-def table(figures: Sequence[Figure]) -> list[str]:
-    """A line for each figure, in columns."""
+def table(figures: Sequence[Figure], before: Mapping[str, float] | None = None) -> list[str]:
+    """A line for each figure, in columns; `before` has what they were, by name."""
     names = max((len(item.name) for item in figures), default=0)
     units = max((len(item.unit) for item in figures), default=0)
+    verdicts = max((len(_verdict(item)) for item in figures), default=0)
     lines = (
-        f"{item.name:{names}} {_rounded(item.value):>10} {item.unit:{units}} {_verdict(item)}"
+        f"{item.name:{names}} {_rounded(item.value):>10} {item.unit:{units}} "
+        f"{_verdict(item):{verdicts}} {_compared(item, (before or {}).get(item.name))}"
         for item in figures
     )
     return [line.rstrip() for line in lines]
@@ -132,6 +145,17 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": " ".join((system.sysname, system.release, system.machine)),
     }
+
+
+def _read(last: Path) -> Mapping[str, float]:
+    found: dict[str, float] = json.loads(last.read_text()) if last.exists() else {}
+    return found
+
+
+def _compared(item: Figure, before: float | None) -> str:
+    if not before:
+        return ""
+    return f"{item.value / before:.2f} x the last one, {before:g}"
 
 
 def _verdict(item: Figure) -> str:

@@ -135,8 +135,7 @@ with mine as (
     delete from catalog.load_window using mine
     where began_at < $4::timestamptz - make_interval(secs => $10)
 )
-select array(select proposal_id from proposed) as proposed,
-       array(select proposal_id from withdrawn) as withdrawn
+select array(select proposal_id from proposed union all select proposal_id from withdrawn)
 from mine;
 
 -- name: one

@@ -35,27 +35,28 @@ def test_a_goal_says_which_way_it_goes():
     assert str(Goal(at_least=0.48, at_most=0.52)) == "0.48 to 0.52"
 
 
-def test_the_last_line_is_one_object_with_the_same_keys_for_every_figure(capsys):
-    print_report(
-        [
-            figure("without a goal", 12_345.6, "op/s"),
-            figure("met", 0.123456, "ms", at_most=0.2),
-            figure("missed", 3, "times", at_least=4),
-            figure("a range", 0.5, "", at_least=0.48, at_most=0.52),
-        ]
-    )
+FIGURES = [
+    figure("without a goal", 12_345.6, "op/s"),
+    figure("met", 0.123456, "ms", at_most=0.2),
+    figure("missed", 3, "times", at_least=4),
+    figure("a range", 0.5, "", at_least=0.48, at_most=0.52),
+]
+
+
+def test_the_last_line_is_one_object_with_the_same_keys_for_every_figure(capsys, tmp_path):
+    print_report(FIGURES, last=tmp_path / "none.json")
 
     *lines, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
-    assert report == {
-        "machine": machine(),
-        "figures": [
-            {"name": "without a goal", "value": 12346, "unit": "op/s", "goal": None, "met": None},
-            {"name": "met", "value": 0.1235, "unit": "ms", "goal": 0.2, "met": True},
-            {"name": "missed", "value": 3, "unit": "times", "goal": 4, "met": False},
-            {"name": "a range", "value": 0.5, "unit": "", "goal": [0.48, 0.52], "met": True},
-        ],
-    }
+    rows = [
+        ("without a goal", 12346, "op/s", None, None),
+        ("met", 0.1235, "ms", 0.2, True),
+        ("missed", 3, "times", 4, False),
+        ("a range", 0.5, "", [0.48, 0.52], True),
+    ]
+    keys = ("name", "value", "unit", "goal", "met")
+    figures = [dict(zip(keys, row, strict=True)) | {"last": None} for row in rows]
+    assert report == {"machine": machine(), "figures": figures}
     assert set(report["machine"]) == {"cores", "memory_gb", "load_1m", "python", "system"}
     assert [line.split() for line in lines] == [
         ["without", "a", "goal", "12346", "op/s"],
@@ -69,7 +70,26 @@ def test_a_goal_is_held_against_what_was_measured_and_not_what_is_shown():
     barely = figure("barely", 1_000.4, "ms", at_most=1_000)
 
     assert barely.json() == {
-        "name": "barely", "value": 1000, "unit": "ms", "goal": 1_000, "met": False,
+        "name": "barely", "value": 1000, "unit": "ms", "goal": 1_000, "met": False, "last": None,
+    }  # fmt: skip
+
+
+def test_figures_are_held_against_the_last_ones(capsys, tmp_path, monkeypatch):
+    last = tmp_path / "last.json"
+    last.write_text('{"missed": 2, "of another benchmark": 7}')
+    print_report(FIGURES, last=last)
+    out = capsys.readouterr().out
+    assert " 3 times at least 4 MISSED 1.50 x the last one, 2\n" in out
+    assert [item["last"] for item in json.loads(out.splitlines()[-1])["figures"]] == [
+        None, None, 2, None,
+    ]  # fmt: skip
+    assert json.loads(last.read_text()) == {"missed": 2, "of another benchmark": 7}
+
+    monkeypatch.setenv("BENCH_COMMIT", "1")
+    print_report(FIGURES, last=last)
+    assert json.loads(last.read_text()) == {
+        "without a goal": 12346, "met": 0.1235, "missed": 3, "a range": 0.5,
+        "of another benchmark": 7,
     }  # fmt: skip
 
 
