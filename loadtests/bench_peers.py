@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from peers import stage
-from peers.measurement import Plan, measured, versions
+from peers.measurement import Plan, measure, versions
 from peers.summary import Summary
 from peers.variants import IN_FLIGHT, VARIANTS
 from report import machine, print_report
@@ -37,8 +37,6 @@ def main() -> None:
         print(line)
     for line in summary.text():
         print(line)
-    if wanted.save is not None:
-        wanted.save.write_text(json.dumps(results, indent=1) + "\n")
     if wanted.markdown is not None:
         wanted.markdown.write_text("\n".join(summary.markdown()) + "\n")
     if wanted.plot is not None:
@@ -66,8 +64,20 @@ async def _run(wanted: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as folder:
         os.chmod(folder, 0o755)  # The database server may run as another user.
         async with stage.server(Path(folder), wanted.tenants, wanted.rows) as place:
-            cells = await measured(plan, place)
-            server_version = place.server_version
+            cells: list[dict[str, Any]] = []
+            try:
+                await measure(plan, place, cells)
+            finally:
+                # What was measured before a failure is worth keeping too.
+                results = _results(wanted, plan, cells, place.server_version)
+                if wanted.save is not None:
+                    wanted.save.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _results(
+    wanted: argparse.Namespace, plan: Plan, cells: list[dict[str, Any]], server_version: str
+) -> dict[str, Any]:
     return {
         "machine": machine() | {"load_1m_after": round(os.getloadavg()[0], 1)},
         "versions": versions(cells) | {"PostgreSQL": server_version},

@@ -53,9 +53,11 @@ class Plan:
         return sum(1 for up in (False, True) for _ in self.cells(0, runtime=up))
 
 
-async def measured(plan: Plan, place: Stage) -> list[dict[str, Any]]:
-    """All results. The runtime is up for the cells that need it alone, in turns first and last."""
-    results: list[dict[str, Any]] = []
+async def measure(plan: Plan, place: Stage, results: list[dict[str, Any]]) -> None:
+    """Add every result to the list when it is there.
+
+    The runtime is up for the cells that need it alone, in turns first and last.
+    """
     total = plan.count() * plan.repeats
     for repeat in range(plan.repeats):
         for up in (False, True) if repeat % 2 == 0 else (True, False):
@@ -68,7 +70,6 @@ async def measured(plan: Plan, place: Stage) -> list[dict[str, Any]]:
                 for cell in cells:
                     results.append(await _cell(plan, place, target, cell, repeat))
                     _tell(results[-1], len(results), total)
-    return results
 
 
 async def _cell(
