@@ -29,7 +29,10 @@ def main() -> None:
     """Measure, print the tables, then the figures and one line of JSON."""
     wanted = _arguments()
     if wanted.results_of is None:
-        results = asyncio.run(_run(wanted))
+        try:
+            results = asyncio.run(_run(wanted))
+        except asyncio.CancelledError:
+            raise SystemExit("ended before all was measured; nothing is left behind") from None
     else:
         results = json.loads(wanted.results_of.read_text())
     summary = Summary(results["cells"])
