@@ -180,7 +180,7 @@ $(PEERS)/.installed: loadtests/peers/requirements.txt
 		-r loadtests/peers/requirements.txt
 	touch $@
 
-# The same read through this product and through what people use instead: about half an hour. Less
+# The same read through this product and through what people use instead: about 50 minutes. Less
 # of it: `make bench-peers PEERS_OPTIONS='--only by-hand actor --seconds 2 --repeats 1'`.
 bench-peers: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python loadtests/bench_peers.py $(PEERS_OPTIONS)
