@@ -8,6 +8,9 @@ SCHEMATHESIS_SECONDS ?= 240
 MOVES_PARTS ?= pauses dip million
 # Checkers of row security, in an environment without the product.
 ORACLES := .venv-oracles
+# What the product is compared with, in an environment without it.
+PEERS := .venv-peers
+PEERS_OPTIONS ?=
 # Stages that are independent of each other, the longest first.
 ON_POSTGRES := integration-15 integration attacks-15 attacks oracles-15 oracles
 # Where Debian puts it.
@@ -23,7 +26,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-guard bench-moves soak guide
+	oracles-15 bench-binding bench-guard bench-moves bench-peers soak guide
 
 install: $(STAMP)
 
@@ -171,6 +174,17 @@ bench-binding: $(STAMP)
 bench-guard: $(STAMP)
 	$(BIN)/python loadtests/guard_cost.py
 
+$(PEERS)/.installed: loadtests/peers/requirements.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		-r loadtests/peers/requirements.txt
+	touch $@
+
+# The same read through this product and through what people use instead: about 50 minutes. Less
+# of it: `make bench-peers PEERS_OPTIONS='--only by-hand actor --seconds 2 --repeats 1'`.
+bench-peers: $(STAMP) $(PEERS)/.installed
+	$(BIN)/python loadtests/bench_peers.py $(PEERS_OPTIONS)
+
 demo: $(STAMP)
 	$(BIN)/tenancy demo
 
@@ -181,7 +195,7 @@ down: $(STAMP)
 	$(BIN)/tenancy down
 
 clean:
-	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) .typing build dist *.egg-info
+	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) $(PEERS) .typing build dist *.egg-info
 
 # The pause of a tenant that is moved, the dip of its neighbours, and the rate of copying. A million
 # rows in one go alone: `make bench-moves MOVES_PARTS=million`.

@@ -1,0 +1,1 @@
+"""The same read, through this product and through what people use instead, on one server."""
