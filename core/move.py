@@ -130,6 +130,9 @@ class MoveTarget:
     def __post_init__(self) -> None:
         if self.level is None and self.server is None and self.region is None:
             raise InvalidInputError("say where to: isolation_level, server or region")
+        if self.level is not None and self.level not in set(IsolationLevel):
+            levels = ", ".join(IsolationLevel)
+            raise InvalidInputError(f"level is {self.level!r}; the isolation levels are {levels}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

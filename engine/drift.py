@@ -28,7 +28,7 @@ from tenancy.data_isolation.core.crypto import MasterKey, record_key
 from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.findings import Finding, Severity
-from tenancy.data_isolation.engine.layout import HYBRID_ROLE
+from tenancy.data_isolation.engine.layout import HYBRID_ROLE, TRIAL_SCHEMA
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
 
 CHECK: Final = "drift"
@@ -236,8 +236,11 @@ def _is_own_doing(
         return True
     if after is None and tenants & (old.tenants - now.tenants):
         return True
-    place = f"{some.database}/{some.space}"
-    return place in now.versions and now.versions[place] != old.versions.get(place)
+    moved_on = {key for key, version in now.versions.items() if version != old.versions.get(key)}
+    if TRIAL_SCHEMA in tenants:
+        # It has no version of its own: what is migrated in this database is tried there.
+        return any(key.startswith(f"{some.database}/") for key in moved_on)
+    return f"{some.database}/{some.space}" in moved_on
 
 
 def _is_limited(before: Trait | None, after: Trait, due: frozenset[str] | None) -> bool:

@@ -25,6 +25,8 @@ BINDING_SCHEMA = SchemaName("tenancy")
 APP_SCHEMA = SchemaName("app")
 #: The tables as users wrote them, to compare with.
 REFERENCE_SCHEMA = SchemaName("tenancy_reference")
+#: The overlay on which migrations are tried; it holds nobody's rows.
+TRIAL_SCHEMA = SchemaName("tenancy_trial")
 #: The catalog; in the first server's database only.
 CATALOG_SCHEMA = SchemaName("catalog")
 

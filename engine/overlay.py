@@ -32,6 +32,7 @@ from tenancy.data_isolation.core.identifiers import (
     quote_identifier,
     quote_literal,
 )
+from tenancy.data_isolation.engine.layout import TRIAL_SCHEMA
 from tenancy.data_isolation.engine.namespace import REFERENCE_TENANT, Namespace
 from tenancy.data_isolation.engine.overlay_steps import OverlayStep
 from tenancy.data_isolation.engine.schema_differences import differences
@@ -54,8 +55,6 @@ _SHOWN_DIFFERENCES: Final = 10
 #: The stages of `table_texts` that make a sequence and let a column use it.
 _SEQUENCE_STAGES: Final = frozenset({3, 4, 5})
 
-#: The overlay on which migrations are tried.
-TRIAL_SCHEMA: Final = SchemaName("tenancy_trial")
 #: About the locks that making a table once more takes: itself, indexes, sequence, TOAST table.
 _LOCKS_PER_TABLE: Final = 20
 

@@ -15,6 +15,7 @@ import asyncpg
 
 from tenancy.data_isolation.core.errors import ConflictError, OverloadedError, SchemaError
 from tenancy.data_isolation.core.identifiers import ServerName
+from tenancy.data_isolation.core.move import MoveState
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.layout import shared_database
@@ -97,9 +98,11 @@ class SchemaRegistry:
         rows = await control.fetch(_SQL.statement("moves"))
         if rows:
             told = ", ".join(f"{row[0]} of tenant {row[1]} ({row[2]})" for row in rows[:5])
+            over = all(MoveState(row[2]).is_final for row in rows)
+            do = "wait until they are cleaned up" if over else "confirm, roll back or cancel them"
             raise ConflictError(
-                f"tenants are being moved: {told}{' and more' if len(rows) > 5 else ''}; confirm, "
-                "roll back or cancel these moves first, then apply the migrations"
+                f"tenants are being moved: {told}{' and more' if len(rows) > 5 else ''}; {do}, "
+                "then apply the migrations"
             )
 
     @asynccontextmanager

@@ -109,7 +109,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """A parameter of the path or behind `?` is not what it must be."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class.
     found = [(str(item["loc"][-1]), str(item["msg"])) for item in error.errors()]
-    return problem_response(InvalidFieldsError(found))
+    what = "a parameter of the address is not what it must be"
+    return problem_response(InvalidFieldsError(found, what=what))
 
 
 async def _known(request: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ import logging
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -84,14 +85,20 @@ class InvalidFieldsError(InvalidInputError):
 
     slug = "invalid-fields"
 
-    def __init__(self, fields: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        fields: Sequence[tuple[str, str]],
+        *,
+        what: str = "the body does not have the shape that is needed",
+    ) -> None:
         shown = "; ".join(f"{name or 'body'}: {detail}" for name, detail in fields[:3])
-        super().__init__(f"the body does not have the shape that is needed: {shown}")
+        super().__init__(f"{what}: {shown}")
+        self._what = what
         #: Names and what is wrong with each, in the order of the body.
         self.fields = tuple(fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.fields,)
+        return partial(type(self), what=self._what), (self.fields,)
 
     @classmethod
     def of(cls, error: ValidationError, shape: type[BaseModel]) -> InvalidFieldsError:

@@ -59,6 +59,18 @@ def test_nothing_is_told_when_nothing_changed():
     assert record.looked_at == "noon"
 
 
+def test_the_schema_on_which_migrations_are_tried_comes_and_changes_with_them():
+    trial = {
+        "db: schema tenancy_trial": trait("tenancy_owner", "db", "tenancy_trial"),
+        "db: table tenancy_trial.x": trait("forced", "db", "tenancy_trial"),
+    }
+    migrated = print_of(_BEFORE | trial, tenants=(_T1,), version=2)
+    assert compared(_RECORD, migrated)[1] == []
+    # Without a migration nobody of ours has made it.
+    _, changes = compared(_RECORD, print_of(_BEFORE | trial, tenants=(_T1,)))
+    assert [change.key for change in changes] == list(trial)
+
+
 def test_what_was_added_changed_and_removed_is_told_with_when_it_was_last_seen():
     now = dict(_BEFORE) | {"role a": trait("login superuser"), "role c": trait("login")}
     del now["role b"]

@@ -93,6 +93,8 @@ def test_wrong_fields_are_listed_without_their_values():
     with pytest.raises(ValidationError) as caught:
         _Shape.model_validate({"name": "hush"})
 
+    told = InvalidFieldsError([("state", "odd")], what="a parameter is not right")
+    assert pickle.loads(pickle.dumps(told)).detail == "a parameter is not right: state: odd"
     body = problem(InvalidFieldsError.of(caught.value, _Shape))
 
     assert [item["field"] for item in body["errors"]] == ["name"]
