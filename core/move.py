@@ -17,7 +17,7 @@ from typing import Any, Final, NewType
 
 from tenancy.data_isolation.core.errors import ConflictError, InvalidInputError
 from tenancy.data_isolation.core.identifiers import Region, ServerName, TenantId, TenantNo
-from tenancy.data_isolation.core.types import IsolationLevel, Placement
+from tenancy.data_isolation.core.types import IsolationLevel, Placement, member
 
 #: A move, as the outside names it: `m_` and 20 hexadecimal digits.
 MoveId = NewType("MoveId", str)
@@ -130,9 +130,7 @@ class MoveTarget:
     def __post_init__(self) -> None:
         if self.level is None and self.server is None and self.region is None:
             raise InvalidInputError("say where to: isolation_level, server or region")
-        if self.level is not None and self.level not in set(IsolationLevel):
-            levels = ", ".join(IsolationLevel)
-            raise InvalidInputError(f"level is {self.level!r}; the isolation levels are {levels}")
+        object.__setattr__(self, "level", member(IsolationLevel, self.level, optional=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

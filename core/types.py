@@ -72,9 +72,9 @@ class TenantContext:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tenant_id", parse_tenant_id(self.tenant_id))
         object.__setattr__(
-            self, "isolation_level", _member(IsolationLevel, self.isolation_level, optional=True)
+            self, "isolation_level", member(IsolationLevel, self.isolation_level, optional=True)
         )
-        object.__setattr__(self, "tenant_type", _member(TenantType, self.tenant_type))
+        object.__setattr__(self, "tenant_type", member(TenantType, self.tenant_type))
         if isinstance(self.compliance, str):
             raise InvalidInputError("compliance must be a list of words, not one string")
         object.__setattr__(self, "compliance", tuple(str(word).lower() for word in self.compliance))
@@ -162,7 +162,7 @@ class QueryResult:
     row_count: int
 
 
-def _member(kind: type[StrEnum], value: object, *, optional: bool = False) -> StrEnum | None:
+def member(kind: type[StrEnum], value: object, *, optional: bool = False) -> StrEnum | None:
     """The member of `kind` that `value` is or spells; `InvalidInputError` names the choices."""
     if value is None and optional:
         return None

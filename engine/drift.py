@@ -236,11 +236,14 @@ def _is_own_doing(
         return True
     if after is None and tenants & (old.tenants - now.tenants):
         return True
-    moved_on = {key for key, version in now.versions.items() if version != old.versions.get(key)}
     if TRIAL_SCHEMA in tenants:
         # It has no version of its own: what is migrated in this database is tried there.
-        return any(key.startswith(f"{some.database}/") for key in moved_on)
-    return f"{some.database}/{some.space}" in moved_on
+        places = [key for key in now.versions if key.startswith(f"{some.database}/")]
+    else:
+        places = [f"{some.database}/{some.space}"]
+    return any(
+        place in now.versions and now.versions[place] != old.versions.get(place) for place in places
+    )
 
 
 def _is_limited(before: Trait | None, after: Trait, due: frozenset[str] | None) -> bool:

@@ -120,7 +120,7 @@ class Executor:
             limits=route.limits,
             statement=statement,
             arguments=arguments,
-            believed_until=0.0 if route.watched else route.believed_until,
+            believed_until=route.believed_until,
         )
         ticket.alone = True
         self._submit(ticket)
@@ -157,7 +157,7 @@ class Executor:
             route.placement.epoch,
             limits=route.limits,
             deadline_at=deadline_at,
-            believed_until=0.0 if route.watched else route.believed_until,
+            believed_until=route.believed_until,
         )
         ticket.program = program
         ticket.plain = plain
@@ -195,7 +195,7 @@ class Executor:
             statement=statement,
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
-            believed_until=0.0 if route.watched else route.believed_until,
+            believed_until=route.believed_until,
         )
 
     def deadline_at(self, deadline_s: float | None) -> float:

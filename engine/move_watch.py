@@ -88,7 +88,7 @@ class _Watched:
         self._fresh_pace = fresh_pace
         self._connection = connection
         self._working = False
-        #: Changes between working and resting; a look that saw one says nothing of either.
+        #: Changes between working and resting; a look at rest that saw one says nothing.
         self._changes = 0
         self._looking = asyncio.Lock()
 
@@ -108,7 +108,7 @@ class _Watched:
                 if working:
                     # One that outlives the piece of work would have taken even longer with it.
                     self.pace.note_working(took_s)
-                elif not working:
+                else:
                     at_work = await self._connection.fetchval(_SQL.statement("others_at_work"))
                     if changes == self._changes:
                         self.pace.note_usual(took_s, at_work)

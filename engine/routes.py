@@ -72,7 +72,12 @@ class Route:
     #: Whether the fence is to be asked for before anything else, whatever rows there are.
     watched: bool = False
     #: After it (event loop's time) that is to be done in any case: the tenant may have moved.
-    believed_until: float = 0.0
+    unwatched_until: float = 0.0
+
+    @property
+    def believed_until(self) -> float:
+        """Until when (event loop's time) the fence has not to be asked for first."""
+        return 0.0 if self.watched else self.unwatched_until
 
 
 def active_placement(tenant: Tenant) -> Placement:
@@ -293,7 +298,7 @@ class Routes:
             limits,
             allowance,
             watched=watched,
-            believed_until=self._safe_until,
+            unwatched_until=self._safe_until,
         )
 
     @property
@@ -307,8 +312,8 @@ class Routes:
 
     def _fresh(self, route: Route) -> Route:
         """A known way, which is believed for as long as the last look allows."""
-        if route.believed_until < self._safe_until:
-            route = replace(route, believed_until=self._safe_until)
+        if route.unwatched_until < self._safe_until:
+            route = replace(route, unwatched_until=self._safe_until)
             self._known[route.tenant.tenant_id] = route
         return route
 

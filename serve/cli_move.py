@@ -14,12 +14,12 @@ import typer
 
 from tenancy.data_isolation.core import IsolationLevel, Settings
 from tenancy.data_isolation.core.move import PRIORITY_RANGE
-from tenancy.data_isolation.serve.move_watch import (
+from tenancy.data_isolation.serve.move_follower import (
     MOVES_PATH,
     OPEN,
     RATE_ROWS_MIN,
     SETTLED,
-    MoveWatch,
+    MoveFollower,
     TimeOverError,
     asking,
 )
@@ -120,8 +120,8 @@ def move(
         with _starting(tenant, confirm=confirm):
             found = client.post(path, body, timeout_s=_START_TIMEOUT_S)
         if wait:
-            watch = MoveWatch(client, timeout_s=timeout, confirm=confirm)
-            found = _followed(watch, found, OPEN, as_json=as_json)
+            follower = MoveFollower(client, timeout_s=timeout, confirm=confirm)
+            found = _followed(follower, found, OPEN, as_json=as_json)
     _tell(found, as_json)
     _check_end(found, {"confirmed"})
 
@@ -213,8 +213,8 @@ def watch(move_id: MoveId, timeout: Timeout = None, as_json: AsJson = False) -> 
     """Follow a move until it is open, or has come to an end."""
     with RuntimeClient.connect(Settings.from_env()) as client:
         found = client.get(f"{MOVES_PATH}/{segment(move_id)}")
-        watch = MoveWatch(client, timeout_s=timeout)
-        found = _followed(watch, found, OPEN, as_json=as_json)
+        follower = MoveFollower(client, timeout_s=timeout)
+        found = _followed(follower, found, OPEN, as_json=as_json)
     _tell(found, as_json)
     _check_end(found, {"confirmed"})
 
@@ -309,8 +309,8 @@ def _ask(
         with asking(f"`{what}` was asked of move {named}", f"tenancy move show {named}"):
             found: dict[str, Any] = client.post(f"{MOVES_PATH}/{segment(move_id)}/{what}")
         if wait:
-            watch = MoveWatch(client, timeout_s=timeout)
-            found = _followed(watch, found, until, as_json=as_json)
+            follower = MoveFollower(client, timeout_s=timeout)
+            found = _followed(follower, found, until, as_json=as_json)
     _tell(found, as_json)
     if ends is not None:
         _check_end(found, ends)
@@ -318,11 +318,11 @@ def _ask(
 
 
 def _followed(
-    watch: MoveWatch, found: dict[str, Any], phases: Collection[str], *, as_json: bool
+    follower: MoveFollower, found: dict[str, Any], phases: Collection[str], *, as_json: bool
 ) -> dict[str, Any]:
     """The move once it is in one of `phases`. A program gets its document also when it is not."""
     try:
-        return watch.until(found, phases)
+        return follower.until(found, phases)
     except TimeOverError as error:
         if as_json:
             _tell(error.found, as_json)

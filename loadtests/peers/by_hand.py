@@ -7,6 +7,7 @@ leave out, and the others of this comparison as well, but ours.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -43,7 +44,7 @@ class ByHand:
         await self._pool.close()
 
 
-class Held:
+class Held(ABC):
     """Connections that are kept, and what is waiting goes together. Variants say how."""
 
     user = "app"
@@ -79,9 +80,9 @@ class Held:
         for connection in self._connections:
             await connection.close()
 
+    @abstractmethod
     async def send(self, connection: asyncpg.Connection, batch: list[Waiting]) -> list[int]:
         """The values of a batch, in its order."""
-        raise NotImplementedError
 
     async def _work(self, connection: asyncpg.Connection) -> None:
         while True:

@@ -7,6 +7,7 @@ answers of all variants go through the same one. Answers are read by httptools, 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any
 
 import httptools
@@ -19,7 +20,7 @@ class StatusError(Exception):
     """The server answered with something else than 200."""
 
 
-class HttpReader:
+class HttpReader(ABC):
     """The operation over HTTP; subclasses know the paths."""
 
     def __init__(self, target: dict[str, Any]) -> None:
@@ -50,13 +51,13 @@ class HttpReader:
         for connection in self._all:
             connection.close()
 
+    @abstractmethod
     def single(self, tenant: int, row: int) -> bytes:
         """The request of one operation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, tenant: int, rows: list[int]) -> bytes:
         """The request of several operations."""
-        raise NotImplementedError
 
     def one(self, answer: Any) -> int:
         """The value in the answer."""

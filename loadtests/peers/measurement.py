@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -19,6 +18,7 @@ from peers.cell import WRONG
 from peers.stage import Stage
 from peers.variants import Variant
 from peers.work import WrongAnswerError
+from tenancy.data_isolation.engine.supervision import free_port
 
 _LOADTESTS = Path(__file__).parents[1]
 _PEERS = _LOADTESTS.parent / ".venv-peers" / "bin"
@@ -141,7 +141,7 @@ async def _served(variant: Variant, asked: dict[str, Any]) -> AsyncIterator[dict
     if variant.app is None:
         yield {}
         return
-    port = _free_port()
+    port = free_port()
     target = {name: asked[name] for name in ("dsn", "isolation") if name in asked}
     process = await asyncio.create_subprocess_exec(
         str(_PEERS / "python"), "-m", "uvicorn", "--factory", f"peers.http_app:{variant.app}",
@@ -166,13 +166,6 @@ def _environment() -> dict[str, str]:
     """Without what is ours: fastapi-tenancy reads TENANCY_* variables too."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("TENANCY_")}
     return kept | {"PYTHONPATH": str(_LOADTESTS)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _tell(result: dict[str, Any], done: int, total: int) -> None:

@@ -180,7 +180,7 @@ async def _peers(server_dsn: str, tenants: int, rows: int) -> dict[str, str]:
 
 async def _ours(server_dsn: str, home: Path, tenants: int, rows: int) -> None:
     """The same rows in an installation of the product."""
-    settings = Settings(home=home, tiers=TIERS)  # type: ignore[arg-type]
+    settings = Settings(home=home, tiers=TIERS)
     config = EngineConfig(servers=(ServerConfig(dsn=server_dsn),), settings=settings)
     async with await Engine.open(config) as engine:
         await engine.apply_migration("0001_users", _TABLE)

@@ -111,7 +111,7 @@ def _application(
         way=Way.HTTP,
         app=app,
         packages=packages,
-        **more,  # type: ignore[arg-type]
+        **more,
     )
 
 

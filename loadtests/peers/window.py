@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,14 +91,8 @@ async def one_by_one(window: Window, read: Read, pairs: Pairs, in_flight: int) -
         while (begun := time.perf_counter()) < window.ends:
             tenant, row = pairs[position % len(pairs)]
             position += in_flight
-            try:
+            async with _counted(window, begun):
                 check(tenant, row, await read(tenant, row))
-                window.done(begun)
-            except WrongAnswerError:
-                raise
-            except Exception as error:
-                window.failed(error)
-                await asyncio.sleep(_AFTER_ERROR_S)
 
     await _together(window, work, in_flight)
 
@@ -112,20 +107,27 @@ async def in_batches(
             tenant = pairs[position % len(pairs)][0]
             rows = [pairs[(position + step) % len(pairs)][1] for step in range(per_call)]
             position += in_flight
-            try:
+            async with _counted(window, begun):
                 values = await read(tenant, rows)
                 if len(values) != per_call:
                     raise WrongAnswerError(f"{len(values)} answers to {per_call} operations")
                 for row, value in zip(rows, values, strict=True):
                     check(tenant, row, value)
-                window.done(begun)
-            except WrongAnswerError:
-                raise
-            except Exception as error:
-                window.failed(error)
-                await asyncio.sleep(_AFTER_ERROR_S)
 
     await _together(window, work, in_flight)
+
+
+@asynccontextmanager
+async def _counted(window: Window, begun: float) -> AsyncIterator[None]:
+    """Count a call that is made in the block; only a wrong answer ends the run."""
+    try:
+        yield
+        window.done(begun)
+    except WrongAnswerError:
+        raise
+    except Exception as error:
+        window.failed(error)
+        await asyncio.sleep(_AFTER_ERROR_S)
 
 
 async def _together(window: Window, work: Callable[[int], Awaitable[None]], in_flight: int) -> None:
@@ -133,7 +135,7 @@ async def _together(window: Window, work: Callable[[int], Awaitable[None]], in_f
     async with asyncio.TaskGroup() as group:
         group.create_task(window.watch())
         for position in range(in_flight):
-            group.create_task(work(position))  # type: ignore[arg-type]
+            group.create_task(work(position))
 
 
 def in_threads(

@@ -161,8 +161,9 @@ def test_only_what_waits_for_its_other_side_can_be_abandoned():
 def test_a_target_says_something_and_a_priority_is_a_small_number():
     with pytest.raises(InvalidInputError):
         MoveTarget()
-    with pytest.raises(InvalidInputError, match="the isolation levels are row, schema, database"):
+    with pytest.raises(InvalidInputError, match="use row, schema, database"):
         MoveTarget(level="colum")
+    assert MoveTarget(level="row").level is IsolationLevel.ROW
     for wrong in (101, -101, True, 1.5, "1"):
         with pytest.raises(InvalidInputError):
             check_priority(wrong)

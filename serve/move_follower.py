@@ -53,7 +53,7 @@ class TimeOverError(CommandError):
         self.found = found
 
 
-class MoveWatch:
+class MoveFollower:
     """Follows one move, telling on standard error how far it has come.
 
     With `confirm` it is confirmed as soon as it is open. `timeout_s` counts from now; None = no
