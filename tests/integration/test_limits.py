@@ -92,7 +92,7 @@ async def test_tenants_that_travel_together_each_have_their_own_limits(install):
 
 
 async def test_results_that_travel_with_those_of_others_are_counted_by_their_size(install):
-    limits = tiers(operations_per_s=1, operations_burst=150)
+    limits = tiers(operations_per_s=0.1, operations_burst=150)
     async with opened(install, tiers=limits, server_connections_max=1) as engine:
         await make_tenant(engine, "greedy")
         await make_tenant(engine, "modest")
@@ -226,8 +226,9 @@ async def test_a_tenant_of_long_statements_does_not_take_the_sessions_of_others(
 
 
 async def test_so_many_operations_per_second_and_at_the_same_time(install):
+    # One more in 100 s: no machine is slow enough for it to come before the end.
     async with opened(
-        install, tiers=tiers(operations_per_s=1, operations_burst=3, operations_in_flight_max=2)
+        install, tiers=tiers(operations_per_s=0.01, operations_burst=3, operations_in_flight_max=2)
     ) as engine:
         await make_tenant(engine, "acme", users=0)
         await make_tenant(engine, "other", users=0)
@@ -241,10 +242,10 @@ async def test_so_many_operations_per_second_and_at_the_same_time(install):
         await asyncio.gather(*running, return_exceptions=True)
 
         assert (await ask(engine, "acme", "select 1")).rows == [[1]]
-        with pytest.raises(RateLimitedError, match="1 operations per second") as caught:
+        with pytest.raises(RateLimitedError, match=r"0\.01 operations per second") as caught:
             await ask(engine, "acme", "select 1")
-        assert 0 < caught.value.retry_after_s <= 1.0
-        with pytest.raises(RateLimitedError, match="1 operations per second"):
+        assert 0 < caught.value.retry_after_s <= 100.0
+        with pytest.raises(RateLimitedError, match=r"0\.01 operations per second"):
             await engine.execute_batch("acme", [Operation(query="select 1")])
         assert (await ask(engine, "other", "select 1")).rows == [[1]]
 
