@@ -110,7 +110,9 @@ class Planner:
             )
             to_watch = slow or ticket.watched
             unseen = to_watch and not watched
-            if section is None or not is_bound or ordered or ticket.writes or after_write or unseen:
+            # What was undone with another one is not to be undone with a third one.
+            own = ordered or ticket.writes or after_write or ticket.attempts > 0
+            if section is None or not is_bound or unseen or own:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
                 # in force again: another tenant's, and valid. So once a flight has sent a binding,

@@ -109,3 +109,16 @@ async def test_concurrent_operations_of_tenants_that_fail_and_succeed_stay_apart
     # Both happened, often, so the check had something to find.
     assert failed > 50
     assert succeeded > 50
+
+
+async def test_reads_behind_many_that_fail_get_their_own_answers(engine):
+    quotient = "select 12 / $1::integer"
+    assert (await engine.execute("a", Operation(query=quotient, params=[3]))).rows == [[4]]
+
+    outcomes = await asyncio.gather(
+        *(engine.execute("a", Operation(query=quotient, params=[n])) for n in 7 * [0] + [4]),
+        return_exceptions=True,
+    )
+
+    assert [getattr(item, "sqlstate", None) for item in outcomes] == [*7 * ["22012"], None]
+    assert outcomes[-1].rows == [[3]]
