@@ -326,6 +326,47 @@ async def test_a_tenant_that_has_work_keeps_its_session_while_free_ones_can_make
         assert scene.most <= 3
 
 
+async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions():
+    async with stage(server_connections_max=6) as scene:
+        for n in range(4):
+            first = scene.want(n, key(f"t{n}"))
+            first.released.set()
+            await settle(lambda first=first: first.done.done())
+        more = [scene.want(0, key("t0"), alone=True) for _ in range(3)]
+        await settle(lambda: sum(want.session is not None for want in more) == 3)
+        assert not any(session.closed for session in scene.sessions)
+
+        # There is no slot left, and the others have used their only one just now.
+        most = scene.want(0, key("t0"), alone=True)
+        await turns()
+        assert most.session is None
+        assert not any(session.closed for session in scene.sessions)
+
+        # Who has none gets one of those who have several, not somebody's only one.
+        for want in more:
+            want.released.set()
+        await settle(lambda: most.session is not None)
+        newcomer = scene.want(9, key("new"))
+        await settle(lambda: newcomer.session is not None)
+        assert [session.key.role for session in scene.sessions if session.closed] == ["t0"]
+
+        for want in (newcomer, most):
+            want.released.set()
+
+
+async def test_a_session_that_nobody_has_used_for_a_while_goes_to_who_can_use_it():
+    async with stage(server_connections_max=2) as scene:
+        rare = scene.want(1, key("rare"))
+        rare.released.set()
+        await settle(rare.done.done)
+        busy = [scene.want(2, key("busy"), alone=True) for _ in range(2)]
+        await settle(lambda: all(want.session for want in busy))
+
+        assert [session.key.role for session in scene.sessions if session.closed] == ["rare"]
+        for want in busy:
+            want.released.set()
+
+
 async def test_one_who_needs_a_session_costs_the_others_no_more_than_one():
     async with stage(server_connections_max=4) as scene:
         free = [scene.want(n, key(f"free{n}")) for n in range(4)]
