@@ -1,7 +1,7 @@
 """Does what waits for a session, in one session, in as few round trips as that takes.
 
 A flight is what travels together. Each write has a section of its own (one implicit transaction);
-reads of one tenant that come one after the other share one.
+reads that come one after the other share one, whoever they are for.
 
 Rules this module keeps:
 
@@ -341,8 +341,11 @@ class Flights:
                 ticket.refuse(_unknown())
             else:
                 self._again(ticket, error)
-        elif isinstance(error, PlacementChangedError):
-            # All of a section work under the same binding, so none of them would fare better.
+        elif (
+            isinstance(error, PlacementChangedError)
+            and landing.plan.stopped_for(seat.section) == ticket.tenant_no
+        ):
+            # What else the tenant wants there works under the same binding and fares no better.
             ticket.refuse(error)
         elif not seat.is_to_blame:
             return self._counts(ticket, error)
@@ -357,6 +360,9 @@ class Flights:
         elif report.sqlstate == CANCELLED and landing.has_cancelled:
             return self._counts(ticket, error)
         else:
+            if not ticket.writes:
+                # What fails undoes the reads that travel with it; next time it travels alone.
+                self._quick.pop(ticket.text, None)
             ticket.refuse(error)
         return False
 

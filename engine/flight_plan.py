@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tenancy.data_isolation.core.errors import ResultTooLargeError
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
@@ -67,6 +68,13 @@ class Plan:
         """The most that all results together may have: what the least of its tenants may."""
         return min(seat.ticket.limits.result_bytes_max for seat in self.seats)
 
+    def stopped_for(self, section: Section) -> TenantNo | None:
+        """The tenant at whose steps a section stopped: its binding, its fence or an operation."""
+        for seat in self.seats:
+            if seat.section is section and seat.end_step > section.at:
+                return seat.ticket.tenant_no
+        return None
+
     def current(self, exchange: Exchange) -> Seat | None:
         """The operation that the server works on."""
         section = exchange.section
@@ -90,8 +98,10 @@ class Planner:
     def apart(
         self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool, slow: bool
     ) -> Plan:
-        """Each write in a section of its own, and reads that follow each other per tenant.
+        """Each write in a section of its own, and reads that follow each other in one.
 
+        Reads of several tenants too, each under its own binding: the server answers a section at
+        its end, so that one for each tenant would cost it and this process as many wake-ups.
         With `ordered` each read has its own section too: one that fails undoes the others of its
         section, and to run them again later would change their order. When something is `slow`, the
         tenant may have moved before the next section, so each asks for the fence.
@@ -100,6 +110,7 @@ class Planner:
         key_id = self._keys.signing_id
         section: Section | None = None
         after_write = sent = watched = False
+        last_no = 0
         for ticket in tickets:
             bound = plan.bound
             is_bound = (
@@ -112,7 +123,11 @@ class Planner:
             unseen = to_watch and not watched
             # What was undone with another one is not to be undone with a third one.
             own = ordered or ticket.writes or after_write or ticket.attempts > 0
-            if section is None or not is_bound or unseen or own:
+            # Each tenant's lock is held until the section ends. When all take them in the same
+            # order, no flight waits for a tenant's mover that waits, by way of another one, for it.
+            joins = is_bound or (not to_watch and not watched and ticket.tenant_no > last_no)
+            last_no = ticket.tenant_no
+            if section is None or not joins or unseen or own:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
                 # in force again: another tenant's, and valid. So once a flight has sent a binding,
@@ -123,6 +138,9 @@ class Planner:
                 watched = to_watch
                 if watched:
                     _ask_for_fence(section)
+            elif not is_bound:
+                self._bind(connection, plan, section, ticket)
+                sent = True
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
         return plan
