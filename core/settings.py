@@ -547,6 +547,11 @@ def variables(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def secret_variables() -> frozenset[str]:
+    """The variables that are keys, or addresses that may hold a password."""
+    return frozenset(_variable(item.name) for item in dataclasses.fields(Settings) if not item.repr)
+
+
 def _absolute(path: Path) -> Path:
     """The path for processes with other working directories; `system` is no path but a word."""
     return path if str(path) == "system" else path.expanduser().absolute()

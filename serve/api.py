@@ -29,6 +29,7 @@ from tenancy.data_isolation.serve.move_routes import MoveRoutes
 from tenancy.data_isolation.serve.openapi import document
 from tenancy.data_isolation.serve.operation_routes import OperationRoutes
 from tenancy.data_isolation.serve.problems import (
+    VALIDATORS_WORDS,
     InvalidFieldsError,
     for_caller,
     framework_response,
@@ -108,7 +109,10 @@ class _Api(FastAPI):
 async def _invalid(request: Request, error: Exception) -> Response:
     """A parameter of the path or behind `?` is not what it must be."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class.
-    found = [(str(item["loc"][-1]), str(item["msg"])) for item in error.errors()]
+    found = [
+        (str(item["loc"][-1]), str(item["msg"]).removeprefix(VALIDATORS_WORDS))
+        for item in error.errors()
+    ]
     what = "a parameter of the address is not what it must be"
     return problem_response(InvalidFieldsError(found, what=what))
 
