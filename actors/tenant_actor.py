@@ -166,6 +166,13 @@ class TenantActor:
             )
         )
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """As `Engine.create_row_tenants`."""
+        engine = (await self._opened()).engine
+        return await _only_our_errors(engine.create_row_tenants(contexts, server=server))
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """As `Engine.tenant`."""
         return await _only_our_errors((await self._opened()).engine.tenant(tenant_id))

@@ -281,6 +281,45 @@ insert into catalog.placement
 select tenant_no, $6, $7, $8, $9, $10, $11, $12 from made
 returning tenant_no;
 
+-- name: insert_row_tenants
+-- As `insert_placed_tenant`, for many that get the same placement: $1 to $5 = their properties, with lists
+-- and objects as JSON. In the order of their names, so that two who add the same ones do not wait for each
+-- other in a circle.
+with made as (
+    insert into catalog.tenant (tenant_id, tenant_type, region, compliance, metadata)
+    select x.tenant_id, x.tenant_type, x.region,
+           array(select jsonb_array_elements_text(x.compliance::jsonb)), x.metadata::jsonb
+    from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+        as x (tenant_id, tenant_type, region, compliance, metadata)
+    order by x.tenant_id collate "C"
+    on conflict (tenant_id) do nothing
+    returning tenant_no
+), placed as (
+    insert into catalog.placement
+        (tenant_no, level, server, database, schema, role, epoch, sensitive_schema)
+    select tenant_no, $6, $7, $8, $9, $10, $11, $12 from made
+    returning tenant_no
+)
+select count(*) from placed;
+
+-- name: given_tenants
+-- Of the tenants of $1 to $5, as in `insert_row_tenants`, those there are, and whether they are the same.
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
+       t.tenant_type = x.tenant_type and t.region is not distinct from x.region
+       and t.compliance = array(select jsonb_array_elements_text(x.compliance::jsonb))
+       and t.metadata = x.metadata::jsonb as same
+from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    as x (tenant_id, tenant_type, region, compliance, metadata)
+join catalog.tenant t on t.tenant_id = x.tenant_id
+left join catalog.placement p using (tenant_no);
+
+-- name: tenants_named
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+where t.tenant_id = any ($1::text[]);
+
 -- name: same_tenant
 select tenant_no,
        tenant_type = $2 and region is not distinct from $3 and compliance = $4
@@ -349,6 +388,15 @@ group by server;
 update catalog.tenant set status = $2, updated_at = now()
 where tenant_no = $1 and status = $3
 returning tenant_no;
+
+-- name: set_statuses
+-- As `set_status`, for many; the numbers of those that were changed.
+with changed as (
+    update catalog.tenant set status = $2, updated_at = now()
+    where tenant_no = any ($1::bigint[]) and status = $3
+    returning tenant_no
+)
+select array(select tenant_no from changed);
 
 -- name: has_move
 -- Whether something is left to do for a move of the tenant.
