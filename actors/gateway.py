@@ -191,13 +191,14 @@ class ActorGateway:
         return await self._actors.call(name, method)
 
     def statistics(self) -> dict[ActorName, dict[str, int]]:
-        """What went to each actor: operations, calls, calls repeated, actors lost."""
+        """What went to each actor: operations, calls, repeated calls, losses; and what waits."""
         return {
             name: {
                 "operations": channel.statistics.operations,
                 "calls": channel.statistics.calls,
                 "retried": channel.statistics.retried,
                 "lost": channel.statistics.lost,
+                "waiting": channel.waiting,
             }
             for name, channel in self._channels.items()
         }

@@ -257,6 +257,7 @@ class TenantActor:
             "calls": self._calls,
             "sessions": len(self._sessions),
             "operations": host.operations if host else 0,
+            "under_way": host.under_way if host else 0,
             "active_tenants": len(host.tenants) if host else 0,
             "activations": host.tenants.activations if host else 0,
             "passivations": host.tenants.passivations if host else 0,
@@ -338,6 +339,11 @@ class _Host:
         self._activation_s = settings.statement_timeout_ms / 1000
         self._under_way = 0
         self._passivation: asyncio.TimerHandle | None = None
+
+    @property
+    def under_way(self) -> int:
+        """Operations that have been let in and have not ended."""
+        return self._under_way
 
     async def perform(self, call: Call) -> Any:
         """The outcome of one call; never raises an `Exception`."""

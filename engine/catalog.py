@@ -63,6 +63,8 @@ from tenancy.data_isolation.engine.catalog_records import (
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("catalog.sql")
+#: Changes of the number of tenants that are read one by one; more are added up for good.
+_CHANGES_MAX = 200
 
 
 class Catalog:
@@ -205,11 +207,14 @@ class Catalog:
     async def count_by_strategy(self) -> dict[StrategyName, int]:
         """How many tenants each strategy holds; those without a placement are not counted."""
         rows = await self.pool.rows(_SQL.statement("count_by_strategy"))
+        if sum(row["changes"] for row in rows) > _CHANGES_MAX:
+            await self.pool.write(_SQL.statement("fold_placement_changes"))
         return {
             StrategyName.HYBRID
             if row["hybrid"]
             else STRATEGY_OF_LEVEL[IsolationLevel(row["level"])]: row["tenants"]
             for row in rows
+            if row["tenants"]
         }
 
     async def hybrid_counts(self) -> dict[ServerName, int]:

@@ -121,9 +121,6 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
-        self._row_tenants = RowTenants(
-            settings=settings, catalog=catalog, maker=self._maker, provisioner=self._provisioner
-        )
         moving = _connections_of_moves(settings, servers)
         self.moves = Moves(
             settings=settings,
@@ -287,7 +284,13 @@ class Engine:
         self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
     ) -> list[Tenant | TenancyError]:
         """Make many tenants at level ROW, in chunks; in the place of one that fails, its error."""
-        return await self._row_tenants.create(contexts, server=server)
+        tenants = RowTenants(
+            settings=self.settings,
+            catalog=self.catalog,
+            maker=self._maker,
+            provisioner=self._provisioner,
+        )
+        return await tenants.create(contexts, server=server)
 
     async def tenant(self, tenant_id: TenantId | str) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
