@@ -185,9 +185,8 @@ class ActorChannel:
                 retry_after_s=_OVERLOADED_RETRY_AFTER_S,
             )
         loop = asyncio.get_running_loop()
-        now = self._clock.monotonic_s()
-        self._backlog.enter(tenant, deadline_s, now)
-        until = now + deadline_s
+        self._backlog.enter(tenant, deadline_s)
+        until = self._clock.monotonic_s() + deadline_s
         entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
         self._queue.append(entry)
         self._plan_flush()

@@ -48,10 +48,10 @@ class Backlog:
         """Operations that were let in and have not ended."""
         return self._under_way
 
-    def enter(self, tenant: TenantId, deadline_s: float, now: float) -> None:
+    def enter(self, tenant: TenantId, deadline_s: float) -> None:
         """Let an operation in; follow with `leave`. Raises `OverloadedError`."""
         if self._under_way >= _AHEAD_MIN:
-            self._check(tenant, deadline_s, now)
+            self._check(tenant, deadline_s)
         self._under_way += 1
         self._tenants[tenant] += 1
 
@@ -73,6 +73,8 @@ class Backlog:
             self._learn(now)
 
     def _learn(self, now: float) -> None:
+        # Asked when something has ended, be it by its deadline: while the caller is busy sending,
+        # what has ended meanwhile has not been heard of.
         if self._since is None or now - self._since < _WINDOW_S:
             return
         rate = self._counted / (now - self._since)
@@ -80,9 +82,7 @@ class Backlog:
             rate = _NEWEST_WEIGHT * rate + (1 - _NEWEST_WEIGHT) * self._rate
         self._rate, self._since, self._counted = rate, now, 0
 
-    def _check(self, tenant: TenantId, deadline_s: float, now: float) -> None:
-        # Where nothing ends any more, that has to be noticed as well.
-        self._learn(now)
+    def _check(self, tenant: TenantId, deadline_s: float) -> None:
         turns = len(self._tenants) * (self._tenants[tenant] + 1)
         ahead = min(self._under_way, turns)
         if self._rate is None or ahead < _AHEAD_MIN:
