@@ -91,10 +91,10 @@ class Generator:
 
 
 async def prepare(runtime: OwnRuntime, tenants: int) -> None:
-    """The tenants, with their rows. Of the type whose rate is limited least."""
+    """The tenants, with their rows. Premium: enterprises would get actors of their own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tenants.csv"
-        names = "".join(f"t{number:04},enterprise,row\n" for number in range(tenants))
+        names = "".join(f"t{number:04},premium,row\n" for number in range(tenants))
         file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
         runtime.tenancy("tenant", "create", "--from", str(file))
     headers = {"Authorization": f"Bearer {runtime.key}"}

@@ -41,7 +41,7 @@ async def prepare(runtime: OwnRuntime, tenants: int) -> list[str]:
     headers = {"Authorization": f"Bearer {runtime.key}"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tenants.csv"
-        names = "".join(f"{_name(number)},enterprise,row\n" for number in range(tenants))
+        names = "".join(f"{_name(number)},premium,row\n" for number in range(tenants))
         file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
         runtime.tenancy("tenant", "create", "--from", str(file))
     turns = asyncio.Semaphore(_FILLS_AT_ONCE)

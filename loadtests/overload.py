@@ -265,14 +265,14 @@ async def left(runtime: OwnRuntime, client: TenancyClient) -> list[Figure]:
 
 
 async def prepare(runtime: OwnRuntime, client: TenancyClient) -> None:
-    """The tenants, with their rows. Of the type whose rate is limited least."""
+    """The tenants, with their rows. Premium: enterprises would get actors of their own."""
     headers = {"Authorization": f"Bearer {runtime.key}"}
     async with httpx.AsyncClient(base_url=runtime.url, headers=headers, timeout=60) as http:
         body = {"name": "0001_users", "sql": SCHEMA}
         (await http.post("/v1/schema/migrations", json=body)).raise_for_status()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tenants.csv"
-        names = "".join(f"{_name(number)},enterprise,row\n" for number in range(TENANTS))
+        names = "".join(f"{_name(number)},premium,row\n" for number in range(TENANTS))
         file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
         runtime.tenancy("tenant", "create", "--from", str(file))
     for number in range(TENANTS):
