@@ -68,9 +68,13 @@ def main() -> None:
     course = Course()
     with own_runtime(idle) as runtime, tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(_measured(runtime, Path(folder), wanted, course))
-        figures += _whole(runtime, wanted.tenants)
-    if wanted.plot is not None:
-        plot(wanted.plot, _chart(course))
+        if wanted.plot is not None:
+            plot(wanted.plot, _chart(course))
+        try:
+            figures += _whole(runtime, wanted.tenants)
+        except SystemExit as error:
+            # What was measured before is worth having.
+            _note(str(error))
     print_report(figures)
 
 
