@@ -64,7 +64,7 @@ TICK_S, SETTLE_S = 0.01, 2.0
 #: An actor that is stuck is given so much longer than the deadline.
 LATE_S: Final = 2.5
 GOODPUT_MIN, MEMORY_MAX_MB = 0.8, 600
-#: So many at a time are begun in one go before others get a turn.
+#: So many of the open loop are begun in one go before others get a turn.
 _SLICE = 100
 
 
@@ -156,10 +156,9 @@ async def at_once(client: TenancyClient, count: int) -> list[Figure]:
     work = Work(client, LIGHT)
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for number in range(count):
+        # All have begun before one of them is heard of again.
+        for _ in range(count):
             group.create_task(work.run(tally, BURST_DEADLINE_S))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
     seconds = time.perf_counter() - began
     watching.cancel()
     _note(f"{count} at once: {dict(tally.outcomes)} in {seconds:.1f} s")
@@ -182,19 +181,21 @@ async def overload(
 ) -> list[Figure]:
     """What a closed loop manages, and what is left of that at ten times as many operations."""
     work = Work(client, read)
-    most = await _closed(work, wanted.seconds)
-    _note(f"{name}: {most:.0f}/s")
+    first = await _closed(work, wanted.seconds)
+    _note(f"{name}: {first:.0f}/s")
     memory, tally = Memory(await _pids(client)), Tally()
     watching = asyncio.create_task(memory.watch())
     began = time.perf_counter()
-    offered = await _open(work, tally, most * wanted.factor, wanted.seconds + SETTLE_S)
+    offered = await _open(work, tally, first * wanted.factor, wanted.seconds + SETTLE_S)
     watching.cancel()
     since = began + SETTLE_S
     good = sum(since <= at < since + wanted.seconds for at in tally.ended) / wanted.seconds
     _note(f"{name}: {offered:.0f}/s offered, {good:.0f}/s good, {dict(tally.outcomes)}")
+    # Before and after: others may be at work on the machine, and not always as much.
+    most = (first + await _closed(work, wanted.seconds)) / 2
     what = f"overload, {name}"
     return [
-        figure(f"{what}: closed loop of {CLOSED}", most, "/s"),
+        figure(f"{what}: closed loop of {CLOSED}, before and after", most, "/s"),
         figure(f"{what}: offered over that", offered / most, "x"),
         figure(f"{what}: goodput over it", good / most, "x", at_least=GOODPUT_MIN),
         figure(f"{what}: answered", tally.share("answered"), "%"),
