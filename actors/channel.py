@@ -5,7 +5,8 @@ Rules this module keeps:
 * What is queued when the event loop comes round travels in one call. While as many calls are under
   way as may be, what comes is queued and goes with the next one. When many operations are under way
   a small queue grows for some milliseconds first.
-* The queue is bounded; when it is full the caller hears so at once.
+* The queue is bounded; when it is full the caller hears so at once, and so does who would wait for
+  too much of its time (`core.backlog`).
 * Whoever stops waiting stops the operation: in the queue, or at the actor.
 * When the actor is lost, what had been sent is of unknown outcome. What changes nothing, and what
   carries an idempotency key, is sent once more when the actor is back; any other write is reported
@@ -33,8 +34,10 @@ from tenancy.data_isolation.actors.wire import (
     ResultUnpacker,
     unpack,
 )
+from tenancy.data_isolation.core.backlog import Backlog
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import (
+    LimitError,
     OutcomeUnknownError,
     OverloadedError,
     StatementTimeoutError,
@@ -143,6 +146,7 @@ class ActorChannel:
         self._queue: deque[_Entry] = deque()
         self._sent: dict[int, _Entry] = {}
         self._cancelled: list[int] = []
+        self._backlog = Backlog()
         self._numbers = itertools.count(1)
         self._session = secrets.token_hex(8)
         self._send: Send | None = None
@@ -181,20 +185,30 @@ class ActorChannel:
                 retry_after_s=_OVERLOADED_RETRY_AFTER_S,
             )
         loop = asyncio.get_running_loop()
+        self._backlog.enter(tenant, deadline_s)
         until = self._clock.monotonic_s() + deadline_s
         entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
         self._queue.append(entry)
         self._plan_flush()
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(_SWEEP_S, self._sweep)
+        done = False
         try:
             outcome = await entry.future
+            done = not isinstance(outcome, LimitError)
         except asyncio.CancelledError:
             self._abandon(entry)
             raise
+        finally:
+            self._backlog.leave(tenant, self._clock.monotonic_s(), done=done)
         if isinstance(outcome, TenancyError):
             raise outcome
         return outcome
+
+    @property
+    def waiting(self) -> int:
+        """Calls that somebody waits for: those that are queued, and those that were sent."""
+        return len(self._queue) + len(self._sent)
 
     async def close(self) -> None:
         """Stop. What is under way is cancelled at the actor, as far as that can be reached."""

@@ -130,6 +130,15 @@ class ActorGateway:
         )
         return tenant
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """Make many tenants at level ROW at a time; in the place of one that fails, its error."""
+        found: list[Tenant | TenancyError] = await self._control(
+            None, "create_row_tenants", list(contexts), server=server
+        )
+        return found
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
         found: Tenant = await self._control(tenant_id, "tenant", tenant_id)
@@ -182,13 +191,14 @@ class ActorGateway:
         return await self._actors.call(name, method)
 
     def statistics(self) -> dict[ActorName, dict[str, int]]:
-        """What went to each actor: operations, calls, calls repeated, actors lost."""
+        """What went to each actor: operations, calls, repeated calls, losses; and what waits."""
         return {
             name: {
                 "operations": channel.statistics.operations,
                 "calls": channel.statistics.calls,
                 "retried": channel.statistics.retried,
                 "lost": channel.statistics.lost,
+                "waiting": channel.waiting,
             }
             for name, channel in self._channels.items()
         }

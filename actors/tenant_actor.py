@@ -166,6 +166,13 @@ class TenantActor:
             )
         )
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """As `Engine.create_row_tenants`."""
+        engine = (await self._opened()).engine
+        return await _only_our_errors(engine.create_row_tenants(contexts, server=server))
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """As `Engine.tenant`."""
         return await _only_our_errors((await self._opened()).engine.tenant(tenant_id))
@@ -250,6 +257,7 @@ class TenantActor:
             "calls": self._calls,
             "sessions": len(self._sessions),
             "operations": host.operations if host else 0,
+            "under_way": host.under_way if host else 0,
             "active_tenants": len(host.tenants) if host else 0,
             "activations": host.tenants.activations if host else 0,
             "passivations": host.tenants.passivations if host else 0,
@@ -331,6 +339,11 @@ class _Host:
         self._activation_s = settings.statement_timeout_ms / 1000
         self._under_way = 0
         self._passivation: asyncio.TimerHandle | None = None
+
+    @property
+    def under_way(self) -> int:
+        """Operations that have been let in and have not ended."""
+        return self._under_way
 
     async def perform(self, call: Call) -> Any:
         """The outcome of one call; never raises an `Exception`."""

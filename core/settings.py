@@ -289,6 +289,8 @@ class Settings:
     orchestrated_latency_windows: int = 3
     orchestrated_latency_operations_min: int = 100
 
+    #: Tenants of level ROW that are made in one transaction; each takes two locks of the server's.
+    provisioning_tenants_max: int = 200
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
 
