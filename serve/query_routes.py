@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from tenancy.data_isolation.core import Operation, QueryResult, TenancyError, TenantContext
 from tenancy.data_isolation.core.errors import InvalidInputError, RequestTooLargeError
 from tenancy.data_isolation.serve.edge import Express
+from tenancy.data_isolation.serve.media_types import MediaType, chosen
 from tenancy.data_isolation.serve.models import (
     BatchAnswer,
     BatchBody,
@@ -24,11 +26,14 @@ from tenancy.data_isolation.serve.operation_gateway import following
 from tenancy.data_isolation.serve.problems import problem
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.serve.requests import Requests, json_answer
+from tenancy.data_isolation.serve.result_stream import NdjsonStream, Outcomes, ResultStream
 from tenancy.data_isolation.serve.services import Services
+from tenancy.data_isolation.serve.streamed_answer import StreamedAnswer
 
 _STATEMENT_PROBLEMS = (400, 409, 413, 504)
 #: UTF-8 takes so many bytes for a character at most.
 _CHARACTER_BYTES_MAX = 4
+_ACCEPT = "accept"
 
 
 class QueryRoutes:
@@ -86,15 +91,21 @@ class QueryRoutes:
     async def query(self, request: Request, tenant_id: str) -> Response:
         """Run one statement."""
         tenant = await self._requests.tenant(request, tenant_id)
+        form = chosen(request.headers.getlist(_ACCEPT))
         options = RequestOptions.of(request.headers, self._settings)
         body = await self._requests.body(request, QueryBody)
         operation = self._operation(body, options, options.idempotency_key)
+        if form is not MediaType.JSON:
+            self._requests.admitted(request).take_stream(tenant)
         result = await self._gateway.execute(tenant, operation)
+        if form is not MediaType.JSON:
+            return await self._streamed([result], form, options)
         return json_answer(result, headers=options.answer_headers())
 
     async def batch(self, request: Request, tenant_id: str) -> Response:
         """Run several statements."""
         tenant = await self._requests.tenant(request, tenant_id)
+        form = chosen(request.headers.getlist(_ACCEPT))
         options = RequestOptions.of(request.headers, self._settings)
         body = await self._requests.body(request, BatchBody)
         limit = self._settings.batch_operations_max
@@ -111,9 +122,13 @@ class QueryRoutes:
             )
             for position, item in enumerate(body.operations)
         ]
-        if not operations:
-            return json_answer({"results": []}, headers=options.answer_headers())
-        results = await self._gateway.execute_batch(tenant, operations, atomic=body.atomic)
+        if form is not MediaType.JSON:
+            self._requests.admitted(request).take_stream(tenant)
+        results: Outcomes = []
+        if operations:
+            results = await self._gateway.execute_batch(tenant, operations, atomic=body.atomic)
+        if form is not MediaType.JSON:
+            return await self._streamed(results, form, options)
         return json_answer({"results": _listed(results)}, headers=options.answer_headers())
 
     async def operation(self, request: Request, tenant_id: str, name: str) -> Response:
@@ -129,6 +144,14 @@ class QueryRoutes:
                 TenantContext(tenant_id=tenant), name, data
             )
         return json_answer(result, headers=options.answer_headers())
+
+    async def _streamed(
+        self, outcomes: Outcomes, form: MediaType, options: RequestOptions
+    ) -> Response:
+        stream = NdjsonStream() if form is MediaType.NDJSON else await asyncio.to_thread(_arrow)
+        return await StreamedAnswer.begun(
+            outcomes, stream, self._settings, options.answer_headers()
+        )
 
     def _operation(self, body: QueryBody, options: RequestOptions, key: str | None) -> Operation:
         self._check_sizes(body.query, body.params)
@@ -174,6 +197,13 @@ _ANY_OBJECT = {
         },
     }
 }
+
+
+def _arrow() -> ResultStream:
+    # Imported late: pyarrow takes half a second and 50 MB, and most processes never need it.
+    from tenancy.data_isolation.serve.arrow_stream import ArrowStream
+
+    return ArrowStream()
 
 
 def _listed(results: Sequence[QueryResult | TenancyError]) -> list[Any]:
