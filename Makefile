@@ -26,7 +26,8 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-guard bench-moves bench-peers soak guide
+	oracles-15 bench-binding bench-guard bench-moves bench-peers bench-http soak \
+	guide scaling
 
 install: $(STAMP)
 
@@ -184,6 +185,14 @@ $(PEERS)/.installed: loadtests/peers/requirements.txt
 # of it: `make bench-peers PEERS_OPTIONS='--only by-hand actor --seconds 2 --repeats 1'`.
 bench-peers: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python loadtests/bench_peers.py $(PEERS_OPTIONS)
+
+# What a request costs in each process, and what its parts were chosen by: about three minutes.
+bench-http: $(STAMP) $(PEERS)/.installed
+	$(BIN)/python loadtests/http_cost.py
+
+# Processes that answer HTTP become more and fewer with the load: about two minutes.
+scaling: $(STAMP)
+	$(call PYTEST,tests/scaling)
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo
