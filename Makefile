@@ -188,6 +188,7 @@ bench-peers: $(STAMP) $(PEERS)/.installed
 
 # What a request costs in each process, and what its parts were chosen by: about three minutes.
 bench-http: $(STAMP) $(PEERS)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python loadtests/http_cost.py
 
 # Processes that answer HTTP become more and fewer with the load: about two minutes.

@@ -9,24 +9,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
-parts = list
 from peers import measurement, stage
-from peers.measurement import Plan
-from peers.variants import BY_KEY, Variant
+from peers.variants import BY_KEY
+from peers.window import Window, in_batches, one_by_one
+from peers.work import Work
 from report import Figure, figure, print_report
 
 _IN_FLIGHT = 64
 _TENANTS = 100
+_ROWS = 100
 _KINDS = (
     ("haproxy", "HAProxy"),
     ("ServeReplica", "HTTP replica"),
@@ -43,9 +46,13 @@ def main() -> None:
     add("--seconds", type=float, default=5.0, help="window of a cell (default 5)")
     add("--warm-up", type=float, default=3.0, help="seconds before it (default 3)")
     add("--only", choices=("parts", "processes"), help="a half of it")
+    add("--profile", type=Path, metavar="DIR", help="write stacks of processes, by py-spy")
     wanted = parser.parse_args()
     figures: list[Figure] = []
     if wanted.only != "processes":
+        # Imported late: for the other half it is in the way of profiles of another release.
+        from http_parts import parts
+
         figures += parts()
     if wanted.only != "parts":
         figures += asyncio.run(_processes(wanted))
@@ -55,9 +62,11 @@ def main() -> None:
 async def _processes(wanted: argparse.Namespace) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as folder:
         os.chmod(folder, 0o755)  # The database server may run as another user.
-        async with stage.server(Path(folder), _TENANTS, 100) as place:
+        async with stage.server(Path(folder), _TENANTS, _ROWS) as place:
             figures: list[Figure] = []
-            figures += [item async for item in _cells(wanted, place, place.target(), "http-by-hand")]
+            figures += [
+                item async for item in _cells(wanted, place, place.target(), "http-by-hand")
+            ]
             async with stage.runtime(place) as reached:
                 target = place.target() | reached
                 figures += [item async for item in _cells(wanted, place, target, "http-ours-row")]
@@ -68,37 +77,72 @@ async def _cells(
     wanted: argparse.Namespace, place: stage.Stage, target: dict[str, Any], key: str
 ) -> AsyncIterator[Figure]:
     for variant in (BY_KEY[key], BY_KEY[f"{key}-batch"]):
-        plan = Plan(
-            variants=(variant,),
-            in_flight=frozenset({_IN_FLIGHT}),
-            seconds=wanted.seconds,
-            warm_s=wanted.warm_up,
-            repeats=1,
-            rows=100,
-        )
-        watching = asyncio.create_task(_watch(place.home.parent, wanted.warm_up + 2.0, wanted.seconds - 2.0))
-        cell = await measurement._cell(plan, place, target, (variant, _TENANTS, _IN_FLIGHT), 0)
-        spent = await watching
-        requests = cell["ops_per_s"] / variant.per_call
-        total = 0.0
-        for kind, share in spent.items():
-            total += share / requests
-            yield figure(f"{variant.title}: {kind}", share / requests * 1e6, "us/request")
+        asked = target | {"level": variant.level, "in_flight": _IN_FLIGHT}
+        async with measurement._served(variant, asked) as reached:
+            module, _, name = variant.driver.partition(":")
+            driver = getattr(import_module(module), name)(asked | reached)
+            window = Window(warm_s=wanted.warm_up, seconds=wanted.seconds)
+            await driver.open()
+            try:
+                spent, _ = await asyncio.gather(
+                    _watch(wanted, place.home.parent, window, variant.key),
+                    _drive(window, driver, variant.per_call),
+                )
+            finally:
+                await driver.close()
+        requests = len(window.latencies)
+        for kind, seconds in spent.items():
+            yield figure(f"{variant.title}: {kind}", seconds / requests * 1e6, "us/request")
+        total = sum(spent.values()) / requests
         yield figure(f"{variant.title}: all but the client", total * 1e6, "us/request")
-        yield figure(f"{variant.title}: requests", requests, "1/s")
+        yield figure(f"{variant.title}: requests", requests / wanted.seconds, "1/s")
 
 
-async def _watch(folder: Path, after_s: float, for_s: float) -> dict[str, float]:
-    """Seconds of processor per second, by kind of process."""
-    await asyncio.sleep(after_s)
-    before, began = _times(folder), time.monotonic()
-    await asyncio.sleep(for_s)
-    after, elapsed_s = _times(folder), time.monotonic() - began
+async def _drive(window: Window, driver: Any, per_call: int) -> None:
+    pairs = Work(tenants=_TENANTS, rows=_ROWS).drawn(0)
+    if per_call == 1:
+        await one_by_one(window, driver.read, pairs, _IN_FLIGHT)
+    else:
+        await in_batches(window, driver.read_many, pairs, _IN_FLIGHT, per_call)
+
+
+async def _watch(
+    wanted: argparse.Namespace, folder: Path, window: Window, name: str
+) -> dict[str, float]:
+    """Seconds of processor time within the window, by kind of process."""
+    await asyncio.sleep(0)  # The window opens.
+    await asyncio.sleep(window.begins - time.perf_counter())
+    before = _times(folder)
+    spies = _spies(wanted, before, name)
+    await asyncio.sleep(window.ends - time.perf_counter())
+    after = _times(folder)
+    for spy in spies:
+        spy.wait()
     found: dict[str, float] = defaultdict(float)
     for pid, (kind, spent) in after.items():
-        if pid in before:
-            found[kind] += (spent - before[pid][1]) / elapsed_s
-    return {kind: share for kind, share in sorted(found.items()) if share > 0.005}
+        found[kind] += spent - before.get(pid, (kind, 0.0))[1]
+    return {kind: seconds for kind, seconds in sorted(found.items()) if seconds > 0.02}
+
+
+def _spies(
+    wanted: argparse.Namespace, processes: dict[int, tuple[str, float]], name: str
+) -> list[subprocess.Popen[bytes]]:
+    """py-spy at work on the processes of ours that do most."""
+    if wanted.profile is None:
+        return []
+    wanted.profile.mkdir(parents=True, exist_ok=True)
+    return [
+        subprocess.Popen(
+            [
+                *(Path(sys.executable).with_name("py-spy"), "record", "--nonblocking"),
+                *("--format", "raw", "--rate", "200", "--duration", str(int(wanted.seconds))),
+                *("--pid", str(pid), "--output", wanted.profile / f"{name}-{kind}-{pid}.txt"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        for pid, (kind, _) in processes.items()
+        if kind in ("HTTP replica", "tenant actors")
+    ]
 
 
 def _times(folder: Path) -> dict[int, tuple[str, float]]:

@@ -36,19 +36,22 @@ def test_a_file_with_a_number(tmp_path):
     assert _read(tmp_path, "num_replicas = 4").options() == {"num_replicas": 4}
 
 
-def test_ray_serve_takes_what_it_is_told(tmp_path):
-    from ray.serve.config import AutoscalingConfig
-
+def test_ray_serve_is_told_what_the_file_says(tmp_path):
     found = _read(tmp_path, _WHOLE)
-    options = found.options()
-    with pytest.warns(DeprecationWarning, match="metrics_interval_s"):
-        config = AutoscalingConfig(**options["autoscaling_config"])
 
-    assert options["num_replicas"] is None
-    assert (config.min_replicas, config.max_replicas) == (2, 5)
-    assert config.target_ongoing_requests == 40
-    assert (config.upscale_delay_s, config.downscale_delay_s) == (1.5, 60)
-    assert (config.look_back_period_s, config.metrics_interval_s) == (6, 2)
+    assert found.options() == {
+        "num_replicas": None,
+        "autoscaling_config": {
+            "min_replicas": 2,
+            "max_replicas": 5,
+            "target_ongoing_requests": 40.0,
+            "upscale_delay_s": 1.5,
+            "downscale_delay_s": 60.0,
+            "look_back_period_s": 6.0,
+            # Three reports within the time to look back on.
+            "metrics_interval_s": 2.0,
+        },
+    }
     assert Replicas.of(found.text()) == found
 
 
