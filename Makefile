@@ -32,8 +32,8 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-guard bench-moves bench-peers soak guide bench-density \
-	bench-overload bench-fleet loadtest loadtest-client
+	oracles-15 bench-binding bench-guard bench-moves bench-peers bench-http soak guide scaling \
+	bench-density bench-overload bench-fleet loadtest loadtest-client
 
 install: $(STAMP)
 
@@ -219,6 +219,15 @@ loadtest: $(STAMP) $(LOADTESTS)/.installed
 
 loadtest-client: $(STAMP)
 	$(BIN)/python loadtests/client_load.py $(LOADTEST_OPTIONS)
+
+# What a request costs in each process, and what its parts were chosen by: about three minutes.
+bench-http: $(STAMP) $(PEERS)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python loadtests/http_cost.py
+
+# Processes that answer HTTP become more and fewer with the load: about two minutes.
+scaling: $(STAMP)
+	$(call PYTEST,tests/scaling)
 
 demo: $(STAMP)
 	$(BIN)/tenancy demo

@@ -327,6 +327,13 @@ class Settings:
     requests_in_flight_max: int = 10_000
     tenant_requests_in_flight_max: int = 1_000
     request_bytes_in_flight_max: int = 256 * 1024 * 1024
+    #: Results that are sent as streams: so many at the same time, in one HTTP process and for one
+    #: tenant; bytes of a piece; and how long a client may take for a piece, and for all of them.
+    streams_in_flight_max: int = 64
+    tenant_streams_in_flight_max: int = 8
+    stream_piece_bytes: int = 64 * 1024
+    stream_write_timeout_s: float = 30.0
+    stream_timeout_s: float = 600.0
     #: How deep JSON in a request may be nested, and how long a body may take to arrive.
     request_depth_max: int = 64
     request_read_timeout_s: float = 30.0
@@ -334,6 +341,8 @@ class Settings:
     idempotency_answers_max: int = 1_000
     #: Processes that answer HTTP.
     http_replicas: int = 1
+    #: File that says how many there are instead, and when there are more (`serve.replicas_file`).
+    http_replicas_file: Path | None = None
     #: How long requests that are being worked on may take to end when the runtime goes down.
     drain_timeout_s: float = 10.0
     #: Verified credentials that a process remembers.

@@ -23,6 +23,7 @@ from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.serve.admission import Admission, Admitted
 from tenancy.data_isolation.serve.http_metrics import NO_ROUTE, HttpMetrics
 from tenancy.data_isolation.serve.problems import for_caller, problem_response, unexpected_response
+from tenancy.data_isolation.serve.streamed_answer import AnswerCutError
 
 #: Endpoints by the last part of the path below `/v1/tenants/{tenant_id}/`.
 Express = Mapping[str, Callable[[Request, str], Awaitable[Response]]]
@@ -73,22 +74,33 @@ class Edge:
         try:
             if scope["path"] not in _PROBES:
                 admitted = scope[_ADMITTED] = self._admission.admit()
-            endpoint, tenant_id = self._straight(scope)
-            if endpoint is None:
-                await self._app(scope, receive, answer)
-                return
-            response = await endpoint(Request(scope, receive), tenant_id)
+            response = await self._response(scope, receive, answer)
+            if response is not None:
+                await response(scope, receive, answer)
         except TenancyError as error:
-            response = problem_response(for_caller(error, scope))
-        except Exception as error:
-            if answer.status:
-                # FastAPI has answered, logged the error and lets it go on to the server.
-                return
-            response = unexpected_response(error)
+            await problem_response(for_caller(error, scope))(scope, receive, answer)
+        except AnswerCutError as cut:
+            # Not ending the body is what tells the server to cut the connection.
+            answer.status = cut.status
         finally:
             if admitted is not None:
                 admitted.leave()
-        await response(scope, receive, answer)
+
+    async def _response(self, scope: Scope, receive: Receive, answer: _Sending) -> Response | None:
+        """What to answer; None when FastAPI has answered."""
+        try:
+            endpoint, tenant_id = self._straight(scope)
+            if endpoint is None:
+                await self._app(scope, receive, answer)
+                return None
+            return await endpoint(Request(scope, receive), tenant_id)
+        except TenancyError as error:
+            return problem_response(for_caller(error, scope))
+        except Exception as error:
+            if answer.status:
+                # FastAPI has answered, logged the error and lets it go on to the server.
+                return None
+            return unexpected_response(error)
 
     def _straight(
         self, scope: Scope

@@ -60,6 +60,7 @@ class HttpMetrics:
             ("tenancy_http_requests_in_flight", "Requests in work.", lambda: admission.requests),
             ("tenancy_http_body_bytes", "Bytes of their bodies.", lambda: admission.body_bytes),
             ("tenancy_http_tenants_in_flight", "Their tenants.", lambda: admission.tenants),
+            ("tenancy_http_streams_in_flight", "Results being sent.", lambda: admission.streams),
         ):
             Gauge(name, text, registry=self._registry).set_function(read)
         # Looking a labelled series up takes longer than counting in it.
