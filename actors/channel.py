@@ -98,7 +98,10 @@ class Statistics:
 class _Entry:
     """A call that somebody waits for."""
 
-    __slots__ = ("atomic", "final", "future", "number", "operations", "retried", "tenant", "until")
+    __slots__ = (
+        *("atomic", "final", "future", "number", "operations", "retried", "tenant", "trace"),
+        "until",
+    )
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class _Entry:
         until: float,
         final: bool,
         future: asyncio.Future[Any],
+        trace: str | None,
     ) -> None:
         self.number = 0
         self.tenant = tenant
@@ -116,6 +120,7 @@ class _Entry:
         self.until = until
         self.final = final
         self.future = future
+        self.trace = trace
         self.retried = False
 
 
@@ -166,6 +171,7 @@ class ActorChannel:
         atomic: bool | None,
         deadline_s: float,
         final: bool,
+        trace: str | None = None,
     ) -> Any:
         """Have the actor run a call; its outcome as `ResultUnpacker.unpack` gives it.
 
@@ -182,7 +188,7 @@ class ActorChannel:
             )
         loop = asyncio.get_running_loop()
         until = self._clock.monotonic_s() + deadline_s
-        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
+        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future(), trace)
         self._queue.append(entry)
         self._plan_flush()
         if self._sweep_timer is None:
@@ -283,6 +289,7 @@ class ActorChannel:
                 entry.atomic,
                 max(entry.until - now, 0.001),
                 entry.final,
+                entry.trace,
             )  # The fields of `Call`.
             packer.add(call)
             self.statistics.operations += len(entry.operations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
@@ -17,6 +18,8 @@ from tenancy.data_isolation.engine.values import WrongFormError
 
 if TYPE_CHECKING:
     from tenancy.data_isolation.engine.connection import Connection, Description
+    from tenancy.data_isolation.engine.routes import Route
+    from tenancy.data_isolation.engine.tracing import Traced
 
 #: What needs a session for several steps: gets it and its own ticket, and gives the result.
 Program: TypeAlias = "Callable[[Connection, Ticket], Awaitable[Any]]"
@@ -35,6 +38,7 @@ class Ticket(Request):
     __slots__ = (
         "arguments",
         "attempts",
+        "began_s",
         "believed_until",
         "deadline_at",
         "description",
@@ -43,10 +47,13 @@ class Ticket(Request):
         "flying",
         "future",
         "left",
+        "noted",
         "plain",
         "program",
         "returns_rows",
+        "route",
         "statement",
+        "traced",
         "writes",
     )
 
@@ -89,6 +96,13 @@ class Ticket(Request):
         self.flying: Connection | None = None
         self.description: Description | None = None
         self.encoded: Sequence[bytes | None] = ()
+        #: When it came (`time.monotonic`: the loop's time stands still while the loop is at work).
+        self.began_s = monotonic()
+        #: Whether what it took has been noted; the way that it takes, for who notes it; and the
+        #: trace that it is part of.
+        self.noted = False
+        self.route: Route | None = None
+        self.traced: Traced | None = None
         if arguments:
             self.size = size_of(arguments)
 
