@@ -219,9 +219,10 @@ class Executor:
             deadline_at=self.deadline_at(operation.deadline_s),
             believed_until=route.believed_until,
         )
-        ticket.route = route
-        if self.tracing is not None:
-            ticket.traced = self.tracing.current()
+        if self.windows is not None or self.tracing is not None:
+            ticket.route, ticket.began_s = route, time.monotonic()
+            if self.tracing is not None:
+                ticket.traced = self.tracing.current()
         return ticket
 
     # What is measured of operations, while somebody measures
@@ -323,10 +324,11 @@ class Executor:
         try:
             await self.flights.fly(connection, tickets)
         finally:
-            if windows is not None:
-                windows.land(connection, tickets, departed_s, before)
+            # The windows come last: they mark what they have noted.
             if tracing is not None:
                 tracing.land(tickets, departed_s)
+            if windows is not None:
+                windows.land(connection, tickets, departed_s, before)
         return None
 
     def _crowded(self, ticket: Ticket) -> bool:

@@ -204,38 +204,42 @@ class MeasuredWindows:
         # What travels together is of one kind most of the time.
         kind: Statement | None = None
         tenant_no: TenantNo | None = None
+        tenants = self._tenants
         for ticket in tickets:
-            future = ticket.future
-            if ticket.noted or ticket.statement is None or not future.done():
+            outcome = ticket.outcome
+            if outcome is None and not ticket.future.done():
                 continue
-            error = None if future.cancelled() else future.exception()
-            if error is not None and is_worth_another_look(error):
-                continue  # It may be tried again by who waits for it, or noted as given up.
-            ticket.noted = True
+            began_s = ticket.began_s
+            if not began_s or (type(outcome) is not QueryResult and is_worth_another_look(outcome)):
+                continue  # Not to be noted, or not yet: who waits for it may try again.
+            ticket.began_s = 0.0
             if ticket.statement is not kind or ticket.tenant_no != tenant_no:
                 kind, tenant_no = ticket.statement, ticket.tenant_no
-                cell = self._cell_of(ticket)
-            cell.busy_s += busy_s
+                # As `_cell_of` begins, without the call.
+                tenant = tenants.get(tenant_no)
+                found = None
+                if tenant is not None and tenant.epoch == ticket.epoch and kind is not None:
+                    found = tenant.cells.get(kind.fingerprint)
+                cell = self._cell_of(ticket) if found is None else found
+                latencies = cell.latencies
+            took_s = now - began_s
             cell.operations += 1
-            cell.result_bytes += ticket.result_bytes
-            queue_s = departed_s - ticket.began_s
-            cell.queue_s += queue_s
-            if queue_s > cell.queue_max_s:
-                cell.queue_max_s = queue_s
-            took_s = now - ticket.began_s
             cell.latency_s += took_s
             if took_s > cell.latency_max_s:
                 cell.latency_max_s = took_s
             # As `bucket_of` has it, without the call; a flight takes more than a microsecond.
             bucket = int(log2(took_s * _PER_S) * BUCKETS_PER_DOUBLING)
-            latencies = cell.latencies
             latencies[bucket] = latencies.get(bucket, 0) + 1
-            if error is not None:
-                cell.ended(outcome_of(error))
-            elif future.cancelled():
-                cell.cancelled += 1
+            queue_s = departed_s - began_s
+            cell.queue_s += queue_s
+            if queue_s > cell.queue_max_s:
+                cell.queue_max_s = queue_s
+            cell.busy_s += busy_s
+            cell.result_bytes += ticket.result_bytes
+            if type(outcome) is QueryResult:
+                cell.rows += outcome.row_count
             else:
-                cell.rows += future.result().row_count
+                cell.ended(None if outcome is None else outcome_of(outcome))
             if usage is not None:
                 cell.used(usage, share)
 
@@ -244,11 +248,11 @@ class MeasuredWindows:
 
         `error` None = nobody waits for it any more.
         """
-        if ticket.noted or ticket.statement is None:
+        if not ticket.began_s:
             return
-        ticket.noted = True
         cell = self._cell_of(ticket)
         took_s = monotonic() - ticket.began_s
+        ticket.began_s = 0.0
         _took(cell, took_s)
         cell.queue_s += took_s
         cell.queue_max_s = max(cell.queue_max_s, took_s)
@@ -268,12 +272,12 @@ class MeasuredWindows:
             return
         now = monotonic()
         for index, ticket in enumerate(tickets):
-            if ticket.noted:
+            if not ticket.began_s:
                 continue
-            ticket.noted = True
             cell = self._cell_of(ticket)
             _took(cell, now - ticket.began_s)
             queue_s = max(departed_s - ticket.began_s, 0.0)
+            ticket.began_s = 0.0
             cell.queue_s += queue_s
             cell.queue_max_s = max(cell.queue_max_s, queue_s)
             cell.busy_s += (now - departed_s) / len(tickets)

@@ -133,9 +133,9 @@ class Measurements:
         """Do something with files, in a thread; `told` counts windows written and lost."""
         async with self._writing:
             try:
-                await asyncio.to_thread(work)
+                done = await asyncio.to_thread(work)
             except WindowsLostError as error:
                 self._lost += told
                 _log.warning("measured windows: %s", error)
             else:
-                self._written += told
+                self._written += told and bool(done)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
@@ -47,7 +46,7 @@ class Ticket(Request):
         "flying",
         "future",
         "left",
-        "noted",
+        "outcome",
         "plain",
         "program",
         "returns_rows",
@@ -96,13 +95,13 @@ class Ticket(Request):
         self.flying: Connection | None = None
         self.description: Description | None = None
         self.encoded: Sequence[bytes | None] = ()
-        #: When it came (`time.monotonic`: the loop's time stands still while the loop is at work).
-        self.began_s = monotonic()
-        #: Whether what it took has been noted; the way that it takes, for who notes it; and the
-        #: trace that it is part of.
-        self.noted = False
+        #: When it came (`time.monotonic`: the loop's time stands still while the loop is at work),
+        #: if what it takes is to be noted; 0 = it is not, or has been.
+        self.began_s = 0.0
+        #: The way that it takes, for who notes that; the trace that it is part of; how it ended.
         self.route: Route | None = None
         self.traced: Traced | None = None
+        self.outcome: Any = None
         if arguments:
             self.size = size_of(arguments)
 
@@ -131,6 +130,7 @@ class Ticket(Request):
     def refuse(self, error: TenancyError) -> None:
         """It ends with an error."""
         if not self.future.done():
+            self.outcome = error
             self.future.set_exception(error)
             # An error that nobody is there to see is no fault of the program.
             self.future.exception()
@@ -138,6 +138,7 @@ class Ticket(Request):
     def answer(self, result: Any) -> None:
         """It ends with a result."""
         if not self.future.done():
+            self.outcome = result
             self.future.set_result(result)
 
     def encode(self, description: Description) -> None:

@@ -207,8 +207,9 @@ def _attributes(ticket: Ticket, operations: int, departed_s: float) -> dict[str,
         "db.system.name": "postgresql",
         "tenancy.server": ticket.key.server,
         "tenancy.flight.operations": operations,
-        "tenancy.queue_s": max(departed_s - ticket.began_s, 0.0),
     }
+    if ticket.began_s:
+        found["tenancy.queue_s"] = departed_s - ticket.began_s
     statement: Statement | None = ticket.statement
     if statement is not None:
         found["tenancy.fingerprint"] = statement.fingerprint

@@ -3,7 +3,7 @@
 ::
 
     measurements/v1/day=2026-11-27/hour=14/30-<process>.parquet
-    measurements/v1/lock                       held by who changes a file
+    measurements/v1/.lock                      held by who changes a file
 
 A process writes one file for each quarter of an hour, which it replaces whole, with one window
 more, whenever a window has ended: so a reader sees all of a window or nothing of it. `COLUMNS` says
@@ -113,11 +113,14 @@ class WindowFiles:
         self._process = process
         self._name = f"{process}-{secrets.token_hex(4)}"
 
-    def write(self, window: MeasuredWindow) -> None:
-        """Add a window to the file of its time. Raises `WindowsLostError`."""
+    def write(self, window: MeasuredWindow) -> bool:
+        """Add a window to the file of its time; False if there is nothing in it.
+
+        Raises `WindowsLostError`.
+        """
         columns = _columns(window, self._process)
         if not columns["operations"]:
-            return
+            return False
         fresh = pa.table(columns, schema=COLUMNS)
         path = self._path(window.began_at)
         with _told(), self._locked():
@@ -125,6 +128,7 @@ class WindowFiles:
             _make_private(path.parent, self._directory.parent)
             before = read_file(path)
             _replace(path, fresh if before is None else pa.concat_tables([before, fresh]))
+        return True
 
     def prune(self, now: datetime) -> None:
         """Remove what is too old, and then the oldest of what is too much."""
@@ -194,7 +198,7 @@ class WindowFiles:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         _make_private(self._directory, self._directory.parent)
-        lock = FileLock(self._directory / "lock")
+        lock = FileLock(self._directory / ".lock")
         until = time.monotonic() + _LOCK_WAIT_S
         while not lock.try_take():
             if time.monotonic() > until:
