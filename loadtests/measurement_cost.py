@@ -3,9 +3,10 @@
 Run by `make bench-measured` against embedded servers of its own. Closed loop, 64 reads in flight,
 through a tenant actor as its callers reach it, in this process in place of Ray (with Ray an
 operation costs more, and measuring the same), and through the engine alone. While the reads go on,
-measuring is switched on and off for slices of milliseconds, in pairs of a random order, so that what
-else runs on the machine falls on both alike. Processor time is this process's: PostgreSQL has no part in
-it. Of the slices the middle half is averaged; the uncertainty is twice the standard error.
+measuring is switched on and off for slices of milliseconds, in pairs of a random order, so that
+what else runs on the machine falls on both alike. Processor time is this process's: PostgreSQL has
+no part in it. Of the slices the middle half is averaged; the uncertainty is twice the standard
+error.
 
 Apart from that, noting an operation is timed by itself, at its least: on a busy machine that is the
 figure to trust. The last line is one JSON object (`report.py`).
