@@ -101,7 +101,10 @@ class Statistics:
 class _Entry:
     """A call that somebody waits for."""
 
-    __slots__ = ("atomic", "final", "future", "number", "operations", "retried", "tenant", "until")
+    __slots__ = (
+        *("atomic", "final", "future", "number", "operations", "retried", "tenant", "trace"),
+        "until",
+    )
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class _Entry:
         until: float,
         final: bool,
         future: asyncio.Future[Any],
+        trace: str | None,
     ) -> None:
         self.number = 0
         self.tenant = tenant
@@ -119,6 +123,7 @@ class _Entry:
         self.until = until
         self.final = final
         self.future = future
+        self.trace = trace
         self.retried = False
 
 
@@ -170,6 +175,7 @@ class ActorChannel:
         atomic: bool | None,
         deadline_s: float,
         final: bool,
+        trace: str | None = None,
     ) -> Any:
         """Have the actor run a call; its outcome as `ResultUnpacker.unpack` gives it.
 
@@ -187,7 +193,7 @@ class ActorChannel:
         loop = asyncio.get_running_loop()
         self._backlog.enter(tenant, deadline_s)
         until = self._clock.monotonic_s() + deadline_s
-        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
+        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future(), trace)
         self._queue.append(entry)
         self._plan_flush()
         if self._sweep_timer is None:
@@ -297,6 +303,7 @@ class ActorChannel:
                 entry.atomic,
                 max(entry.until - now, 0.001),
                 entry.final,
+                entry.trace,
             )  # The fields of `Call`.
             packer.add(call)
             self.statistics.operations += len(entry.operations)

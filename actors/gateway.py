@@ -49,6 +49,8 @@ from tenancy.data_isolation.core.types import (
     TenantContext,
     TenantSize,
 )
+from tenancy.data_isolation.engine.operation_figures import Figures
+from tenancy.data_isolation.engine.tracing import outgoing
 
 #: How often an operation follows from actor to actor; the last one has to take it.
 _REDIRECTS_MAX = 3
@@ -73,6 +75,7 @@ class ActorGateway:
         self.moves = ActorMoves(self._control, self._clock)
         #: What is proposed for tenants.
         self.proposals = ActorProposals(self._control)
+        self._trace = outgoing if settings.traces_endpoint is not None else None
         self._default_deadline_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000
@@ -190,6 +193,24 @@ class ActorGateway:
         """One method of an actor, once. Raises its error, or `ActorLostError`."""
         return await self._actors.call(name, method)
 
+    async def figures(self, timeout_s: float) -> dict[ActorName, Figures | None]:
+        """What operations came to at each actor that this process knows; None = no answer in time.
+
+        An actor that measures nothing tells of nothing.
+        """
+        names = {*self._directory.shared_names(), *filter(is_dedicated, self._channels)}
+        ordered = sorted(names)
+        found = await asyncio.gather(*(self._figures(name, timeout_s) for name in ordered))
+        return dict(zip(ordered, found, strict=True))
+
+    async def _figures(self, name: ActorName, timeout_s: float) -> Figures | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                found: Figures = await self._actors.call(name, "figures")
+        except (TenancyError, ActorLostError, TimeoutError):
+            return None
+        return found
+
     def statistics(self) -> dict[ActorName, dict[str, int]]:
         """What went to each actor: operations, calls, repeated calls, losses; and what waits."""
         return {
@@ -220,6 +241,7 @@ class ActorGateway:
             deadline_s = self._default_deadline_s
         elif deadline_s <= 0:
             raise InvalidInputError("deadline_s must be positive: it is the time that is left")
+        trace = None if self._trace is None else self._trace()
         for attempt in range(_REDIRECTS_MAX + 1):
             name, final = self._routes.get(tenant_id) or self._computed(tenant_id)
             outcome = await self._channel(name).perform(
@@ -228,6 +250,7 @@ class ActorGateway:
                 atomic=atomic,
                 deadline_s=deadline_s,
                 final=final or attempt == _REDIRECTS_MAX,
+                trace=trace,
             )
             if type(outcome) is not Redirect:
                 return outcome

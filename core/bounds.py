@@ -90,6 +90,8 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     ),
     "credential_cache_ms": Bounds(1, 1_000, "so that revocations hold within a second"),
     "watchdog_tick_ms": Bounds(1, 500, "who looks less often than each second does not watch"),
+    "measurement_window_s": Bounds(0, 3_600, "0 = nothing is measured; an hour"),
+    "metrics_top_tenants_max": Bounds(0, 100, "each is a series of its own"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),
     "operations_per_s": _RATE,
     "shared_actors": _PROCESSES,

@@ -291,6 +291,21 @@ class Settings:
 
     #: Tenants of level ROW that are made in one transaction; each takes two locks of the server's.
     provisioning_tenants_max: int = 200
+    #: What operations take is measured in windows of so long (`docs/measurements.md`; 0 = not at
+    #: all), for so many kinds of statement in a window, per process and per tenant, and the files
+    #: of it are kept for so long and in so many bytes.
+    measurement_window_s: float = 60.0
+    measured_fingerprints_max: int = 5_000
+    tenant_measured_fingerprints_max: int = 100
+    measurement_retention_s: float = 1_209_600.0
+    measurement_bytes_max: int = 512 * 1024 * 1024
+    #: Busiest tenants of the last window that `/metrics` names; 0 = none.
+    metrics_top_tenants_max: int = 0
+    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), and how many
+    #: of 100 requests that nobody else traces are.
+    traces_endpoint: str | None = None
+    traces_sample_percent: float = 100.0
+
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
 

@@ -204,6 +204,11 @@ class Catalog:
         found: dict[str, Any] = json.loads(text)
         return found
 
+    async def known_tenants(self, numbers: list[TenantNo]) -> set[TenantNo]:
+        """Those of these numbers that are tenants'."""
+        rows = await self.pool.rows(_SQL.statement("known_tenants"), numbers)
+        return {TenantNo(row["tenant_no"]) for row in rows}
+
     async def count_by_strategy(self) -> dict[StrategyName, int]:
         """How many tenants each strategy holds; those without a placement are not counted."""
         rows = await self.pool.rows(_SQL.statement("count_by_strategy"))

@@ -43,7 +43,7 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
+from tenancy.data_isolation.engine.driver_errors import REFUSED_LOGINS
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -53,6 +53,7 @@ from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_databa
 from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
 from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
+from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
@@ -64,15 +65,15 @@ from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.row_tenants import RowTenants
+from tenancy.data_isolation.engine.second_look import is_worth_another_look
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 from tenancy.data_isolation.engine.warming import warm
 
-#: What can be wrong only with what this process knows: names of the schema, and the signing key.
-_OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
 #: How far a tenant's rows are counted for the plan of a move.
 PLAN_ROWS_MAX: Final = 1_000_000_000
 _MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
@@ -374,6 +375,10 @@ class Engine:
         active_placement(tenant)
         return tenant
 
+    def observe(self, windows: MeasuredWindows | None, tracing: Tracing | None) -> None:
+        """Measure operations, and trace them, from now on; None = do not."""
+        self._executor.windows, self._executor.tracing = windows, tracing
+
     def passivate(self, tenant_id: TenantId) -> None:
         """Forget where the tenant is, to save memory or because it may have changed."""
         self._routes.forget(tenant_id)
@@ -447,7 +452,11 @@ class Engine:
         if route is None:
             route = await self._routes.route(parse_tenant_id(tenant_id))
         allowance = route.allowance
-        allowance.enter()
+        try:
+            allowance.enter()
+        except TenancyError as error:
+            self._executor.turned_away(route, error)
+            raise
         began_s, reached = monotonic(), True
         try:
             if operation.idempotency_key is None:
@@ -456,7 +465,7 @@ class Engine:
                 try:
                     return await self._executor.execute(route, operation, shapes.at(route.key))
                 except TenancyError as error:
-                    if not _is_worth_another_look(error):
+                    if not is_worth_another_look(error):
                         raise
                     if isinstance(error, PlacementChangedError):
                         self._routes.mistrust(route)
@@ -467,6 +476,7 @@ class Engine:
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         except TenancyError as error:
             reached = _has_reached_a_server(error)
+            self._executor.given_up(route, error)
             raise
         finally:
             allowance.leave()
@@ -503,13 +513,18 @@ class Engine:
         self._batches.check_length(operations)
         route = await self._routes.route(name)
         allowance = route.allowance
-        allowance.enter(len(operations))
+        try:
+            allowance.enter(len(operations))
+        except TenancyError as error:
+            self._executor.turned_away(route, error, len(operations))
+            raise
         began_s, reached = monotonic(), 0
         try:
             outcomes = await self._routes.run(name, work)
             reached = sum(map(_has_reached_a_server, outcomes))
         except TenancyError as error:
             reached = len(operations) if _has_reached_a_server(error) else 0
+            self._executor.given_up(route, error, len(operations))
             raise
         finally:
             allowance.leave(len(operations))
@@ -549,11 +564,6 @@ class Engine:
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-def _is_worth_another_look(error: TenancyError) -> bool:
-    """Whether nothing was done, and what this process knows may be out of date."""
-    return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
 
 
 def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:

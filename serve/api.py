@@ -68,7 +68,8 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         lifespan=lifespan,
     )
     admission = Admission(services.settings)
-    metrics = HttpMetrics(admission, report_path(services.settings.home))
+    settings = services.settings
+    metrics = HttpMetrics(admission, report_path(settings.home), settings.metrics_top_tenants_max)
     requests = Requests(
         services,
         Authenticator(services.settings, services.credentials, services.clock, services.tokens),
@@ -93,7 +94,13 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(TenancyError, _known)
     app.add_exception_handler(Exception, _unforeseen)
-    return Edge(app, admission=admission, metrics=metrics, express=queries.express())
+    return Edge(
+        app,
+        admission=admission,
+        metrics=metrics,
+        express=queries.express(),
+        tracing=services.tracing,
+    )
 
 
 class _Api(FastAPI):

@@ -20,6 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.trace_context import TraceContext
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.serve.admission import Admission, Admitted
 from tenancy.data_isolation.serve.http_metrics import NO_ROUTE, HttpMetrics
 from tenancy.data_isolation.serve.problems import for_caller, problem_response, unexpected_response
@@ -44,12 +46,19 @@ class Edge:
     """The ASGI application around another one. Belongs to one event loop."""
 
     def __init__(
-        self, app: ASGIApp, *, admission: Admission, metrics: HttpMetrics, express: Express
+        self,
+        app: ASGIApp,
+        *,
+        admission: Admission,
+        metrics: HttpMetrics,
+        express: Express,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
         self._express = express
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -59,15 +68,35 @@ class Edge:
         started_s = time.perf_counter()
         answer = _Sending(send, private=scope["path"].startswith(_PRIVATE_PREFIX))
         try:
-            await self._serve(scope, receive, answer)
+            if self._tracing is None or scope["path"] in _PROBES:
+                await self._serve(scope, receive, answer)
+            else:
+                await self._traced(self._tracing, scope, receive, answer)
         except asyncio.CancelledError:
             # The client is gone, or the process ends; there is nobody to answer.
             answer.status = answer.status or _STATUS_CANCELLED
             raise
         finally:
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             elapsed_s = time.perf_counter() - started_s
-            self._metrics.record(_route(scope), method, answer.status or 500, elapsed_s)
+            self._metrics.record(_route(scope), _method(scope), answer.status or 500, elapsed_s)
+
+    async def _traced(
+        self, tracing: Tracing, scope: Scope, receive: Receive, answer: _Sending
+    ) -> None:
+        """Serve one request with a span, in the trace that the client names if it names one."""
+        found = [value for name, value in scope["headers"] if name == b"traceparent"]
+        # More than one is none (W3C Trace Context, 3.2.1).
+        parent = TraceContext.of(found[0].decode("latin-1")) if len(found) == 1 else None
+        method = _method(scope)
+        span = tracing.begin(method, parent, {"http.request.method": method}, server=True)
+        if span is None:
+            await self._serve(scope, receive, answer)
+            return
+        try:
+            with tracing.following(span):
+                await self._serve(scope, receive, answer)
+        finally:
+            tracing.answered(span, method, _route(scope), answer.status or _STATUS_CANCELLED)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Sending) -> None:
         admitted: Admitted | None = None
@@ -137,6 +166,10 @@ class _Sending:
             if self._private:
                 message["headers"] = [*message.get("headers", ()), _NO_STORE]
         await self._send(message)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"
 
 
 def _route(scope: Scope) -> str:

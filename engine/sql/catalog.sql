@@ -392,6 +392,9 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
+-- name: known_tenants
+select tenant_no from catalog.tenant where tenant_no = any($1::bigint[]);
+
 -- name: moving
 -- Tenants that may change their place before long, and where they will be then: null as long as it is
 -- too early to have anything ready there. A move whose first attempts to hold the tenant came to nothing
