@@ -11,10 +11,9 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
@@ -43,7 +42,6 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.driver_errors import REFUSED_LOGINS
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -55,9 +53,13 @@ from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
 from tenancy.data_isolation.engine.migration import Migration
-from tenancy.data_isolation.engine.move_sides import answer_limit_s
-from tenancy.data_isolation.engine.moves import Moves, move_connections_max
+from tenancy.data_isolation.engine.moves import Moves, connections_of_moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.outcomes import (
+    has_reached_a_server,
+    is_refused_login,
+    is_worth_another_look,
+)
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.polling import in_thread
@@ -65,7 +67,6 @@ from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.row_tenants import RowTenants
-from tenancy.data_isolation.engine.second_look import is_worth_another_look
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
@@ -122,7 +123,7 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
-        moving = _connections_of_moves(settings, servers)
+        moving = connections_of_moves(settings, servers)
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
@@ -475,7 +476,7 @@ class Engine:
 
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         except TenancyError as error:
-            reached = _has_reached_a_server(error)
+            reached = has_reached_a_server(error)
             self._executor.given_up(route, error)
             raise
         finally:
@@ -502,7 +503,7 @@ class Engine:
             if atomic:
                 return list(await self._batches.together(route, operations, schema))
             outcomes = await self._batches.apart(route, operations, schema)
-            refused = [item for item in outcomes if _is_refused_login(item)]
+            refused = [item for item in outcomes if is_refused_login(item)]
             if refused and not any(isinstance(item, QueryResult) for item in outcomes):
                 # No session was there: nothing was done, and the tenant may be elsewhere.
                 raise refused[0]
@@ -521,9 +522,9 @@ class Engine:
         began_s, reached = monotonic(), 0
         try:
             outcomes = await self._routes.run(name, work)
-            reached = sum(map(_has_reached_a_server, outcomes))
+            reached = sum(map(has_reached_a_server, outcomes))
         except TenancyError as error:
-            reached = len(operations) if _has_reached_a_server(error) else 0
+            reached = len(operations) if has_reached_a_server(error) else 0
             self._executor.given_up(route, error, len(operations))
             raise
         finally:
@@ -564,26 +565,6 @@ class Engine:
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
-    return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
-
-
-def _has_reached_a_server(outcome: QueryResult | TenancyError) -> bool:
-    """Whether a server had to do with it: what was refused before says nothing of any load."""
-    return isinstance(outcome, QueryResult) or outcome.sqlstate is not None
-
-
-def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
-    """Connections of their own: moves keep theirs for long."""
-    return AdminConnections(
-        settings=replace(settings, admin_connections_max=move_connections_max(settings)),
-        servers=servers,
-        keep_warm=True,
-        command_timeout_s=answer_limit_s(settings),
-        silent_max_ms=settings.move_idle_timeout_ms,
-    )
 
 
 async def _servers(

@@ -28,9 +28,9 @@ from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.idempotency import check_key
 from tenancy.data_isolation.engine.layout import ROWS_ROLE
 from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
+from tenancy.data_isolation.engine.outcomes import is_worth_another_look
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.routes import Route
-from tenancy.data_isolation.engine.second_look import is_worth_another_look
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import Program, Ticket

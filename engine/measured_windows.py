@@ -27,9 +27,9 @@ from tenancy.data_isolation.core.latency_buckets import BUCKETS, BUCKETS_PER_DOU
 from tenancy.data_isolation.core.performance import Outcome, outcome_of
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import QueryResult
+from tenancy.data_isolation.engine.outcomes import is_worth_another_look
 from tenancy.data_isolation.engine.process_usage import ProcessUsage, SessionUsage
 from tenancy.data_isolation.engine.routes import Route
-from tenancy.data_isolation.engine.second_look import is_worth_another_look
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import Ticket
 
