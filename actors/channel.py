@@ -37,9 +37,9 @@ from tenancy.data_isolation.actors.wire import (
 from tenancy.data_isolation.core.backlog import Backlog
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import (
-    LimitError,
     OutcomeUnknownError,
     OverloadedError,
+    RateLimitedError,
     StatementTimeoutError,
     TenancyError,
     UnavailableError,
@@ -51,6 +51,8 @@ from tenancy.data_isolation.core.settings import Settings
 Send: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 
 _OVERLOADED_RETRY_AFTER_S = 1.0
+#: Ends that no work has led to.
+_TURNED_AWAY = OverloadedError | RateLimitedError | StatementTimeoutError
 #: How much longer than the deadline an answer may take before the actor counts as stuck.
 _GRACE_S = 2.0
 #: How often deadlines are looked at.
@@ -201,7 +203,8 @@ class ActorChannel:
         done = False
         try:
             outcome = await entry.future
-            done = not isinstance(outcome, LimitError)
+            # A result that was too large was work all the same.
+            done = not isinstance(outcome, _TURNED_AWAY)
         except asyncio.CancelledError:
             self._abandon(entry)
             raise

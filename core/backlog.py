@@ -22,7 +22,8 @@ from tenancy.data_isolation.core.identifiers import TenantId
 #: Of the time until the deadline so much may be waiting; the rest is for the work, and for
 #: operations that take longer than others.
 _WAIT_SHARE: Final = 0.5
-#: With less than that ahead nobody is turned away, and nothing is learned about the pace.
+#: With less than that under way nothing is learned about the pace, and with less than twice as much
+#: ahead nobody is turned away.
 _AHEAD_MIN: Final = 32
 #: Over so long is counted what ends, and how much the newest count weighs.
 _WINDOW_S: Final = 0.25
@@ -85,7 +86,9 @@ class Backlog:
     def _check(self, tenant: TenantId, deadline_s: float) -> None:
         turns = len(self._tenants) * (self._tenants[tenant] + 1)
         ahead = min(self._under_way, turns)
-        if self._rate is None or ahead < _AHEAD_MIN:
+        # Twice: else a pace that was learned while everything stood still would let in so few that
+        # no other one is ever learned.
+        if self._rate is None or ahead < 2 * _AHEAD_MIN:
             return
         allowed_s = deadline_s * _WAIT_SHARE
         if ahead <= self._rate * allowed_s:

@@ -88,6 +88,9 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "server_start_timeout_s": Bounds(
         1e-3, INT4_MAX // 1_000, "PostgreSQL counts milliseconds in 4 bytes"
     ),
+    "provisioning_tenants_max": Bounds(1, 1_000, "each takes two of the server's locks"),
+    "stream_piece_bytes": Bounds(1_024, 1 << 24, "a message each; 16 MiB"),
+    "traces_sample_percent": Bounds(0, 100, "0 = what callers trace"),
     "credential_cache_ms": Bounds(1, 1_000, "so that revocations hold within a second"),
     "watchdog_tick_ms": Bounds(1, 500, "who looks less often than each second does not watch"),
     "measurement_window_s": Bounds(0, 3_600, "0 = nothing is measured; an hour"),

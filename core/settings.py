@@ -300,7 +300,7 @@ class Settings:
     metrics_top_tenants_max: int = 0
     #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), and how many
     #: of 100 requests that nobody else traces are.
-    traces_endpoint: str | None = None
+    traces_endpoint: str | None = field(default=None, repr=False)
     traces_sample_percent: float = 100.0
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.

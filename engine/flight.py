@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.errors import (
     StatementTimeoutError,
     TenancyError,
 )
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.connection import Connection, Description
@@ -98,6 +99,8 @@ class Flights:
         self._planner = Planner(keys)
         self._descriptions = Descriptions(settings.statement_descriptions_max)
         self._quick: OrderedDict[str, None] = OrderedDict()
+        #: Reads of tenants that failed the last time.
+        self._failing: OrderedDict[tuple[TenantNo, str], None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
     def may_travel(self, ticket: Ticket) -> bool:
@@ -108,6 +111,7 @@ class Flights:
             and statement.plain
             and not _must_be_seen(ticket)
             and statement.text in self._quick
+            and not (self._failing and (ticket.tenant_no, statement.text) in self._failing)
         )
 
     async def fly(self, connection: Connection, tickets: list[Ticket]) -> None:
@@ -284,7 +288,9 @@ class Flights:
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
         quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
         if not several and not again and quick:
-            self._remember_quick(tickets[0].text)
+            self._remember(self._quick, tickets[0].text)
+            if self._failing and plan.sections[0].error is None:
+                self._failing.pop((tickets[0].tenant_no, tickets[0].text), None)
         return again
 
     def _weigh(self, plan: Plan, bytes_max: int) -> None:
@@ -361,8 +367,9 @@ class Flights:
             return self._counts(ticket, error)
         else:
             if not ticket.writes:
-                # What fails undoes the reads that travel with it; next time it travels alone.
-                self._quick.pop(ticket.text, None)
+                # What fails undoes the reads that travel with it; the tenant's next one of the same
+                # text travels alone.
+                self._remember(self._failing, (ticket.tenant_no, ticket.text))
             ticket.refuse(error)
         return False
 
@@ -418,11 +425,11 @@ class Flights:
         except TenancyError as refusal:
             ticket.refuse(refusal)
 
-    def _remember_quick(self, text: str) -> None:
-        self._quick[text] = None
-        self._quick.move_to_end(text)
-        while len(self._quick) > self._settings.statement_descriptions_max:
-            self._quick.popitem(last=False)
+    def _remember(self, what: OrderedDict[Any, None], item: Any) -> None:
+        what[item] = None
+        what.move_to_end(item)
+        while len(what) > self._settings.statement_descriptions_max:
+            what.popitem(last=False)
 
 
 def _must_be_seen(ticket: Ticket) -> bool:

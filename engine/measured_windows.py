@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, ServerName, TenantId, TenantNo
-from tenancy.data_isolation.core.latency_buckets import BUCKETS, BUCKETS_PER_DOUBLING
+from tenancy.data_isolation.core.latency_buckets import BUCKETS, BUCKETS_PER_DOUBLING, bucket_of
 from tenancy.data_isolation.core.performance import Outcome, outcome_of
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import QueryResult
@@ -227,8 +227,8 @@ class MeasuredWindows:
             cell.latency_s += took_s
             if took_s > cell.latency_max_s:
                 cell.latency_max_s = took_s
-            # As `bucket_of` has it, without the call; a flight takes more than a microsecond.
-            bucket = int(log2(took_s * _PER_S) * BUCKETS_PER_DOUBLING)
+            # As `bucket_of` has it, without the call.
+            bucket = int(log2(max(took_s * _PER_S, 1.0)) * BUCKETS_PER_DOUBLING)
             latencies[bucket] = latencies.get(bucket, 0) + 1
             queue_s = departed_s - began_s
             cell.queue_s += queue_s
@@ -403,7 +403,7 @@ def _took(cell: Cell, took_s: float) -> None:
     cell.operations += 1
     cell.latency_s += took_s
     cell.latency_max_s = max(cell.latency_max_s, took_s)
-    bucket = min(int(log2(max(took_s * _PER_S, 1.0)) * BUCKETS_PER_DOUBLING), _LAST_BUCKET)
+    bucket = bucket_of(took_s)
     cell.latencies[bucket] = cell.latencies.get(bucket, 0) + 1
 
 

@@ -22,6 +22,7 @@ Everything here blocks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -126,7 +127,7 @@ class WindowFiles:
         with _told(), self._locked():
             self._check_room()
             _make_private(path.parent, self._directory.parent)
-            before = read_file(path)
+            before = _present(path)
             _replace(path, fresh if before is None else pa.concat_tables([before, fresh]))
         return True
 
@@ -270,6 +271,20 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table | No
             return file.read(columns if columns is None else list(columns), use_threads=False)
     except (OSError, pa.ArrowException):
         return None
+
+
+def _present(path: Path) -> pa.Table | None:
+    """As `read_file`, but what only cannot be read just now is not taken for gone."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)
+    except pa.ArrowException:
+        return None
+    except OSError as error:
+        # Of what it cannot make sense of Arrow says so without a number.
+        if error.errno in (None, errno.ENOENT):
+            return None
+        raise
 
 
 def _replace(path: Path, table: pa.Table) -> None:

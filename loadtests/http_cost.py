@@ -1,7 +1,7 @@
 """What a request costs: processor time in each process, and in the parts that were chosen between.
 
 Processor time and not elapsed time, so that a machine with other work on it says much the same. Run
-by `make bench-http`; docs/benchmarks.md says what came of it.
+by `make bench-http`; docs/decisions.md says what came of it.
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ class Composition:
                 stack,
                 probes=probes,
                 advisory_probes={"moves": _mover_probe(gateway)},
-                operation_figures=partial(gateway.figures, _FIGURES_TIMEOUT_S),
+                operation_figures=partial(gateway.figures, _FIGURES_TIMEOUT_S)
+                if configuration.settings.measurement_window_s
+                else None,
                 tracing=tracing,
             )
             return cls(services, stack.pop_all())

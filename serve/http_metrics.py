@@ -1,7 +1,7 @@
 """What this process tells Prometheus of its requests, and of what it has asked the actors.
 
-Never by tenant. A label per tenant would be a series per tenant: the number of series here depends
-on routes and actors alone. Each process counts its requests for itself.
+By tenant only for the few busiest, and only when `metrics_top_tenants_max` asks for it: a label per
+tenant would be a series per tenant. Each process counts its requests for itself.
 """
 
 from __future__ import annotations

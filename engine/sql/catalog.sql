@@ -256,6 +256,9 @@ set local role none;
 
 -- name: catalog_7
 set local role tenancy_keeper;
+-- At once, and not first for the triggers and then for the index: who reads the table and then writes it
+-- would wait for this in a circle.
+lock table catalog.placement in access exclusive mode;
 -- How many tenants there are of each kind, as changes to be added up: counting them takes longer with each
 -- tenant, and one row that all of them change is waited for. Whoever reads many changes folds them into one.
 create table catalog.placement_change (

@@ -120,9 +120,8 @@ async def test_what_is_given_up_or_turned_away_counts_as_that(install):
 
 async def test_the_server_s_processes_are_looked_at_on_this_machine(install):
     async with measuring(install) as (engine, measurements):
-        for number in range(65):
+        for _ in range(65):
             await ask(engine, "at-row", "select sum(n * n) from generate_series(1, 20000) n")
-            assert number >= 0
         found = cells(measurements)["at-row", "read "]
 
         assert found.sampled >= 2
@@ -185,7 +184,10 @@ async def test_windows_of_tenants_that_the_catalog_does_not_have_are_removed(ins
 
 async def test_an_actor_measures_and_forgets_who_is_erased(install, monkeypatch, capsys):
     settings = dataclasses.replace(
-        install.settings, server_free_disk_min_bytes=1, metrics_top_tenants_max=1
+        install.settings,
+        server_free_disk_min_bytes=1,
+        metrics_top_tenants_max=1,
+        measurement_window_s=3_600.0,
     )
     configuration = ActorConfiguration(
         settings=settings,

@@ -18,6 +18,7 @@ from tenancy.data_isolation.core import (
     TenantContext,
 )
 from tenancy.data_isolation.core.errors import PlacementChangedError
+from tenancy.data_isolation.engine import time_limit
 from tenancy.data_isolation.engine.engine import Engine
 
 _TENANTS = ("a", "b", "c")
@@ -129,7 +130,10 @@ async def test_reads_behind_many_that_fail_get_their_own_answers(engine):
 _MOMENT = "select owner, now()::text from notes"
 
 
-async def test_reads_of_several_tenants_are_one_transaction_each_with_its_own_rows(engine):
+async def test_reads_of_several_tenants_are_one_transaction_each_with_its_own_rows(
+    engine, monkeypatch
+):
+    monkeypatch.setattr(time_limit, "_PATIENCE_S", 30.0)
     for name in _TENANTS:
         # Until the runtime has asked who is about to move, each tenant's fence is asked for first.
         while engine._routes.known(name) is None:
@@ -179,3 +183,21 @@ async def test_a_read_that_fails_undoes_what_travels_with_it_and_nothing_more(en
             assert outcome.rows == [[12 // number, name]]
         else:
             assert outcome.sqlstate == "22012"
+
+
+async def test_a_tenant_whose_read_fails_makes_nobody_else_s_travel_alone(engine):
+    quotient = "select 12 / $1::integer"
+    await known_as_quick(engine, "a", quotient, 3)
+    with pytest.raises(TenancyError):
+        await engine.execute("a", Operation(query=quotient, params=[0]))
+
+    async def travels(tenant: str) -> bool:
+        route = await engine._routes.route(tenant)
+        operation = Operation(query=quotient, params=[3])
+        executor = engine._executor
+        ticket = executor.ticket(route, operation, engine.shapes.at(route.key))
+        return executor.flights.may_travel(ticket)
+
+    assert [await travels(tenant) for tenant in _TENANTS] == [False, True, True]
+    await engine.execute("a", Operation(query=quotient, params=[3]))
+    assert await travels("a")

@@ -409,10 +409,12 @@ async def test_a_client_that_takes_its_time_gets_all_of_it(make_slow):
 
 
 async def _whole(reader: _Reader) -> bytes:
-    parts = []
-    while not parts or not parts[-1].endswith(b"0\r\n\r\n"):
-        parts.append(await reader.reader.read(65_536))
-    return b"".join(parts)
+    read = bytearray()
+    while not read.endswith(b"\r\n0\r\n\r\n"):
+        piece = await reader.reader.read(65_536)
+        assert piece, "the connection was cut"
+        read += piece
+    return bytes(read)
 
 
 @pytest.mark.parametrize("accept", [_NDJSON["Accept"], _ARROW["Accept"]])

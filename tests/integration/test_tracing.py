@@ -150,7 +150,8 @@ async def test_operations_that_fly_together_are_linked(make_stage, collector):
     await stage.end()
 
     flights = collector.named("PostgreSQL flight")
-    assert len(flights) == 36
+    # One that others waited for too long has flown twice.
+    assert len({span.parent_id for span in flights}) == 36
     together = [span for span in flights if span.attributes["tenancy.flight.operations"] > 1]
     assert together
     actors = {span.span_id for span in collector.named("tenant actor")}
@@ -188,3 +189,4 @@ async def test_a_collector_that_is_gone_disturbs_nobody(make_stage, collector):
     stage = await make_stage(traces_endpoint="http://127.0.0.1:1/v1/traces")
     for _ in range(3):
         assert (await stage.post(READ, traceparent=f"00-{TRACE}-{SPAN}-01")).status_code == 200
+    await stage.end()

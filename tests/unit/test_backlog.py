@@ -115,3 +115,24 @@ def test_what_was_turned_away_further_on_says_nothing_about_the_pace():
             server.offer(TENANTS[0], 1e9)
 
     assert not server.offer(TENANTS[1], 0.05)
+
+
+def test_after_everything_stood_still_all_are_let_in_again():
+    server = Server(0.0001)
+    for number in range(3_000):  # Half a minute in which nothing ends, but by its deadline.
+        if number % 2:
+            server.offer(TENANTS[number % len(TENANTS)])
+        server.step()
+        while server.queue and server.now - server.queue[0][1] > DEADLINE_S:
+            tenant, _ = server.queue.pop(0)
+            server.backlog.leave(tenant, server.now, done=False)
+    assert server.refusals
+
+    server._step = 1_000 * server.STEP_S
+    for turn in range(2_000):
+        if turn == 1_000:
+            server.refusals.clear()
+        for number in range(int(900 * server.STEP_S)):
+            server.offer(TENANTS[(turn * 9 + number) % len(TENANTS)])
+        server.step()
+    assert not server.refusals

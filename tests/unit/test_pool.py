@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.identifiers import (
 )
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.tier_limits import TierLimits
+from tenancy.data_isolation.engine import pool
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Request
@@ -326,7 +327,8 @@ async def test_a_tenant_that_has_work_keeps_its_session_while_free_ones_can_make
         assert scene.most <= 3
 
 
-async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions():
+async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 1e9)
     async with stage(server_connections_max=6) as scene:
         for n in range(4):
             first = scene.want(n, key(f"t{n}"))
@@ -354,7 +356,8 @@ async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions():
             want.released.set()
 
 
-async def test_a_session_that_nobody_has_used_for_a_while_goes_to_who_can_use_it():
+async def test_a_session_that_nobody_has_used_for_a_while_goes_to_who_can_use_it(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 0.0)
     async with stage(server_connections_max=2) as scene:
         rare = scene.want(1, key("rare"))
         rare.released.set()
