@@ -413,7 +413,7 @@ class PlacementMaker:
                 others = f" or {len(tenants) - 1} others" if len(tenants) > 1 else ""
                 raise OverloadedError(
                     f"another process has been working on tenant {tenants[0].tenant_id}{others} "
-                    f"for {wait_ms} ms"
+                    f"for at least {wait_ms} ms"
                 ) from None
             await connection.execute(_SQL.statement("set_lock_timeout"), "0")
             await connection.execute(_SQL.statement("end_when_silent"), f"{self._silent_max_ms}ms")

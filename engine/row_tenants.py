@@ -5,7 +5,8 @@ Rules this module keeps:
 * What comes of a tenant is what `Provisioner.create` would have made of it. A tenant of level ROW
   is a row in the catalog, a fence and its first rows, so that hundreds fit into one transaction.
 * Repeated, it goes on where it stopped: those that are there already are returned as they are.
-* One that cannot be made takes none of the others along: each has its own outcome.
+* One that cannot be made takes none of the others along: each has its own outcome. Only one that
+  somebody else is working on for long holds up those of its transaction, which are told so.
 """
 
 from __future__ import annotations

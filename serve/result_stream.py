@@ -52,19 +52,8 @@ class NdjsonStream:
         size = 0
         count, errors = len(outcomes), 0
         for number, outcome in emptied(outcomes):
-            if isinstance(outcome, TenancyError):
-                errors += 1
-                lines.append(dump_line({"operation": number, "error": problem(outcome)}))
-                continue
-            head = {
-                "operation": number,
-                "columns": outcome.columns,
-                "row_count": outcome.row_count,
-            }
-            lines.append(dump_line(head))
-            size += len(lines[-1])
-            for row in outcome.rows:
-                line = dump_line(row)
+            errors += isinstance(outcome, TenancyError)
+            for line in _lines(number, outcome):
                 lines.append(line)
                 size += len(line)
                 if size >= piece_bytes:
@@ -76,6 +65,18 @@ class NdjsonStream:
     def failure(self, error: TenancyError) -> bytes:
         """See `ResultStream`."""
         return dump_line({"failed": problem(error)})
+
+
+def _lines(number: int, outcome: QueryResult | TenancyError) -> Iterator[bytes]:
+    """What there is to say of one operation, line by line."""
+    if isinstance(outcome, TenancyError):
+        yield dump_line({"operation": number, "error": problem(outcome)})
+        return
+    yield dump_line(
+        {"operation": number, "columns": outcome.columns, "row_count": outcome.row_count}
+    )
+    for row in outcome.rows:
+        yield dump_line(row)
 
 
 def summary(operations: int, errors: int) -> bytes:

@@ -89,7 +89,6 @@ class TenantCreation:
                 rows.append(position)
             elif position not in found:
                 singly.append(position)
-        # The two do not touch each other's tenants.
         await self._make_rows(contexts, rows, found)
         await self._make_singly(contexts, singly, found)
         return [found[position] for position in range(len(contexts))]
