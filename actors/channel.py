@@ -193,9 +193,9 @@ class ActorChannel:
                 retry_after_s=_OVERLOADED_RETRY_AFTER_S,
             )
         loop = asyncio.get_running_loop()
-        self._backlog.enter(tenant, deadline_s)
         until = self._clock.monotonic_s() + deadline_s
         entry = _Entry(tenant, operations, atomic, until, final, loop.create_future(), trace)
+        self._backlog.enter(tenant, deadline_s)
         self._queue.append(entry)
         self._plan_flush()
         if self._sweep_timer is None:

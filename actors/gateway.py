@@ -57,6 +57,7 @@ _REDIRECTS_MAX = 3
 #: Tenants whose actor is remembered.
 _ROUTES_MAX = 100_000
 _CONTROL_RETRY_S = 0.5
+_FIGURES_KEPT_S = 1.0
 
 
 class ActorGateway:
@@ -71,6 +72,8 @@ class ActorGateway:
         self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
         self._turn = itertools.count()
         self._clock = SystemClock()
+        self._asked: asyncio.Task[dict[ActorName, Figures | None]] | None = None
+        self._ask_again_at = 0.0
         #: Moves of tenants.
         self.moves = ActorMoves(self._control, self._clock)
         #: What is proposed for tenants.
@@ -196,8 +199,16 @@ class ActorGateway:
     async def figures(self, timeout_s: float) -> dict[ActorName, Figures | None]:
         """What operations came to at each actor that this process knows; None = no answer in time.
 
-        An actor that measures nothing tells of nothing.
+        An actor that measures nothing tells of nothing. The actors are asked once in a second at
+        most, however often this is called: adding up takes them time in which they do nothing else.
         """
+        now = self._clock.monotonic_s()
+        if self._asked is None or (self._asked.done() and now >= self._ask_again_at):
+            self._ask_again_at = now + _FIGURES_KEPT_S
+            self._asked = asyncio.get_running_loop().create_task(self._all_figures(timeout_s))
+        return await asyncio.shield(self._asked)
+
+    async def _all_figures(self, timeout_s: float) -> dict[ActorName, Figures | None]:
         names = {*self._directory.shared_names(), *filter(is_dedicated, self._channels)}
         ordered = sorted(names)
         found = await asyncio.gather(*(self._figures(name, timeout_s) for name in ordered))
@@ -226,6 +237,8 @@ class ActorGateway:
 
     async def close(self) -> None:
         """Let go of the actors, which live on. Can be called again."""
+        if self._asked is not None:
+            self._asked.cancel()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     # Ways

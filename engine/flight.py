@@ -62,10 +62,12 @@ class _Landing:
     ) -> None:
         self.connection = connection
         self.plan = plan
-        #: Whether operations of different tenants may have travelled together.
+        #: Whether operations of different tenants travel together there, if only this time one.
         self.shared = shared
         #: Whether a cancellation was sent, which may have hit another statement than it was for.
         self.has_cancelled = cancelled or exchange.overflow is not None
+        #: Whether that was because one took longer than others can be made to wait.
+        self.hurried = shared and cancelled
         self._cut: frozenset[int] = frozenset()
         if exchange.overflow is not None:
             steps = [step for section in plan.sections for step in section.steps]
@@ -99,8 +101,8 @@ class Flights:
         self._planner = Planner(keys)
         self._descriptions = Descriptions(settings.statement_descriptions_max)
         self._quick: OrderedDict[str, None] = OrderedDict()
-        #: Reads of tenants that failed the last time.
-        self._failing: OrderedDict[tuple[TenantNo, str], None] = OrderedDict()
+        #: Texts that travel alone for a tenant, as the last one failed, took long or gave much.
+        self._let_alone: OrderedDict[tuple[TenantNo, str], None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
     def may_travel(self, ticket: Ticket) -> bool:
@@ -111,7 +113,7 @@ class Flights:
             and statement.plain
             and not _must_be_seen(ticket)
             and statement.text in self._quick
-            and not (self._failing and (ticket.tenant_no, statement.text) in self._failing)
+            and not (self._let_alone and (ticket.tenant_no, statement.text) in self._let_alone)
         )
 
     async def fly(self, connection: Connection, tickets: list[Ticket]) -> None:
@@ -130,7 +132,7 @@ class Flights:
             if lead.program is not None:
                 await self._run_program(connection, lead)
             else:
-                await self.run(connection, tickets, shared=len(tickets) > 1)
+                await self.run(connection, tickets, shared=not lead.alone)
             if connection.dirty and not connection.closed:
                 await connection.discard()
         except BaseException:
@@ -270,7 +272,7 @@ class Flights:
             connection,
             exchange,
             plan,
-            shared=shared and several,
+            shared=shared,
             time_left=self.time_left,
             long_s=self._long_s if yields else None,
             crowded=self._crowded,
@@ -289,8 +291,8 @@ class Flights:
         quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
         if not several and not again and quick:
             self._remember(self._quick, tickets[0].text)
-            if self._failing and plan.sections[0].error is None:
-                self._failing.pop((tickets[0].tenant_no, tickets[0].text), None)
+            if self._let_alone and plan.sections[0].error is None:
+                self._let_alone.pop((tickets[0].tenant_no, tickets[0].text), None)
         return again
 
     def _weigh(self, plan: Plan, bytes_max: int) -> None:
@@ -301,7 +303,7 @@ class Flights:
                 # What is beyond the budget was dropped as it came.
                 seat.ticket.result_bytes += min(size, bytes_max)
                 if size >= _SMALL_BYTES:
-                    self._quick.pop(seat.ticket.text, None)
+                    self._leave_alone(seat.ticket)
 
     async def _read_anew(self, connection: Connection, plan: Plan) -> None:
         try:
@@ -357,8 +359,9 @@ class Flights:
             return self._counts(ticket, error)
         elif seat.out_of_time:
             ticket.refuse(self.timed_out(ticket))
-        elif seat.too_slow:
-            self._quick.pop(ticket.text, None)
+        elif seat.too_slow or (report.sqlstate == CANCELLED and landing.hurried):
+            # The server tells of several at a time, so another one may have been taken for it.
+            self._leave_alone(ticket)
             self._again(ticket, error, alone=True)
         elif report.is_stale_plan or report.is_not_prepared:
             self.forget(landing.connection, ticket)
@@ -367,9 +370,8 @@ class Flights:
             return self._counts(ticket, error)
         else:
             if not ticket.writes:
-                # What fails undoes the reads that travel with it; the tenant's next one of the same
-                # text travels alone.
-                self._remember(self._failing, (ticket.tenant_no, ticket.text))
+                # What fails undoes the reads that travel with it.
+                self._leave_alone(ticket)
             ticket.refuse(error)
         return False
 
@@ -424,6 +426,10 @@ class Flights:
             self._resubmit(ticket)
         except TenancyError as refusal:
             ticket.refuse(refusal)
+
+    def _leave_alone(self, ticket: Ticket) -> None:
+        """The next one of the tenant with this text does not travel with others."""
+        self._remember(self._let_alone, (ticket.tenant_no, ticket.text))
 
     def _remember(self, what: OrderedDict[Any, None], item: Any) -> None:
         what[item] = None

@@ -15,6 +15,8 @@ from tenancy.data_isolation.engine.connection import Binding, Connection
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
+#: After so many operations the server is to send its answers.
+_FLUSHED_SEATS: Final = 4
 _FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
 
 
@@ -143,6 +145,9 @@ class Planner:
                 sent = True
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
+            if len(plan.seats) % _FLUSHED_SEATS == 0:
+                # So that it is seen how far the server is, and who holds up the others.
+                section.messages.append(wire.FLUSH)
         return plan
 
     def together(

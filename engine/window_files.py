@@ -162,6 +162,10 @@ class WindowFiles:
         gone = pa.array(numbers, _INT)
         with _told(), self._locked():
             for path in window_paths(self._directory):
+                # Most files have nothing of them, and one column is soon read.
+                named = read_file(path, ["tenant_no"])
+                if named is None or not pc.any(pc.is_in(named["tenant_no"], gone)).as_py():
+                    continue
                 table = read_file(path)
                 if table is None:
                     continue
