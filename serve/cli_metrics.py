@@ -80,6 +80,12 @@ def top(
     if as_json:
         print_json({"seconds": last_s, "by": by.value, "usage": [_plain(item) for item in found]})
         return
+    if not found:
+        whose = "" if tenant is None else f" of tenant {tenant!r}"
+        note(
+            f"nothing{whose} was measured in the last {last_s:g} s; windows are told when they end"
+        )
+        return
     print_table(_COLUMNS, [_row(item) for item in found])
     lines = f"{len(found)} line{'' if len(found) == 1 else 's'}"
     note(f"({lines}, of the last {last_s:g} s, by {by.value}; a window is told when it has ended)")

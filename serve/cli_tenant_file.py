@@ -66,8 +66,12 @@ class _Outcome:
             "created": self.created,
             "existing": self.existing,
             "failed": len(self.errors),
-            "errors": self.errors,
+            "errors": self.in_order(),
         }
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """The errors in the order of the file: some are seen when it is read, some later."""
+        return sorted(self.errors, key=lambda item: item["line"])
 
 
 def create_from_file(path: Path, defaults: Mapping[str, Any], *, as_json: bool) -> None:
@@ -86,7 +90,8 @@ def create_from_file(path: Path, defaults: Mapping[str, Any], *, as_json: bool) 
     except InvalidInputError as error:
         raise CommandError(f"{path}: {error.detail}", _told(outcome), STATUS_USAGE) from None
     except KeyboardInterrupt:
-        raise CommandError("interrupted", _told(outcome), STATUS_INTERRUPTED) from None
+        hint = f"{_there(outcome)}; {_AGAIN}"
+        raise CommandError("interrupted", hint, STATUS_INTERRUPTED) from None
     except CommandError as error:
         raise CommandError(str(error), _told(outcome), error.status) from None
     _report(outcome, as_json=as_json)
@@ -141,7 +146,7 @@ def _report(outcome: _Outcome, *, as_json: bool) -> None:
         print_json(outcome.json())
         return
     say(f"{outcome.created} made, {outcome.existing} were there, {len(outcome.errors)} failed")
-    for item in outcome.errors[:_LISTED_MAX]:
+    for item in outcome.in_order()[:_LISTED_MAX]:
         text = f"line {item['line']}: {item['tenant_id']}: {item['error']}"
         note(visible(" ".join(text.split())))
     left = len(outcome.errors) - _LISTED_MAX
@@ -150,8 +155,13 @@ def _report(outcome: _Outcome, *, as_json: bool) -> None:
 
 
 def _told(outcome: _Outcome) -> str:
+    return f"{_there(outcome)}; mend that, then {_AGAIN}"
+
+
+def _there(outcome: _Outcome) -> str:
+    """What is known to be done; of what was under way nothing is known."""
     done = outcome.created + outcome.existing
-    return f"{done} tenants of the file are there; mend that, then {_AGAIN}"
+    return f"at least {done} tenants of the file are there"
 
 
 @contextmanager
