@@ -132,7 +132,7 @@ class Flights:
             if lead.program is not None:
                 await self._run_program(connection, lead)
             else:
-                await self.run(connection, tickets, shared=not lead.alone)
+                await self.run(connection, tickets, shared=len(tickets) > 1)
             if connection.dirty and not connection.closed:
                 await connection.discard()
         except BaseException:
@@ -272,7 +272,7 @@ class Flights:
             connection,
             exchange,
             plan,
-            shared=shared,
+            shared=shared and several,
             time_left=self.time_left,
             long_s=self._long_s if yields else None,
             crowded=self._crowded,

@@ -23,8 +23,7 @@ class TimeLimit:
     """Watches one exchange until `stop`.
 
     `shared` says that operations of different tenants travel together there: then one that takes
-    longer than others can be made to wait is cancelled as well, to be run again alone; also when
-    it happens to be by itself, else what takes long would escape the limits for that.
+    longer than others can be made to wait is cancelled as well, to be run again alone.
     """
 
     def __init__(

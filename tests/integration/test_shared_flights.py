@@ -194,27 +194,3 @@ async def test_a_tenant_whose_read_fails_makes_nobody_else_s_travel_alone(engine
     travels = [await may_travel(engine, tenant, quotient, 3) for tenant in _TENANTS]
     assert travels == [False, True, True]
     await known_as_quick(engine, "a", quotient, 3)
-
-
-async def test_a_statement_that_was_quick_and_is_not_gets_no_more_than_others_have(
-    engine, monkeypatch
-):
-    text = "select count(*) from generate_series(1, $1::bigint) n"
-    await known_as_quick(engine, "a", text, 1)
-    departed = []
-    crowded = engine._executor.flights._resubmit
-    engine._executor.flights._resubmit = lambda ticket: (
-        departed.append(ticket.alone),
-        crowded(ticket),
-    )
-
-    # By itself in its flight, and behind one that is quick.
-    for params in ([3_000_000], [1, 3_000_000]):
-        departed.clear()
-        await known_as_quick(engine, "a", text, 1)
-        results = await asyncio.gather(
-            *(engine.execute("a", Operation(query=text, params=[n])) for n in params)
-        )
-        assert [result.rows for result in results] == [[[n]] for n in params]
-        assert departed == [True]
-        assert not await may_travel(engine, "a", text, 1)
