@@ -146,8 +146,8 @@ def least_missed(
 
     `idle` begins with the one that was free for longest. If it was last used before `cold_at`
     (event loop's time) it goes; else one of a line that has several; else, for a line that has
-    none, somebody's only one. Otherwise lines that work all the time would take their sessions
-    from each other again and again.
+    none or has waited since before that time, somebody's only one. Otherwise lines that work all
+    the time would take their sessions from each other again and again.
     """
     oldest = None
     for session in idle:
@@ -156,4 +156,4 @@ def least_missed(
         if session.used_at <= cold_at or lines[session.key].sessions > line.sessions + 1:
             return session
         oldest = oldest or session
-    return None if line.sessions else oldest
+    return None if line.sessions and line.since > cold_at else oldest

@@ -356,6 +356,27 @@ async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions(mo
             want.released.set()
 
 
+async def test_a_line_whose_session_is_held_up_does_not_wait_for_others_to_rest(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 0.05)
+    async with stage(server_connections_max=2) as scene:
+        busy = scene.want(1, key("busy"))
+        busy.released.set()
+        await settle(busy.done.done)
+        # As if it were in use all the time, so that it is never cold.
+        scene.sessions[0].used_at = float("inf")
+        held = scene.want(2, key("held"), alone=True)
+        await settle(lambda: held.session is not None)
+        behind = scene.want(2, key("held"), alone=True)
+        await turns()
+        assert behind.session is None
+
+        await settle(lambda: behind.session is not None)
+
+        assert [session.key.role for session in scene.sessions if session.closed] == ["busy"]
+        for want in (held, behind):
+            want.released.set()
+
+
 async def test_a_session_that_nobody_has_used_for_a_while_goes_to_who_can_use_it(monkeypatch):
     monkeypatch.setattr(pool, "_COLD_S", 0.0)
     async with stage(server_connections_max=2) as scene:
