@@ -104,7 +104,14 @@ class _Entry:
     """A call that somebody waits for."""
 
     __slots__ = (
-        *("atomic", "final", "future", "number", "operations", "retried", "tenant", "trace"),
+        "atomic",
+        "final",
+        "future",
+        "number",
+        "operations",
+        "retried",
+        "tenant",
+        "trace",
         "until",
     )
 

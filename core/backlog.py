@@ -44,11 +44,6 @@ class Backlog:
         self._since: float | None = None
         self._counted = 0
 
-    @property
-    def under_way(self) -> int:
-        """Operations that were let in and have not ended."""
-        return self._under_way
-
     def enter(self, tenant: TenantId, deadline_s: float) -> None:
         """Let an operation in; follow with `leave`. Raises `OverloadedError`."""
         if self._under_way >= _AHEAD_MIN:

@@ -70,18 +70,17 @@ class Plan:
         """The most that all results together may have: what the least of its tenants may."""
         return min(seat.ticket.limits.result_bytes_max for seat in self.seats)
 
-    def stopped_for(self, section: Section) -> TenantNo | None:
-        """The tenant at whose steps a section stopped: its binding, its fence or an operation."""
-        for seat in self.seats:
-            if seat.section is section and seat.end_step > section.at:
-                return seat.ticket.tenant_no
-        return None
-
     def current(self, exchange: Exchange) -> Seat | None:
         """The operation that the server works on."""
-        section = exchange.section
-        if section is None:
-            return None
+        return None if exchange.section is None else self._reached(exchange.section)
+
+    def stopped_for(self, section: Section) -> TenantNo | None:
+        """The tenant at whose steps a section stopped: its binding, its fence or an operation."""
+        seat = self._reached(section)
+        return None if seat is None else seat.ticket.tenant_no
+
+    def _reached(self, section: Section) -> Seat | None:
+        """The first operation of a section that has not been answered."""
         for seat in self.seats:
             if seat.section is section and seat.end_step > section.at:
                 return seat

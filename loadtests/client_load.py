@@ -12,24 +12,18 @@ import argparse
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx
 import ray
-from own_runtime import OwnRuntime, own_runtime
+from filled_tenants import make_filled_tenants
+from own_runtime import own_runtime
 from report import Figure, figure, percentile, print_report
 
 from tenancy.data_isolation.actors import connect
 
-SCHEMA = "create table users (id integer primary key, email text not null, bal bigint not null)"
-FILL = (
-    "insert into users select n, 'user' || n || '@example.com', $1::bigint * 1000 + n "
-    "from generate_series(1, $2::integer) n"
-)
 READ = "select bal from users where id = $1"
 WRITE = "update users set email = $2 where id = $1 returning bal"
 ROWS = 200
@@ -40,7 +34,6 @@ WRITES_OF = 5
 WARM_UP_S = 2.0
 #: Times that one generator tells of, the first ones.
 _TIMES_MAX = 200_000
-_FILLS_AT_ONCE = 16
 
 
 class Generator:
@@ -48,8 +41,10 @@ class Generator:
 
     def __init__(self, folder: str, tenants: int, seed: int) -> None:
         sys.path.insert(0, folder)
+        from filled_tenants import tenant_name
         from zipf import ZipfDraw
 
+        self._name = tenant_name
         self._draw = random.Random(seed)
         self._tenants = ZipfDraw(tenants, EXPONENT, self._draw)
 
@@ -71,7 +66,7 @@ class Generator:
                 if turn % WRITES_OF == 0:
                     text, params = WRITE, [row, f"user{turn}@example.com"]
                 try:
-                    result = await client.execute(f"t{number:04}", text, params)
+                    result = await client.execute(self._name(number), text, params)
                 except Exception as error:
                     errors[type(error).__name__] += 1
                     await asyncio.sleep(0.05)
@@ -88,28 +83,6 @@ class Generator:
                 group.create_task(work(turn))
         await client.aclose()
         return {"done": done, "took_ms": took, "errors": dict(errors), "wrong": wrong}
-
-
-async def prepare(runtime: OwnRuntime, tenants: int) -> None:
-    """The tenants, with their rows. Premium: enterprises would get actors of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tenants.csv"
-        names = "".join(f"t{number:04},premium,row\n" for number in range(tenants))
-        file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
-        runtime.tenancy("tenant", "create", "--from", str(file))
-    headers = {"Authorization": f"Bearer {runtime.key}"}
-    turns = asyncio.Semaphore(_FILLS_AT_ONCE)
-    async with httpx.AsyncClient(base_url=runtime.url, headers=headers, timeout=60) as http:
-        body = {"name": "0001_users", "sql": SCHEMA}
-        (await http.post("/v1/schema/migrations", json=body)).raise_for_status()
-
-        async def fill(number: int) -> None:
-            async with turns:
-                path = f"/v1/tenants/t{number:04}/query"
-                fill = {"query": FILL, "params": [number, ROWS]}
-                (await http.post(path, json=fill)).raise_for_status()
-
-        await asyncio.gather(*map(fill, range(tenants)))
 
 
 def measured(wanted: argparse.Namespace) -> list[Figure]:
@@ -147,7 +120,7 @@ def main() -> None:
     add("--seconds", type=float, default=20.0, help="how long is measured (default 20)")
     wanted = parser.parse_args()
     with own_runtime() as runtime:
-        asyncio.run(prepare(runtime, wanted.tenants))
+        asyncio.run(make_filled_tenants(runtime, wanted.tenants, ROWS))
         joined = connect(home=runtime.home)
         try:
             figures = measured(wanted)

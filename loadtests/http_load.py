@@ -19,46 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from filled_tenants import make_filled_tenants, tenant_name
 from line_charts import PYTHON
 from own_runtime import OwnRuntime, own_runtime
 from report import Figure, figure, print_report
 
-SCHEMA = "create table users (id integer primary key, email text not null, bal bigint not null)"
-FILL = (
-    "insert into users select n, 'user' || n || '@example.com', $1::bigint * 1000 + n "
-    "from generate_series(1, $2::integer) n"
-)
 ROWS = 500
 EXPONENT = 1.1
 _USERS = Path(__file__).parent / "locust_users" / "locustfile.py"
 #: How long Locust may take to come and go.
 _MARGIN_S = 120
-_FILLS_AT_ONCE = 8
 
 
 async def prepare(runtime: OwnRuntime, tenants: int) -> list[str]:
-    """The tenants, with rows and a key each; the keys."""
-    headers = {"Authorization": f"Bearer {runtime.key}"}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tenants.csv"
-        names = "".join(f"{_name(number)},premium,row\n" for number in range(tenants))
-        file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
-        runtime.tenancy("tenant", "create", "--from", str(file))
-    turns = asyncio.Semaphore(_FILLS_AT_ONCE)
-    async with httpx.AsyncClient(base_url=runtime.url, headers=headers, timeout=60) as client:
-        body = {"name": "0001_users", "sql": SCHEMA}
-        (await client.post("/v1/schema/migrations", json=body)).raise_for_status()
+    """The tenants, with rows and a key each; the keys, in the order of the tenants."""
+    keys: dict[str, str] = {}
 
-        async def fill(number: int) -> str:
-            async with turns:
-                path = f"/v1/tenants/{_name(number)}/query"
-                fill = {"query": FILL, "params": [number, ROWS]}
-                (await client.post(path, json=fill)).raise_for_status()
-                wish = {"scope": "tenant", "tenant_id": _name(number)}
-                made = await client.post("/v1/keys", json=wish)
-                return str(made.raise_for_status().json()["key"])
+    async def make_key(client: httpx.AsyncClient, tenant: str) -> None:
+        wish = {"scope": "tenant", "tenant_id": tenant}
+        made = await client.post("/v1/keys", json=wish)
+        keys[tenant] = made.raise_for_status().json()["key"]
 
-        return list(await asyncio.gather(*map(fill, range(tenants))))
+    await make_filled_tenants(runtime, tenants, ROWS, also=make_key)
+    return [keys[tenant_name(number)] for number in range(tenants)]
 
 
 def run_users(url: str, plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -116,10 +99,6 @@ def _quantile(item: dict[str, Any], share: float) -> float:
         if left <= 0:
             return at
     return 0.0
-
-
-def _name(number: int) -> str:
-    return f"t{number:04}"
 
 
 def main() -> None:

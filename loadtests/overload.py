@@ -20,17 +20,15 @@ import asyncio
 import os
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
-import httpx
 import psutil
+from filled_tenants import make_filled_tenants, tenant_name
 from own_runtime import OwnRuntime, own_runtime
 from report import Figure, figure, percentile, print_report
 
@@ -43,11 +41,6 @@ from tenancy.data_isolation.core.errors import (
     StatementTimeoutError,
 )
 
-SCHEMA = "create table users (id integer primary key, email text not null, bal bigint not null)"
-FILL = (
-    "insert into users select n, 'user' || n || '@example.com', n * 10 "
-    "from generate_series(1, $1::integer) n"
-)
 LIGHT = "select bal from users where id = $1"
 HEAVY = (
     "select count(*) from users a join users b on b.id <= a.id and b.bal <> $1::bigint "
@@ -110,7 +103,7 @@ class Work:
             deadline_s=deadline_s,
         )
         try:
-            await self._client.gateway.execute(_name(draw.randrange(TENANTS)), operation)
+            await self._client.gateway.execute(tenant_name(draw.randrange(TENANTS)), operation)
         except (OverloadedError, RateLimitedError) as error:
             tally.untold += error.retry_after_s is None
             tally.note("refused", began, deadline_s)
@@ -265,26 +258,11 @@ async def left(runtime: OwnRuntime, client: TenancyClient) -> list[Figure]:
     ]  # fmt: skip
 
 
-async def prepare(runtime: OwnRuntime, client: TenancyClient) -> None:
-    """The tenants, with their rows. Premium: enterprises would get actors of their own."""
-    headers = {"Authorization": f"Bearer {runtime.key}"}
-    async with httpx.AsyncClient(base_url=runtime.url, headers=headers, timeout=60) as http:
-        body = {"name": "0001_users", "sql": SCHEMA}
-        (await http.post("/v1/schema/migrations", json=body)).raise_for_status()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tenants.csv"
-        names = "".join(f"{_name(number)},premium,row\n" for number in range(TENANTS))
-        file.write_text("tenant_id,tenant_type,isolation_level\n" + names)
-        runtime.tenancy("tenant", "create", "--from", str(file))
-    for number in range(TENANTS):
-        await client.execute(_name(number), FILL, [ROWS])
-
-
 async def measured(runtime: OwnRuntime, wanted: argparse.Namespace) -> list[Figure]:
     """All figures."""
     figures: list[Figure] = []
     async with connect(home=runtime.home) as client:
-        await prepare(runtime, client)
+        await make_filled_tenants(runtime, TENANTS, ROWS)
         steps: dict[str, Callable[[], Awaitable[list[Figure]]]] = {
             "at-once": lambda: at_once(client, wanted.at_once),
             "light": lambda: overload(client, "point reads", LIGHT, wanted),
@@ -307,10 +285,6 @@ async def _pids(client: TenancyClient) -> dict[str, int]:
 def _else(tally: Tally) -> int:
     known = ("answered", "refused", "deadline")
     return tally.outcomes.total() - sum(tally.outcomes[name] for name in known)
-
-
-def _name(number: int) -> Any:
-    return f"t{number:04}"
 
 
 def _note(text: str) -> None:

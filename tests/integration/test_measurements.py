@@ -11,16 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from support.actor_file import actor_file
 from support.engines import TABLES, ask, make_tenant, opened
 from support.install import Install
 from support.small_disk import SmallDisk
 
-from tenancy.data_isolation.actors.configuration import (
-    ActorConfiguration,
-    configuration_path,
-    write_configuration,
-)
-from tenancy.data_isolation.actors.directory import build_directory
 from tenancy.data_isolation.actors.tenant_actor import TenantActor
 from tenancy.data_isolation.core.errors import RateLimitedError, StatementError, TenancyError
 from tenancy.data_isolation.core.types import IsolationLevel, Operation
@@ -183,24 +178,17 @@ async def test_windows_of_tenants_that_the_catalog_does_not_have_are_removed(ins
 
 
 async def test_an_actor_measures_and_forgets_who_is_erased(install, monkeypatch, capsys):
-    settings = dataclasses.replace(
-        install.settings,
+    _, path = actor_file(
+        install,
         server_free_disk_min_bytes=1,
         metrics_top_tenants_max=1,
         measurement_window_s=3_600.0,
     )
-    configuration = ActorConfiguration(
-        settings=settings,
-        servers=(install.server_config,),
-        directory=build_directory(version=1, actors_per_region=1),
-    )
-    path = configuration_path(settings)
-    write_configuration(configuration, path)
     async with opened(install) as engine:
         await make_tenant(engine, "acme")
         await make_tenant(engine, "globex")
     actor = TenantActor("tenancy-shared-default-0", str(path))
-    monkeypatch.setenv("TENANCY_HOME", str(settings.home))
+    monkeypatch.setenv("TENANCY_HOME", str(install.settings.home))
     try:
         for tenant in ("acme", "acme", "globex"):
             await actor.query(tenant, READ, [1])
@@ -224,14 +212,7 @@ async def test_an_actor_measures_and_forgets_who_is_erased(install, monkeypatch,
 
 
 async def test_an_actor_that_is_told_to_measure_nothing_does_not(install):
-    settings = dataclasses.replace(install.settings, measurement_window_s=0)
-    configuration = ActorConfiguration(
-        settings=settings,
-        servers=(install.server_config,),
-        directory=build_directory(version=1, actors_per_region=1),
-    )
-    path = configuration_path(settings)
-    write_configuration(configuration, path)
+    _, path = actor_file(install, measurement_window_s=0)
     async with opened(install) as engine:
         await make_tenant(engine, "acme")
     actor = TenantActor("tenancy-shared-default-0", str(path))
@@ -240,7 +221,7 @@ async def test_an_actor_that_is_told_to_measure_nothing_does_not(install):
         assert await actor.figures() is None
     finally:
         await actor.close()
-    assert not (settings.home / "measurements").exists()
+    assert not (install.settings.home / "measurements").exists()
 
 
 def _ago(hours: float) -> datetime:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
+from support.actor_file import actor_file
 from support.engines import TABLES, known_as_quick, make_tenant, opened
 from support.install import Install
 from support.span_collector import SpanCollector
 
 from tenancy.data_isolation.actors.channel import ActorChannel, Limits
-from tenancy.data_isolation.actors.configuration import (
-    ActorConfiguration,
-    configuration_path,
-    write_configuration,
-)
-from tenancy.data_isolation.actors.directory import build_directory
 from tenancy.data_isolation.actors.gateway import ActorGateway
 from tenancy.data_isolation.actors.tenant_actor import TenantActor
 from tenancy.data_isolation.core import EngineConfig
@@ -69,14 +63,8 @@ async def make_stage(
 
         async def make(**changes: Any) -> Stage:
             given = {"traces_endpoint": collector.endpoint, "measurement_window_s": 0.0}
-            settings = dataclasses.replace(install.settings, **(given | changes))
-            configuration = ActorConfiguration(
-                settings=settings,
-                servers=(install.server_config,),
-                directory=build_directory(version=1, actors_per_region=1),
-            )
-            path = configuration_path(settings)
-            write_configuration(configuration, path)
+            configuration, path = actor_file(install, **(given | changes))
+            settings = configuration.settings
             async with opened(install) as engine:
                 await make_tenant(engine, "acme")
             engine = await Engine.attach(

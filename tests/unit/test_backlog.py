@@ -99,7 +99,7 @@ def test_where_nothing_is_done_any_more_who_comes_is_turned_away_until_it_is_emp
     while server.queue:
         tenant, _ = server.queue.pop()
         server.backlog.leave(tenant, server.now, done=False)
-    assert server.backlog.under_way == 0
+    assert server.backlog._under_way == 0
     assert server.offer(TENANTS[0])
 
 
