@@ -234,7 +234,9 @@ class Flights:
             except TenancyError as error:
                 ticket.refuse(error)
             else:
-                ready.append(ticket)
+                # Who left meanwhile was cancelled when there was nothing to cancel.
+                if not ticket.abandoned:
+                    ready.append(ticket)
         return ready
 
     async def _describe(self, connection: Connection, ticket: Ticket) -> Description:
