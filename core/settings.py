@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from tenancy.data_isolation.core.bounds import bounds, not_a_number
 from tenancy.data_isolation.core.errors import SettingError
-from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable
+from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable, variable_of
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
 from tenancy.data_isolation.core.types import TenantType
 
@@ -415,7 +415,7 @@ class Settings:
                 object.__setattr__(self, item.name, _absolute(value))
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            bounds(item.name).check(_variable(item.name), value)
+            bounds(item.name).check(variable_of(item.name), value)
         _check_key(self.master_key)
         if self.orchestration not in _ORCHESTRATION:
             raise SettingError(
@@ -433,8 +433,8 @@ class Settings:
         for lower, higher in _BELOW:
             if getattr(self, lower) >= getattr(self, higher):
                 raise SettingError(
-                    f"{_variable(lower)} is {getattr(self, lower):,.15g}; it must be below "
-                    f"{_variable(higher)}, which is {getattr(self, higher):,.15g}"
+                    f"{variable_of(lower)} is {getattr(self, lower):,.15g}; it must be below "
+                    f"{variable_of(higher)}, which is {getattr(self, higher):,.15g}"
                 )
         if self.promotion_failed_cooldown_s < self.promotion_cooldown_s:
             raise SettingError(
@@ -455,13 +455,16 @@ class Settings:
 
     @property
     def tier_limits(self) -> TierTable:
-        """What tenants may take, with the ceilings for all types applied."""
+        """What tenants may take, with the ceilings for all types applied.
+
+        Not `server_connections_max`: an actor has its share there, and a login is for all of them.
+        """
         return self.tiers.under(
             {
                 "statement_timeout_ms": self.statement_timeout_ms,
                 "result_rows_max": self.result_rows_max,
                 "result_bytes_max": self.result_bytes_max,
-                "connections_max": min(self.tenant_connections_max, self.server_connections_max),
+                "connections_max": self.tenant_connections_max,
             }
         )
 
@@ -474,7 +477,7 @@ class Settings:
         env = os.environ if env is None else env
         hints = get_type_hints(cls)
         names = {
-            _variable(item.name): item.name
+            variable_of(item.name): item.name
             for item in dataclasses.fields(cls)
             if item.name != "tiers"
         }
@@ -507,7 +510,7 @@ class Settings:
         for name, value in given.items():
             if value is not None:
                 raise SettingError(
-                    f"{_variable(f'postgres_{name}')} has nothing to act on: the embedded server "
+                    f"{variable_of(f'postgres_{name}')} has nothing to act on: the embedded server "
                     "listens on this machine only and has no TLS; set TENANCY_POSTGRES_DSN as well"
                 )
         return None
@@ -549,7 +552,7 @@ class EngineConfig:
 def variables(settings: Settings) -> dict[str, Any]:
     """Every `TENANCY_*` variable, and what it is in `settings`."""
     found = {
-        _variable(item.name): getattr(settings, item.name)
+        variable_of(item.name): getattr(settings, item.name)
         for item in dataclasses.fields(settings)
         if item.name != "tiers"
     }
@@ -562,16 +565,12 @@ def variables(settings: Settings) -> dict[str, Any]:
 
 def secret_variables() -> frozenset[str]:
     """The variables that are keys, or addresses that may hold a password."""
-    return frozenset(_variable(item.name) for item in dataclasses.fields(Settings) if not item.repr)
+    return frozenset(variable_of(one.name) for one in dataclasses.fields(Settings) if not one.repr)
 
 
 def _absolute(path: Path) -> Path:
     """The path for processes with other working directories; `system` is no path but a word."""
     return path if str(path) == "system" else path.expanduser().absolute()
-
-
-def _variable(name: str) -> str:
-    return PREFIX + name.upper()
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:
