@@ -173,7 +173,7 @@ async def test_what_nobody_waits_for_any_more_when_it_is_known_does_not_run(inst
 
         async def described(connection: Connection, ticket: Ticket) -> Description:
             found = await describe(connection, ticket)
-            # Its cancellation comes between two exchanges, so that there is nothing that it can end.
+            # Its cancellation comes between two exchanges, when there is nothing to end.
             for task in leaving:
                 task.cancel()
             await asyncio.wait(leaving)
