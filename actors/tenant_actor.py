@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tenancy.data_isolation.actors.activation import ActiveTenant, ActiveTenants
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
 from tenancy.data_isolation.actors.directory import ActorName, Directory
+from tenancy.data_isolation.actors.local_link import LinkAddress, LocalListener
 from tenancy.data_isolation.actors.peaceful_end import close_on
 from tenancy.data_isolation.actors.session import Session
 from tenancy.data_isolation.actors.wire import (
@@ -99,6 +100,8 @@ class TenantActor:
         self._opening: asyncio.Task[_Host] | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: LocalListener | None = None
+        self._listening = asyncio.Lock()
         self._calls = 0
 
     def __repr__(self) -> str:
@@ -122,6 +125,13 @@ class TenantActor:
             work = host.perform(call) if call[6] is None else host.perform_traced(call)
             session.start(call[0], work)
         return await session.reply(header.waiting_max)
+
+    async def listen(self) -> LinkAddress | None:
+        """Where processes of this machine may send what `execute_many` takes; None = nowhere."""
+        async with self._listening:
+            if self._listener is None:
+                self._listener = await self._listen()
+        return None if self._listener is None else self._listener.address
 
     async def execute(self, tenant_id: str, operation: Operation) -> QueryResult:
         """Run one operation; raises an error of ours."""
@@ -282,6 +292,8 @@ class TenantActor:
 
     async def close(self) -> None:
         """Stop what is under way and close the connections."""
+        if self._listener is not None:
+            self._listener.close()
         for session in self._sessions.values():
             session.cancel_all()
         self._sessions.clear()
@@ -292,6 +304,16 @@ class TenantActor:
     def __ray_shutdown__(self) -> None:
         """What Ray calls when it ends the actor in peace."""
         close_on(self._loop, self.close)
+
+    async def _listen(self) -> LocalListener | None:
+        connections_max = (await self._read()).settings.actor_local_connections_max
+        if not connections_max:
+            return None
+        try:
+            return await LocalListener.open(self.execute_many, connections_max)
+        except OSError as error:
+            _log.warning("no connections from this machine, all comes by way of Ray: %s", error)
+            return None
 
     async def _opened(self) -> _Host:
         """The engine with all around it, opened once however many wait for it."""

@@ -20,6 +20,8 @@ _MEMORY_BYTES: Final = (64 * 1024, INT4_MAX * 1024)
 CONNECTIONS_MAX: Final = 262_143
 #: The most processes that Linux gives numbers to (proc(5), /proc/sys/kernel/pid_max).
 _PROCESSES_MAX: Final = 4_194_304
+#: Files that a process may open, at most, on Linux unless that is changed (proc(5), nr_open).
+_FILES_MAX: Final = 1_048_576
 _YEAR_S: Final = 31_536_000.0
 _SHOWN_CHARACTERS: Final = 40
 
@@ -97,6 +99,7 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "metrics_top_tenants_max": Bounds(0, 100, "each is a series of its own"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),
     "operations_per_s": _RATE,
+    "actor_local_connections_max": Bounds(0, _FILES_MAX, "0 = none; each is an open file"),
     "shared_actors": _PROCESSES,
     "dedicated_actors_max": _PROCESSES,
     "http_replicas": _PROCESSES,

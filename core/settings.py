@@ -325,6 +325,8 @@ class Settings:
     actor_sent_operations_max: int = 4_000
     actor_calls_max: int = 3
     actor_call_bytes_max: int = 1024 * 1024
+    #: Connections that an actor takes from processes of its machine; 0 = all of them call by Ray.
+    actor_local_connections_max: int = 256
     #: How long a finished operation waits in its actor for others, to travel back with them.
     actor_reply_wait_ms: int = 5
     #: How long operations wait for an actor that starts or restarts.
