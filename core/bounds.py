@@ -99,6 +99,7 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "metrics_top_tenants_max": Bounds(0, 100, "each is a series of its own"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),
     "operations_per_s": _RATE,
+    "actor_calls_max": Bounds(1, 200, "of each process, all of which wait at the actor"),
     "actor_local_connections_max": Bounds(0, _FILES_MAX, "0 = none; each is an open file"),
     "shared_actors": _PROCESSES,
     "dedicated_actors_max": _PROCESSES,
