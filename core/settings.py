@@ -298,10 +298,11 @@ class Settings:
     measurement_bytes_max: int = 512 * 1024 * 1024
     #: Busiest tenants of the last window that `/metrics` names; 0 = none.
     metrics_top_tenants_max: int = 0
-    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), and how many
-    #: of 100 requests that nobody else traces are.
+    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), how many of
+    #: 100 requests that nobody else traces are, and of all in a second, in one HTTP process.
     traces_endpoint: str | None = field(default=None, repr=False)
     traces_sample_percent: float = 100.0
+    traces_per_s_max: float = 50.0
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
