@@ -88,6 +88,8 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "server_start_timeout_s": Bounds(
         1e-3, INT4_MAX // 1_000, "PostgreSQL counts milliseconds in 4 bytes"
     ),
+    "cache_statement_min_us": Bounds(0, 1e9, "0 asks for every statement"),
+    "cache_result_bytes_max": Bounds(1_024, 1 << 30, "1 GiB"),
     "credential_cache_ms": Bounds(1, 1_000, "so that revocations hold within a second"),
     "watchdog_tick_ms": Bounds(1, 500, "who looks less often than each second does not watch"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),

@@ -289,6 +289,26 @@ class Settings:
     orchestrated_latency_windows: int = 3
     orchestrated_latency_operations_min: int = 100
 
+    #: Results that are kept (`PerformanceOptimizedStrategy`): memory of one process for all tenants
+    #: and for one, the largest result, and for how long one is kept at most.
+    cache_memory_bytes_max: int = 64 * 1024 * 1024
+    cache_tenant_bytes_max: int = 8 * 1024 * 1024
+    cache_result_bytes_max: int = 64 * 1024
+    cache_age_s: float = 60.0
+    #: What all processes together share in Redis, so that tenants' data is there; less than the
+    #: largest result = nothing.
+    cache_shared_bytes_max: int = 32 * 1024 * 1024
+    #: Statements that take less than this (their recent average) are not worth asking Redis for.
+    cache_statement_min_us: int = 500
+    #: Operations that wait for one that is asking PostgreSQL the same.
+    cache_followers_max: int = 1_000
+    #: How long Redis may take for an answer. When it does not answer, nothing is kept, for this
+    #: long at least; so long it is also between two attempts to begin keeping a tenant's results.
+    cache_answer_timeout_ms: int = 500
+    cache_retry_s: float = 2.0
+    #: A write that was announced and has not ended for so long counts as lost with its process.
+    cache_lost_write_s: float = 60.0
+
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
 
@@ -519,8 +539,11 @@ class EngineConfig:
         object.__setattr__(self, "servers", servers)
 
     def resolved_settings(self) -> Settings:
-        """`settings`, or those of the environment."""
-        return self.settings or Settings.from_env()
+        """`settings`, or those of the environment, with the Redis server that is given here."""
+        settings = self.settings or Settings.from_env()
+        if self.redis_url is None or self.redis_url == settings.redis_url:
+            return settings
+        return dataclasses.replace(settings, redis_url=self.redis_url)
 
 
 def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:

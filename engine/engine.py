@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
@@ -43,7 +43,6 @@ from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
 from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
@@ -57,11 +56,17 @@ from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.moves import Moves, move_connections_max
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.outcomes import (
+    has_reached_a_server,
+    is_refused_login,
+    is_worth_another_look,
+)
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.polling import in_thread
 from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
+from tenancy.data_isolation.engine.result_cache import ResultCache
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
@@ -70,8 +75,6 @@ from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 from tenancy.data_isolation.engine.warming import warm
 
-#: What can be wrong only with what this process knows: names of the schema, and the signing key.
-_OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
 #: How far a tenant's rows are counted for the plan of a move.
 PLAN_ROWS_MAX: Final = 1_000_000_000
 _MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
@@ -151,6 +154,17 @@ class Engine:
             hear=self._overheard.hear,
         )
         self._batches = Batches(settings=settings, executor=self._executor)
+        #: Runs the operations of tenants whose results are kept.
+        self.results = ResultCache(
+            settings=settings,
+            executor=self._executor,
+            batches=self._batches,
+            catalog=catalog,
+            admin=admin,
+            maker=self._maker,
+            forget=self._routes.forget,
+            version_of=self.shapes.version,
+        )
         self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
@@ -172,6 +186,7 @@ class Engine:
             servers = await _servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
+            engine.results.redis.owned = True
             await engine.databases.ensure_all()
             await engine.fleet.prepare()
             await engine.shapes.refresh()
@@ -240,6 +255,7 @@ class Engine:
 
     async def _close_own(self) -> None:
         await self.loads.close()
+        await self.results.close()
         await self._routes.close()
         await self.moves.close()
         await self.shapes.close()
@@ -333,6 +349,7 @@ class Engine:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "suspended")
+        await self.results.let_go(tenant)
         suspended = await self._provisioner.suspend(tenant)
         await self._let_go(tenant)
         return suspended
@@ -348,9 +365,19 @@ class Engine:
         """Erase the tenant's data, then its name."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "deleted")
+        await self.results.let_go(tenant)
         await self._let_go(tenant)
         await self._provisioner.delete(tenant)
         await self._let_go(tenant)
+
+    async def keep_results(self, tenant_id: TenantId | str, wanted: bool) -> Tenant:
+        """Keep the tenant's results from now on (`result_cache`), or do not.
+
+        Raises `UnavailableError` when Redis does not answer: it begins as soon as that does.
+        """
+        tenant = await self.tenant(tenant_id)
+        await (self.results.want if wanted else self.results.unwant)(tenant)
+        return await self.tenant(tenant_id)
 
     async def activate(self, tenant_id: TenantId | str) -> Tenant:
         """The tenant, remembered from now on so that its operations do not ask the catalog.
@@ -440,10 +467,12 @@ class Engine:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
                 self._executor.use(shapes.newest)
+                cached = route.tenant.cache is not None
+                execute = self.results.execute if cached else self._executor.execute
                 try:
-                    return await self._executor.execute(route, operation, shapes.at(route.key))
+                    return await execute(route, operation, shapes.at(route.key))
                 except TenancyError as error:
-                    if not _is_worth_another_look(error):
+                    if not is_worth_another_look(error):
                         raise
                     if isinstance(error, PlacementChangedError):
                         self._routes.mistrust(route)
@@ -453,7 +482,7 @@ class Engine:
 
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         except TenancyError as error:
-            reached = _has_reached_a_server(error)
+            reached = has_reached_a_server(error)
             raise
         finally:
             allowance.leave()
@@ -476,10 +505,11 @@ class Engine:
 
         async def work(route: Route) -> list[QueryResult | TenancyError]:
             schema = self.shapes.at(route.key)
+            run = self._batches if route.tenant.cache is None else self.results
             if atomic:
-                return list(await self._batches.together(route, operations, schema))
-            outcomes = await self._batches.apart(route, operations, schema)
-            refused = [item for item in outcomes if _is_refused_login(item)]
+                return list(await run.together(route, operations, schema))
+            outcomes = await run.apart(route, operations, schema)
+            refused = [item for item in outcomes if is_refused_login(item)]
             if refused and not any(isinstance(item, QueryResult) for item in outcomes):
                 # No session was there: nothing was done, and the tenant may be elsewhere.
                 raise refused[0]
@@ -494,9 +524,9 @@ class Engine:
         began_s, reached = monotonic(), 0
         try:
             outcomes = await self._routes.run(name, work)
-            reached = sum(map(_has_reached_a_server, outcomes))
+            reached = sum(map(has_reached_a_server, outcomes))
         except TenancyError as error:
-            reached = len(operations) if _has_reached_a_server(error) else 0
+            reached = len(operations) if has_reached_a_server(error) else 0
             raise
         finally:
             allowance.leave(len(operations))
@@ -533,23 +563,11 @@ class Engine:
             raise
 
     async def _run(self, route: Route, operation: Operation, schema: VisibleSchema) -> QueryResult:
+        if route.tenant.cache is not None:
+            return await self.results.execute(route, operation, schema)
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-def _is_worth_another_look(error: TenancyError) -> bool:
-    """Whether nothing was done, and what this process knows may be out of date."""
-    return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
-
-
-def _is_refused_login(outcome: QueryResult | TenancyError) -> TypeGuard[PlacementChangedError]:
-    return isinstance(outcome, PlacementChangedError) and outcome.sqlstate in REFUSED_LOGINS
-
-
-def _has_reached_a_server(outcome: QueryResult | TenancyError) -> bool:
-    """Whether a server had to do with it: what was refused before says nothing of any load."""
-    return isinstance(outcome, QueryResult) or outcome.sqlstate is not None
 
 
 def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:

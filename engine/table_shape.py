@@ -23,7 +23,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind
-from tenancy.data_isolation.engine.code_paths import relations_that_run_code
+from tenancy.data_isolation.engine.code_paths import relations_that_run_code, tables_acted_on
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema
@@ -77,6 +77,10 @@ class TableShapes:
         if found is None or found[1] <= self._clock.monotonic_s():
             return self.newest
         return found[0]
+
+    def version(self, schema: VisibleSchema) -> int | None:
+        """The number of the migration that led to a version; None for one that is forgotten."""
+        return next((number for number, shape in self._versions if shape is schema), None)
 
     def others(self, than: VisibleSchema) -> list[VisibleSchema]:
         """The other versions that are remembered, newest first."""
@@ -148,12 +152,13 @@ def _shape(snapshot: SchemaSnapshot) -> VisibleSchema:
     """What tenants see of a schema, with what the guard has to know of it."""
     visible = visible_schema(snapshot)
     running = relations_that_run_code(snapshot)
+    acted_on = tables_acted_on(snapshot)
     # A row type of a table has the column that tenants do not see.
     callable_ones = {item.name for item in snapshot.routines if not item.row_types}
     return replace(
         visible,
         relations={
-            name: replace(relation, runs_code=name in running)
+            name: replace(relation, runs_code=name in running, acts_on=acted_on.get(name, ()))
             for name, relation in visible.relations.items()
         },
         functions=frozenset(visible.functions & callable_ones),

@@ -35,6 +35,7 @@ alter default privileges for role tenancy_keeper grant execute on functions to p
 update tenancy.installation set version = 2 where component = 'tenancy';
 """
 _CATALOG = """
+drop table catalog.result_cache;
 drop table catalog.load, catalog.load_window, catalog.tendency, catalog.proposal,
     catalog.orchestrator;
 drop index catalog.move_tenant_no_created_at_idx;

@@ -1,0 +1,550 @@
+"""Keeps results of tenants for which that is switched on, and never gives one that is out of date.
+
+How a result is known to be current: in Redis two counters stand for each table of a tenant, writes
+that began and writes that ended. Who writes counts before the statement is sent and after it has
+ended; whoever reads asks for the counters first. A result is kept together with the counters under
+which its statement was sent, if every write had ended by then; it is given as long as none has
+begun since. So it is what PostgreSQL would have answered at the moment at which Redis was asked.
+
+Rules this module keeps:
+
+* Nothing is written unannounced while anybody might give results: a write that Redis did not count
+  waits until the tenant's period has ended and everybody has heard of it (`cache_switch`).
+* A write whose outcome is not known does not end, and keeps its tables from being kept. When that
+  lasts, another period follows, which no statement of an earlier one survives.
+* A read is answered by PostgreSQL whenever Redis does not answer, the tenant may be moving, or this
+  process knows another version of the schema than the period has.
+* Batches read from PostgreSQL; what they write is announced.
+* One reader asks PostgreSQL for what several want at the same time; the others wait for it, if they
+  have seen the same counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from tenancy.data_isolation.core.errors import (
+    OutcomeUnknownError,
+    PlacementChangedError,
+    TenancyError,
+)
+from tenancy.data_isolation.core.identifiers import TenantId
+from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.types import (
+    Column,
+    Operation,
+    QueryResult,
+    StatementKind,
+    Tenant,
+    TenantCache,
+)
+from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.batch import Batches
+from tenancy.data_isolation.engine.cache_store import ALL, FIELDS_MAX, CacheStore, NoAnswerError
+from tenancy.data_isolation.engine.cache_switch import CacheSwitch
+from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.executor import Executor
+from tenancy.data_isolation.engine.kept_results import KeptResult, KeptResults
+from tenancy.data_isolation.engine.placement_maker import PlacementMaker
+from tenancy.data_isolation.engine.redis_place import RedisPlace
+from tenancy.data_isolation.engine.repeatable import names_the_clock
+from tenancy.data_isolation.engine.routes import Route
+from tenancy.data_isolation.engine.statement import Statement
+from tenancy.data_isolation.engine.ticket import size_of
+from tenancy.data_isolation.engine.values import decode_json, encode_json
+from tenancy.data_isolation.engine.visible_schema import VisibleSchema
+
+#: Statements of which it is remembered how long they take, and tables that were seen written.
+_REMEMBERED_MAX: Final = 4_096
+#: What the newest of a statement's times counts for in its average.
+_NEWEST: Final = 0.2
+#: Parameters beyond this are not looked at.
+_ARGUMENT_BYTES_MAX: Final = 4_096
+#: Results given to a tenant that make it a hot one, and how often that is halved.
+_HOT_HITS_MIN: Final = 200
+_COOL_DOWN_S: Final = 10.0
+
+#: Gives the version of a schema, None when it is not known any more.
+VersionOf = Callable[[VisibleSchema], int | None]
+
+
+@dataclass(slots=True)
+class CacheStatistics:
+    """What a process's cache came to since it started."""
+
+    #: Results given from memory, from Redis, and by waiting for another reader of the same.
+    hits_memory: int = 0
+    hits_shared: int = 0
+    joined: int = 0
+    #: Reads that PostgreSQL answered: nothing was kept; what was kept was out of date, so that it
+    #: was not given; a write was under way.
+    misses: int = 0
+    stale_avoided: int = 0
+    under_way: int = 0
+    #: Reads that were not looked for: not repeatable, too cheap, or nothing may be kept now.
+    bypassed: int = 0
+    #: Reads and writes for which Redis did not answer.
+    unanswered: int = 0
+    #: Results that were kept, and those that were too large.
+    kept: int = 0
+    too_large: int = 0
+    #: Writes that were announced, and those of unknown outcome.
+    announced: int = 0
+    unknown: int = 0
+
+
+class _Flight:
+    """One reader asks PostgreSQL; others wait."""
+
+    __slots__ = ("counts", "followers", "future")
+
+    def __init__(self, counts: tuple[int, ...], future: asyncio.Future[bytes | None]) -> None:
+        self.counts = counts
+        self.followers = 0
+        self.future = future
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A read that may be answered by a result that was kept."""
+
+    nonce: str
+    digest: bytes
+    tables: tuple[str, ...]
+
+
+class ResultCache:
+    """Runs operations of tenants whose results are kept. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        executor: Executor,
+        batches: Batches,
+        catalog: Catalog,
+        admin: AdminConnections,
+        maker: PlacementMaker,
+        forget: Callable[[TenantId], None],
+        version_of: VersionOf,
+    ) -> None:
+        """`forget` makes this process ask the catalog about a tenant next time."""
+        self._settings = settings
+        self.redis = RedisPlace(settings)
+        store = CacheStore(settings, self.redis.url)
+        switch = CacheSwitch(
+            settings=settings,
+            catalog=catalog,
+            admin=admin,
+            maker=maker,
+            store=store,
+            redis=self.redis,
+            forget=forget,
+        )
+        self._executor = executor
+        self._batches = batches
+        self._store = store
+        self._switch = switch
+        self._slack_s = settings.placement_refresh_ms / 2_000
+        self._version_of = version_of
+        self._loop = asyncio.get_running_loop()
+        self._kept = KeptResults(
+            bytes_max=settings.cache_memory_bytes_max,
+            tenant_bytes_max=settings.cache_tenant_bytes_max,
+            hot_hits_min=_HOT_HITS_MIN,
+        )
+        self._flights: dict[bytes, _Flight] = {}
+        #: Seconds that a statement takes, on average, by its text.
+        self._times: OrderedDict[str, float] = OrderedDict()
+        #: Since when a table has had writes under way whenever it was looked at.
+        self._busy_since: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._cooled_at = self._loop.time()
+        self.statistics = CacheStatistics()
+
+    def document(self) -> dict[str, int]:
+        """The statistics, with what is in memory now."""
+        return asdict(self.statistics) | {
+            "results": len(self._kept),
+            "bytes": self._kept.bytes,
+            "evicted": self._kept.evicted,
+            "hot_tenants": len(self._kept.hot()),
+            "periods_begun": self._switch.begun,
+            "periods_ended": self._switch.ended,
+        }
+
+    # What the engine runs
+
+    async def execute(
+        self, route: Route, operation: Operation, schema: VisibleSchema
+    ) -> QueryResult:
+        """Run one operation. Raises what the executor raises."""
+        cache = _cache_of(route)
+        if operation.idempotency_key is not None:
+            changes = self._changes([operation], schema)
+            async with self._announced(route, cache, changes, schema):
+                return await self._batches.once(route, operation, schema)
+        statement = self._executor.statement(operation.query, schema)
+        if statement.kind is not StatementKind.READ:
+            async with self._announced(route, cache, statement.changes, schema):
+                return await self._executor.execute(route, operation, schema)
+        question = self._question(route, cache, statement, operation, schema)
+        if question is None:
+            self.statistics.bypassed += 1
+            return await self._timed(route, operation, schema)
+        return await self._answer(route, operation, schema, question)
+
+    async def together(
+        self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
+    ) -> list[QueryResult]:
+        """As `Batches.together`."""
+        changes = self._changes(operations, schema)
+        async with self._announced(route, _cache_of(route), changes, schema):
+            return await self._batches.together(route, operations, schema)
+
+    async def apart(
+        self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
+    ) -> list[QueryResult | TenancyError]:
+        """As `Batches.apart`."""
+        changes = self._changes(operations, schema)
+        async with self._announced(route, _cache_of(route), changes, schema) as outcomes:
+            outcomes += await self._batches.apart(route, operations, schema)
+            return outcomes
+
+    # What administrators do
+
+    async def want(self, tenant: Tenant) -> None:
+        """Keep the tenant's results. Raises `UnavailableError` when that begins later only."""
+        await self._switch.want(tenant)
+
+    async def unwant(self, tenant: Tenant) -> None:
+        """Keep none any more; when this returns, nobody gives any."""
+        await self._switch.unwant(tenant)
+        self._kept.forget_tenant(tenant.tenant_no)
+
+    async def let_go(self, tenant: Tenant) -> None:
+        """As `unwant`, for as long as the tenant takes no operations."""
+        await self._switch.end_of(tenant)
+        self._kept.forget_tenant(tenant.tenant_no)
+
+    async def settle(self) -> None:
+        """Wait until what is done beside operations has been done."""
+        await self._switch.settle()
+
+    async def close(self) -> None:
+        """Keep nothing more."""
+        await self._switch.close()
+        await self._store.close()
+        await self.redis.close()
+
+    # Writes
+
+    def _changes(
+        self, operations: Iterable[Operation], schema: VisibleSchema
+    ) -> frozenset[str] | None:
+        """The tables that operations may change; None = any."""
+        found: set[str] = set()
+        for operation in operations:
+            try:
+                statement = self._executor.statement(operation.query, schema)
+            except TenancyError:
+                continue  # It will be refused, or the batch will.
+            if statement.kind is StatementKind.READ:
+                continue
+            if statement.changes is None:
+                return None
+            found |= statement.changes
+        return frozenset(found)
+
+    @asynccontextmanager
+    async def _announced(
+        self,
+        route: Route,
+        cache: TenantCache,
+        changes: frozenset[str] | None,
+        schema: VisibleSchema,
+    ) -> AsyncIterator[list[QueryResult | TenancyError]]:
+        """Count what the block writes; it puts outcomes of a batch into the list."""
+        outcomes: list[QueryResult | TenancyError] = []
+        nonce = cache.nonce
+        if nonce is None:
+            self._switch.begin_later(route.tenant)
+        if nonce is None or (changes is not None and not changes) or self._switch.has_ended(nonce):
+            yield outcomes
+            return
+        tables = self._tables(changes, cache, schema)
+        if not await self._begin(nonce, tables):
+            await self._switch.end(route.tenant, nonce)
+            yield outcomes
+            return
+        ended = False
+        try:
+            yield outcomes
+            ended = not any(isinstance(item, OutcomeUnknownError) for item in outcomes)
+        except PlacementChangedError:
+            ended = True
+            if not cache.serving:
+                # Who began the period may have died before PostgreSQL knew of it.
+                self._switch.begin_later(route.tenant)
+            raise
+        except TenancyError as error:
+            ended = not isinstance(error, OutcomeUnknownError)
+            raise
+        finally:
+            if ended:
+                self._store.end(nonce, tables)
+            else:
+                self.statistics.unknown += 1
+
+    def _tables(
+        self, changes: frozenset[str] | None, cache: TenantCache, schema: VisibleSchema
+    ) -> tuple[str, ...]:
+        """What to count: the tables, or all when what this process knows is not of this period."""
+        if (
+            changes is None
+            or len(changes) > FIELDS_MAX
+            or self._version_of(schema) != cache.version
+        ):
+            return (ALL,)
+        return tuple(sorted(changes))
+
+    async def _begin(self, nonce: str, tables: Sequence[str]) -> bool:
+        self.statistics.announced += 1
+        try:
+            return await self._store.begin(nonce, tables)
+        except NoAnswerError:
+            self.statistics.unanswered += 1
+            return False
+
+    # Reads
+
+    def _question(
+        self,
+        route: Route,
+        cache: TenantCache,
+        statement: Statement,
+        operation: Operation,
+        schema: VisibleSchema,
+    ) -> _Question | None:
+        """What to look for; None when the result may not be kept, or is not worth it."""
+        if not statement.repeatable or len(statement.tables) >= FIELDS_MAX:
+            return None
+        nonce = cache.nonce
+        if nonce is None or not cache.serving or self._switch.has_ended(nonce):
+            self._switch.begin_later(route.tenant)
+            return None
+        time_s = self._times.get(statement.source)
+        if time_s is not None and time_s * 1e6 < self._settings.cache_statement_min_us:
+            return None
+        if not self._is_believed(route) or self._version_of(schema) != cache.version:
+            return None
+        arguments = statement.bind(operation.params)
+        if size_of(arguments) > _ARGUMENT_BYTES_MAX or names_the_clock(arguments):
+            return None
+        text = repr(
+            (nonce, route.tenant.tenant_no, route.placement.epoch, statement.text, arguments)
+        )
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+        return _Question(nonce, digest, (*sorted(statement.tables), ALL))
+
+    def _is_believed(self, route: Route) -> bool:
+        """Whether the tenant is certainly where it is known to be, and nobody ended its period."""
+        return (
+            self._loop.time() < route.believed_until - self._settings.placement_refresh_ms / 2_000
+        )
+
+    async def _answer(
+        self, route: Route, operation: Operation, schema: VisibleSchema, question: _Question
+    ) -> QueryResult:
+        began = self._loop.time()
+        tenant_no, digest = route.tenant.tenant_no, question.digest
+        entry = self._kept.get(tenant_no, digest, began)
+        slot = self._store.slot(digest)
+        try:
+            found = await self._store.look(
+                question.nonce, question.tables, None if entry is not None else slot
+            )
+        except NoAnswerError:
+            self.statistics.unanswered += 1
+            return await self._timed(route, _later(operation, self._loop.time() - began), schema)
+        operation = _later(operation, self._loop.time() - began)
+        if found is None or not self._is_believed(route):
+            if found is None:
+                self._switch.renew_later(route.tenant, question.nonce)
+            self.statistics.bypassed += 1
+            return await self._timed(route, operation, schema)
+        counts, ended, shared = tuple(found[0]), tuple(found[1]), found[2]
+        packed = self._current(route, question, entry, counts, shared)
+        if packed is not None:
+            return _unpacked(packed)
+        if counts != ended:
+            self.statistics.under_way += 1
+            self._watch(route.tenant, question, counts, ended)
+            return await self._timed(route, operation, schema)
+        return await self._fill(route, operation, schema, question, counts)
+
+    def _current(
+        self,
+        route: Route,
+        question: _Question,
+        entry: KeptResult | None,
+        counts: tuple[int, ...],
+        shared: bytes,
+    ) -> bytes | None:
+        """The packed result that is kept and current."""
+        tenant_no, digest = route.tenant.tenant_no, question.digest
+        self._cool_down()
+        if entry is not None:
+            if entry.counts == counts:
+                self.statistics.hits_memory += 1
+                if self._kept.get(tenant_no, digest, 0.0) is entry:
+                    self._kept.used(tenant_no, digest)
+                return entry.packed
+            self.statistics.stale_avoided += 1
+            self._kept.drop(tenant_no, digest)
+            return None
+        head, _, packed = shared.partition(b"\n")
+        if not head.startswith(digest.hex().encode()):
+            return None
+        if head != _head(digest, counts):
+            self.statistics.stale_avoided += 1
+            return None
+        self.statistics.hits_shared += 1
+        self._keep(tenant_no, digest, counts, packed)
+        return packed
+
+    async def _fill(
+        self,
+        route: Route,
+        operation: Operation,
+        schema: VisibleSchema,
+        question: _Question,
+        counts: tuple[int, ...],
+    ) -> QueryResult:
+        flight = self._flights.get(question.digest)
+        if flight is not None and flight.counts == counts:
+            packed = await self._join(flight, operation)
+            if packed is not None:
+                self.statistics.joined += 1
+                return _unpacked(packed)
+        self.statistics.misses += 1
+        flight = _Flight(counts, self._loop.create_future())
+        self._flights[question.digest] = flight
+        packed = None
+        try:
+            result = await self._timed(route, operation, schema)
+            packed = self._packed(result)
+        finally:
+            if self._flights.get(question.digest) is flight:
+                del self._flights[question.digest]
+            flight.future.set_result(packed)
+        if packed is not None:
+            self.statistics.kept += 1
+            self._keep(route.tenant.tenant_no, question.digest, counts, packed)
+            slot = self._store.slot(question.digest)
+            if slot is not None:
+                self._store.keep(slot, _head(question.digest, counts) + b"\n" + packed)
+        return result
+
+    async def _join(self, flight: _Flight, operation: Operation) -> bytes | None:
+        """What another reader gets; None when it gets nothing that can be kept, or not in time."""
+        if flight.followers >= self._settings.cache_followers_max:
+            return None
+        flight.followers += 1
+        try:
+            async with asyncio.timeout(operation.deadline_s):
+                return await asyncio.shield(flight.future)
+        except TimeoutError:
+            return None
+        finally:
+            flight.followers -= 1
+
+    async def _timed(
+        self, route: Route, operation: Operation, schema: VisibleSchema
+    ) -> QueryResult:
+        """The executor's answer, and note how long it took."""
+        began = self._loop.time()
+        try:
+            result = await self._executor.execute(route, operation, schema)
+        except PlacementChangedError:
+            cache = _cache_of(route)
+            if cache.nonce is not None and not cache.serving:
+                self._switch.begin_later(route.tenant)
+            raise
+        time_s = self._loop.time() - began
+        before = self._times.get(operation.query, time_s)
+        self._times[operation.query] = before + _NEWEST * (time_s - before)
+        self._times.move_to_end(operation.query)
+        while len(self._times) > _REMEMBERED_MAX:
+            self._times.popitem(last=False)
+        return result
+
+    def _keep(self, tenant_no: int, digest: bytes, counts: tuple[int, ...], packed: bytes) -> None:
+        until_s = self._loop.time() + self._settings.cache_age_s
+        self._kept.put(tenant_no, digest, KeptResult(counts, packed, until_s))
+
+    def _packed(self, result: QueryResult) -> bytes | None:
+        """The result as it is kept; None when it is too large."""
+        columns = [[column.name, column.type] for column in result.columns]
+        value = [columns, result.rows, result.row_count]
+        try:
+            packed = encode_json(value)
+            if len(packed) > self._settings.cache_result_bytes_max:
+                self.statistics.too_large += 1
+                return None
+            # What comes out must be what went in, number by number.
+            return packed if decode_json(packed) == value else None
+        except (ValueError, TenancyError):
+            return None
+
+    def _watch(
+        self, tenant: Tenant, question: _Question, counts: Sequence[int], ended: Sequence[int]
+    ) -> None:
+        """Have another period begin when a write of this one seems to be lost."""
+        now = self._loop.time()
+        for table, began, over in zip(question.tables, counts, ended, strict=True):
+            key = (question.nonce, table)
+            if began == over:
+                self._busy_since.pop(key, None)
+            elif now - self._busy_since.setdefault(key, now) >= self._settings.cache_lost_write_s:
+                del self._busy_since[key]
+                self._switch.renew_later(tenant, question.nonce)
+        while len(self._busy_since) > _REMEMBERED_MAX:
+            self._busy_since.popitem(last=False)
+
+    def _cool_down(self) -> None:
+        if self._loop.time() - self._cooled_at >= _COOL_DOWN_S:
+            self._cooled_at = self._loop.time()
+            self._kept.cool_down()
+
+
+def _cache_of(route: Route) -> TenantCache:
+    cache = route.tenant.cache
+    assert cache is not None  # noqa: S101 - others do not come here.
+    return cache
+
+
+def _later(operation: Operation, elapsed_s: float) -> Operation:
+    """The operation with what is left of its time."""
+    if operation.deadline_s is None:
+        return operation
+    return replace(operation, deadline_s=max(operation.deadline_s - elapsed_s, 0.001))
+
+
+def _head(digest: bytes, counts: Sequence[int]) -> bytes:
+    """What stands before a result in Redis: what it is of, and the counters it was read under."""
+    return f"{digest.hex()} {' '.join(map(str, counts))}".encode()
+
+
+def _unpacked(packed: bytes) -> QueryResult:
+    columns, rows, row_count = decode_json(packed)
+    return QueryResult(
+        columns=tuple(Column(name=name, type=kind) for name, kind in columns),
+        rows=rows,
+        row_count=row_count,
+    )
