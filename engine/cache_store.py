@@ -83,9 +83,9 @@ class CacheStore:
         found = await self._ask(("L", nonce, key, len(tables), *tables))
         return None if found is None else (found[0:-1:2], found[1:-1:2], found[-1])
 
-    async def begin(self, nonce: str, tables: Sequence[str]) -> bool:
-        """Count a write that begins; whether it was counted. Raises `NoAnswerError`."""
-        return bool(await self._ask(("B", nonce, len(tables), *tables)))
+    def begin(self, nonce: str, tables: Sequence[str]) -> asyncio.Future[int]:
+        """Count a write that begins; gives 1 when it was counted. Raises `NoAnswerError`."""
+        return self._ask(("B", nonce, len(tables), *tables))
 
     def end(self, nonce: str, tables: Sequence[str]) -> None:
         """Count that it has ended. When that is lost, it counts as under way."""

@@ -27,7 +27,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
@@ -316,10 +316,21 @@ class ResultCache:
     async def _begin(self, nonce: str, tables: Sequence[str]) -> bool:
         self.statistics.announced += 1
         try:
-            return await self._store.begin(nonce, tables)
+            counting = self._store.begin(nonce, tables)
+            try:
+                return bool(await asyncio.shield(counting))
+            except asyncio.CancelledError:
+                # Nothing was sent, so it ends as soon as it is known to have been counted. Never
+                # before: an end too many would hide a write that is under way.
+                counting.add_done_callback(lambda done: self._unbegin(done, nonce, tables))
+                raise
         except NoAnswerError:
             self.statistics.unanswered += 1
             return False
+
+    def _unbegin(self, counting: asyncio.Future[Any], nonce: str, tables: Sequence[str]) -> None:
+        if not counting.cancelled() and counting.exception() is None and counting.result():
+            self._store.end(nonce, tables)
 
     # Reads
 
