@@ -304,7 +304,7 @@ class Settings:
     cache_followers_max: int = 1_000
     #: How long Redis may take for an answer. When it does not answer, nothing is kept, for this
     #: long at least; so long it is also between two attempts to begin keeping a tenant's results.
-    cache_answer_timeout_ms: int = 500
+    cache_answer_timeout_ms: int = 1_000
     cache_retry_s: float = 2.0
     #: A write that was announced and has not ended for so long counts as lost with its process.
     cache_lost_write_s: float = 60.0

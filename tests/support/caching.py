@@ -18,7 +18,13 @@ from tenancy.data_isolation.engine.embedded_redis import EmbeddedRedis
 from tenancy.data_isolation.engine.engine import Engine
 
 #: Everything is looked for, and what was ended is heard of soon.
-SETTINGS = {"cache_statement_min_us": 0, "placement_refresh_ms": 100, "cache_retry_s": 0.05}
+SETTINGS = {
+    "cache_statement_min_us": 0,
+    "placement_refresh_ms": 100,
+    "cache_retry_s": 0.05,
+    # Longer than a slow machine ever stops.
+    "cache_answer_timeout_ms": 30_000,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
