@@ -190,6 +190,15 @@ class TenantActor:
         host = await self._opened()
         await host.change(tenant_id, host.engine.delete_tenant)
 
+    async def keep_results(self, tenant_id: TenantId, wanted: bool) -> Tenant:
+        """As `Engine.keep_results`."""
+        engine = (await self._opened()).engine
+        return await _only_our_errors(engine.keep_results(tenant_id, wanted))
+
+    async def cache_statistics(self) -> Mapping[str, int]:
+        """As `Engine.cache_statistics`."""
+        return await _only_our_errors((await self._opened()).engine.cache_statistics())
+
     async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
         """As `Engine.resolve_operation`."""
         return await _only_our_errors((await self._opened()).engine.resolve_operation(name, data))

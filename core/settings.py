@@ -8,7 +8,6 @@ variable is an error too, because a misspelt limit is no limit.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,10 @@ from typing import Any, get_type_hints
 
 from tenancy.data_isolation.core.bounds import bounds, not_a_number
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
 from tenancy.data_isolation.core.types import TenantType
 
-_PREFIX = "TENANCY_"
-#: Settings that a misspelt one is told it may have been meant for.
-_NEAR_MAX = 3
 #: As `core.proposal.OrchestrationMode` has them, which needs more of `core` than settings may.
 _ORCHESTRATION = ("off", "propose", "automatic")
 _MEASURES = ("operations_per_s", "rows", "bytes")
@@ -478,10 +475,10 @@ class Settings:
         values: dict[str, Any] = {}
         limits: dict[str, str] = {}
         for variable, text in env.items():
-            if not variable.startswith(_PREFIX):
+            if not variable.startswith(PREFIX):
                 continue
             if variable not in names and variable not in LIMIT_VARIABLES:
-                raise _unknown(variable, names)
+                raise unknown_variable(variable, [*names, *LIMIT_VARIABLES])
             if not text:
                 raise SettingError(f"{variable} is empty; give it a value, or unset it")
             if variable in LIMIT_VARIABLES:
@@ -546,16 +543,6 @@ class EngineConfig:
         return dataclasses.replace(settings, redis_url=self.redis_url)
 
 
-def _unknown(variable: str, names: Mapping[str, str]) -> SettingError:
-    # What all begin with would make everything look alike.
-    known = [name.removeprefix(_PREFIX) for name in (*names, *LIMIT_VARIABLES)]
-    near = difflib.get_close_matches(variable.removeprefix(_PREFIX), known, n=_NEAR_MAX)
-    *others, last = [_PREFIX + name for name in near] or [""]
-    named = f"{', '.join(others)} or {last}" if others else last
-    meant = f"did you mean {named}? " if named else ""
-    return SettingError(f"{variable[:100]} is not a setting; {meant}`tenancy settings` lists all")
-
-
 def variables(settings: Settings) -> dict[str, Any]:
     """Every `TENANCY_*` variable, and what it is in `settings`."""
     found = {
@@ -576,7 +563,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _variable(name: str) -> str:
-    return _PREFIX + name.upper()
+    return PREFIX + name.upper()
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

@@ -371,13 +371,12 @@ class Engine:
         await self._let_go(tenant)
 
     async def keep_results(self, tenant_id: TenantId | str, wanted: bool) -> Tenant:
-        """Keep the tenant's results from now on (`result_cache`), or do not.
+        """Keep the tenant's results from now on, or do not: as `ResultCache.switch`."""
+        return await self.results.switch(await self.tenant(tenant_id), wanted)
 
-        Raises `UnavailableError` when Redis does not answer: it begins as soon as that does.
-        """
-        tenant = await self.tenant(tenant_id)
-        await (self.results.want if wanted else self.results.unwant)(tenant)
-        return await self.tenant(tenant_id)
+    async def cache_statistics(self) -> Mapping[str, int]:
+        """What keeping results came to in this process."""
+        return self.results.document()
 
     async def activate(self, tenant_id: TenantId | str) -> Tenant:
         """The tenant, remembered from now on so that its operations do not ask the catalog.
@@ -467,10 +466,9 @@ class Engine:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
                 self._executor.use(shapes.newest)
-                cached = route.tenant.cache is not None
-                execute = self.results.execute if cached else self._executor.execute
+                runner = self._executor if route.tenant.cache is None else self.results
                 try:
-                    return await execute(route, operation, shapes.at(route.key))
+                    return await runner.execute(route, operation, shapes.at(route.key))
                 except TenancyError as error:
                     if not is_worth_another_look(error):
                         raise

@@ -136,6 +136,7 @@ class ResultCache:
     ) -> None:
         """`forget` makes this process ask the catalog about a tenant next time."""
         self._settings = settings
+        self._catalog = catalog
         self.redis = RedisPlace(settings)
         store = CacheStore(settings, self.redis.url)
         switch = CacheSwitch(
@@ -218,17 +219,20 @@ class ResultCache:
 
     # What administrators do
 
-    async def want(self, tenant: Tenant) -> None:
-        """Keep the tenant's results. Raises `UnavailableError` when that begins later only."""
-        await self._switch.want(tenant)
+    async def switch(self, tenant: Tenant, wanted: bool) -> Tenant:
+        """Keep the tenant's results, or do not: when this returns, nobody gives any.
 
-    async def unwant(self, tenant: Tenant) -> None:
-        """Keep none any more; when this returns, nobody gives any."""
-        await self._switch.unwant(tenant)
-        self._kept.forget_tenant(tenant.tenant_no)
+        Raises `UnavailableError` when keeping begins later only.
+        """
+        if wanted:
+            await self._switch.want(tenant)
+        else:
+            await self._switch.unwant(tenant)
+            self._kept.forget_tenant(tenant.tenant_no)
+        return await self._catalog.tenant(tenant.tenant_id)
 
     async def let_go(self, tenant: Tenant) -> None:
-        """As `unwant`, for as long as the tenant takes no operations."""
+        """Keep none for as long as the tenant takes no operations."""
         await self._switch.end_of(tenant)
         self._kept.forget_tenant(tenant.tenant_no)
 
