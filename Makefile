@@ -26,7 +26,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-guard bench-moves bench-peers soak guide
+	oracles-15 bench-binding bench-cache bench-guard bench-moves bench-peers soak guide
 
 install: $(STAMP)
 
@@ -173,6 +173,10 @@ bench-binding: $(STAMP)
 # What the guard costs: a statement that it knows, and one that it reads for the first time.
 bench-guard: $(STAMP)
 	$(BIN)/python loadtests/guard_cost.py
+
+# What keeping results of a tenant saves, and what it costs: a minute or two.
+bench-cache: $(STAMP)
+	$(BIN)/python loadtests/result_cache.py
 
 $(PEERS)/.installed: loadtests/peers/requirements.txt
 	$(PYTHON) -m venv --clear $(PEERS)

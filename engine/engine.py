@@ -11,7 +11,6 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -53,8 +52,7 @@ from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
 from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.migration import Migration
-from tenancy.data_isolation.engine.move_sides import answer_limit_s
-from tenancy.data_isolation.engine.moves import Moves, move_connections_max
+from tenancy.data_isolation.engine.moves import Moves, connections_of_moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.outcomes import (
     has_reached_a_server,
@@ -123,7 +121,7 @@ class Engine:
         self._provisioner = Provisioner(
             settings=settings, catalog=catalog, admin=admin, maker=self._maker
         )
-        moving = _connections_of_moves(settings, servers)
+        moving = connections_of_moves(settings, servers)
         self.moves = Moves(
             settings=settings,
             catalog=catalog,
@@ -155,19 +153,22 @@ class Engine:
         )
         self._batches = Batches(settings=settings, executor=self._executor)
         #: Runs the operations of tenants whose results are kept.
-        self.results = ResultCache(
-            settings=settings,
+        self.results = self._result_cache(admin)
+        self._beside: set[asyncio.Task[None]] = set()
+        self._closing = closing
+        self._closed = False
+
+    def _result_cache(self, admin: AdminConnections) -> ResultCache:
+        return ResultCache(
+            settings=self.settings,
             executor=self._executor,
             batches=self._batches,
-            catalog=catalog,
+            catalog=self.catalog,
             admin=admin,
             maker=self._maker,
             forget=self._routes.forget,
             version_of=self.shapes.version,
         )
-        self._beside: set[asyncio.Task[None]] = set()
-        self._closing = closing
-        self._closed = False
 
     # From open to close
 
@@ -566,17 +567,6 @@ class Engine:
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-def _connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
-    """Connections of their own: moves keep theirs for long."""
-    return AdminConnections(
-        settings=replace(settings, admin_connections_max=move_connections_max(settings)),
-        servers=servers,
-        keep_warm=True,
-        command_timeout_s=answer_limit_s(settings),
-        silent_max_ms=settings.move_idle_timeout_ms,
-    )
 
 
 async def _servers(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -30,7 +31,7 @@ from tenancy.data_isolation.core.move import (
     check_priority,
 )
 from tenancy.data_isolation.core.move_estimate import MoveEstimate, SeenMoves, estimated
-from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.core.types import IsolationLevel, Placement, Tenant, TenantSize
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
@@ -46,6 +47,7 @@ from tenancy.data_isolation.engine.move_plan import (
     refusals_of,
     unreachable,
 )
+from tenancy.data_isolation.engine.move_sides import answer_limit_s
 from tenancy.data_isolation.engine.move_store import MoveStore, insert_move, new_move_id
 from tenancy.data_isolation.engine.move_worker import MoveWorker
 from tenancy.data_isolation.engine.mover import announced_s
@@ -81,6 +83,17 @@ def move_connections_max(settings: Settings) -> int:
     """
     places = _KINDS * settings.moves_at_once_max
     return places * _CONNECTIONS_PER_MOVE + settings.admin_connections_max
+
+
+def connections_of_moves(settings: Settings, servers: Sequence[ServerConfig]) -> AdminConnections:
+    """Connections of their own: moves keep theirs for long."""
+    return AdminConnections(
+        settings=replace(settings, admin_connections_max=move_connections_max(settings)),
+        servers=servers,
+        keep_warm=True,
+        command_timeout_s=answer_limit_s(settings),
+        silent_max_ms=settings.move_idle_timeout_ms,
+    )
 
 
 class Moves:
