@@ -295,7 +295,8 @@ class Settings:
     #: What all processes together share in Redis, so that tenants' data is there; less than the
     #: largest result = nothing.
     cache_shared_bytes_max: int = 32 * 1024 * 1024
-    #: Statements that take less than this (their recent average) are not worth asking Redis for.
+    #: Statements that take less than this on average, or less than twice as long as Redis, are left
+    #: to PostgreSQL. 0 = Redis is asked for every one.
     cache_statement_min_us: int = 500
     #: Operations that wait for one that is asking PostgreSQL the same.
     cache_followers_max: int = 1_000

@@ -64,6 +64,10 @@ from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 _REMEMBERED_MAX: Final = 4_096
 #: What the newest of a statement's times counts for in its average.
 _NEWEST: Final = 0.2
+#: A result is looked for where PostgreSQL takes so many times as long as Redis, and one time in so
+#: many all the same.
+_WORTH: Final = 2.0
+_TRY_EVERY: Final = 128
 #: Parameters beyond this are not looked at.
 _ARGUMENT_BYTES_MAX: Final = 4_096
 #: Results given to a tenant that make it a hot one, and how often that is halved.
@@ -165,6 +169,9 @@ class ResultCache:
         self._times: OrderedDict[str, float] = OrderedDict()
         #: Since when a table has had writes under way whenever it was looked at.
         self._busy_since: OrderedDict[tuple[str, str], float] = OrderedDict()
+        #: Seconds that Redis takes, on average, and reads for which it was not worth asking.
+        self._look_s = 0.0
+        self._passed_by = 0
         self._cooled_at = self._loop.time()
         self.statistics = CacheStatistics()
 
@@ -353,8 +360,7 @@ class ResultCache:
         if nonce is None or not cache.serving or self._switch.has_ended(nonce):
             self._switch.begin_later(route.tenant)
             return None
-        time_s = self._times.get(statement.source)
-        if time_s is not None and time_s * 1e6 < self._settings.cache_statement_min_us:
+        if self._is_cheap(statement.source):
             return None
         if not self._is_believed(route) or self._version_of(schema) != cache.version:
             return None
@@ -366,6 +372,20 @@ class ResultCache:
         )
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
         return _Question(nonce, digest, (*sorted(statement.tables), ALL))
+
+    def _is_cheap(self, text: str) -> bool:
+        """Whether PostgreSQL answers so soon that Redis is not worth asking.
+
+        Both are compared as they are under the present load, so Redis is asked now and then.
+        """
+        least_us = self._settings.cache_statement_min_us
+        time_s = self._times.get(text)
+        if not least_us or time_s is None:
+            return False
+        if time_s * 1e6 >= least_us and time_s >= _WORTH * self._look_s:
+            return False
+        self._passed_by += 1
+        return self._passed_by % _TRY_EVERY != 0
 
     def _is_believed(self, route: Route) -> bool:
         """Whether the tenant is certainly where it is known to be, and nobody ended its period."""
@@ -387,7 +407,9 @@ class ResultCache:
         except NoAnswerError:
             self.statistics.unanswered += 1
             return await self._timed(route, _later(operation, self._loop.time() - began), schema)
-        operation = _later(operation, self._loop.time() - began)
+        look_s = self._loop.time() - began
+        self._look_s += _NEWEST * (look_s - self._look_s)
+        operation = _later(operation, look_s)
         if found is None or not self._is_believed(route):
             if found is None:
                 self._switch.renew_later(route.tenant, question.nonce)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from tenancy.data_isolation.core.errors import (
     IdempotencyConflictError,
     TenantExistsError,
     TenantNotFoundError,
+    UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id, parse_word
 from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName, placed_by
@@ -29,6 +31,7 @@ from tenancy.data_isolation.serve.openapi import answers, option_headers, takes
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
 from tenancy.data_isolation.serve.services import Services
+from tenancy.data_isolation.strategies.performance_optimized_strategy import ResultKeeping
 
 _PAGE = 100
 
@@ -175,6 +178,11 @@ class TenantRoutes:
         tenant = await self._gateway.create_tenant(
             context, level=LEVEL_OF_STRATEGY[holder], hybrid=holder is StrategyName.HYBRID
         )
+        keeping = self._gateway if isinstance(self._gateway, ResultKeeping) else None
+        if keeping is not None and choice.strategy is StrategyName.PERFORMANCE_OPTIMIZED:
+            # While Redis does not answer it is noted only, and begins later.
+            with suppress(UnavailableError):
+                tenant = await keeping.keep_results(tenant.tenant_id, True)
         return tenant, choice.reasons
 
 
