@@ -93,3 +93,23 @@ async def test_it_serves_while_redis_does_not_answer(engine, own_redis):
     assert (await strategy.isolate_data(acme, "count", COUNT))["rows"] == [[1]]
     assert (await strategy.cache())["hits_memory"] >= 1
     await strategy.cleanup()
+
+
+async def test_a_tenant_made_over_http_for_a_workload_of_reads(make_api, own_redis):
+    api = await make_api(redis_url=own_redis.url, **SETTINGS)
+    body = {"tenant_id": "acme", "metadata": {"workload": "read_mostly"}}
+    assert (await api.admin.post("/v1/tenants", json=body)).status_code == 201
+    tenant = await api.client(await api.key("acme"))
+    insert = "insert into users (id, email) values ($1::integer, $1::integer::text)"
+    await settled(api.engine)
+    for number in range(1, 4):
+        done = await tenant.post(
+            "/v1/tenants/acme/query", json={"query": insert, "params": [number]}
+        )
+        assert done.status_code == 200, done.text
+        for _ in range(2):
+            read = await tenant.post("/v1/tenants/acme/query", json=COUNT)
+            assert read.json()["rows"] == [[number]]
+    assert api.engine.results.statistics.hits_memory >= 3
+    await api.tenant("plain")
+    assert (await api.engine.tenant("plain")).cache is None
