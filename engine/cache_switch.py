@@ -140,11 +140,6 @@ class CacheSwitch:
         if tenant.tenant_no not in self._beginning:
             self._aside(tenant.tenant_no, self._renew(tenant, nonce))
 
-    async def settle(self) -> None:
-        """Wait for what is done beside everything else."""
-        while self._beginning:
-            await asyncio.wait(list(self._beginning.values()))
-
     async def close(self) -> None:
         """Stop what is under way."""
         tasks = [*self._beginning.values(), *self._ending.values()]

@@ -32,6 +32,7 @@ from typing import Any, Final
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
     PlacementChangedError,
+    ServerUnavailableError,
     TenancyError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId
@@ -243,10 +244,6 @@ class ResultCache:
         await self._switch.end_of(tenant)
         self._kept.forget_tenant(tenant.tenant_no)
 
-    async def settle(self) -> None:
-        """Wait until what is done beside operations has been done."""
-        await self._switch.settle()
-
     async def close(self) -> None:
         """Keep nothing more."""
         await self._switch.close()
@@ -290,7 +287,13 @@ class ResultCache:
             return
         tables = self._tables(changes, cache, schema)
         if not await self._begin(nonce, tables):
-            await self._switch.end(route.tenant, nonce)
+            try:
+                await self._switch.end(route.tenant, nonce)
+            except OutcomeUnknownError as error:
+                # That is about the catalog; the operation was not sent.
+                raise ServerUnavailableError(
+                    "the catalog does not answer; nothing was done; try again", error.sqlstate
+                ) from None
             yield outcomes
             return
         ended = False
@@ -451,6 +454,10 @@ class ResultCache:
         if head != _head(digest, counts):
             self.statistics.stale_avoided += 1
             return None
+        try:
+            _unpacked(packed)
+        except (ValueError, TypeError, TenancyError):
+            return None  # Somebody else has written to Redis.
         self.statistics.hits_shared += 1
         self._keep(tenant_no, digest, counts, packed)
         return packed

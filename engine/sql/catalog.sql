@@ -337,11 +337,16 @@ from (select) x
 left join lateral (
     select t.tenant_id, p.epoch, c.nonce, c.serving
     from (
-        select tenant_no, changed_at from catalog.placement
-        where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
-        union all
-        select tenant_no, changed_at from catalog.result_cache
-        where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+        -- Each once, since as many as the limit are taken for too many to tell.
+        select tenant_no, max(changed_at) as changed_at
+        from (
+            select tenant_no, changed_at from catalog.placement
+            where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+            union all
+            select tenant_no, changed_at from catalog.result_cache
+            where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+        ) each
+        group by tenant_no
     ) changed
     join catalog.tenant t using (tenant_no)
     join catalog.placement p using (tenant_no)
