@@ -11,6 +11,12 @@ ORACLES := .venv-oracles
 # What the product is compared with, in an environment without it.
 PEERS := .venv-peers
 PEERS_OPTIONS ?=
+# Users of HTTP that Locust makes, and charts of lines, in an environment of their own.
+LOADTESTS := .venv-loadtests
+LOADTEST_OPTIONS ?=
+DENSITY_OPTIONS ?= --plot docs/density.svg
+OVERLOAD_OPTIONS ?=
+FLEET_OPTIONS ?=
 # Stages that are independent of each other, the longest first.
 ON_POSTGRES := integration-15 integration attacks-15 attacks oracles-15 oracles
 # Where Debian puts it.
@@ -26,7 +32,8 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-cache bench-guard bench-moves bench-peers soak guide
+	oracles-15 bench-binding bench-cache bench-guard bench-moves bench-peers bench-http soak guide scaling \
+	bench-density bench-overload bench-fleet loadtest loadtest-client bench-measured
 
 install: $(STAMP)
 
@@ -178,6 +185,10 @@ bench-guard: $(STAMP)
 bench-cache: $(STAMP)
 	$(BIN)/python loadtests/result_cache.py
 
+# What measuring adds to an operation, with it and without it in turn: about three minutes.
+bench-measured: $(STAMP)
+	$(BIN)/python loadtests/measurement_cost.py
+
 $(PEERS)/.installed: loadtests/peers/requirements.txt
 	$(PYTHON) -m venv --clear $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
@@ -189,6 +200,43 @@ $(PEERS)/.installed: loadtests/peers/requirements.txt
 bench-peers: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python loadtests/bench_peers.py $(PEERS_OPTIONS)
 
+$(LOADTESTS)/.installed: loadtests/requirements.txt
+	$(PYTHON) -m venv --clear $(LOADTESTS)
+	$(LOADTESTS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		-r loadtests/requirements.txt
+	touch $@
+
+# 100,000 tenants of level row, 10,000 of them active: what grows with them. About half an hour. Less
+# of it: `make bench-density DENSITY_OPTIONS='--tenants 5000 --active 500 --idle 30'`.
+bench-density: $(STAMP) $(LOADTESTS)/.installed
+	$(BIN)/python loadtests/density.py $(DENSITY_OPTIONS)
+
+# 50,000 operations at once, and ten times what the runtime manages: some minutes.
+bench-overload: $(STAMP)
+	$(BIN)/python loadtests/overload.py $(OVERLOAD_OPTIONS)
+
+# 10,000 tenants with schemas of their own, and migrations of 1,000 and of all of them: about an hour.
+# Less of it: `make bench-fleet FLEET_OPTIONS='--tenants 200'`.
+bench-fleet: $(STAMP)
+	$(BIN)/python loadtests/fleet.py $(FLEET_OPTIONS)
+
+# Users of the HTTP endpoint (Locust), nobody looking: two minutes, and a report as HTML and JSON in
+# build/loadtest. `make loadtest-client` is the same for the Python client, from within the cluster.
+loadtest: $(STAMP) $(LOADTESTS)/.installed
+	$(BIN)/python loadtests/http_load.py $(LOADTEST_OPTIONS)
+
+loadtest-client: $(STAMP)
+	$(BIN)/python loadtests/client_load.py $(LOADTEST_OPTIONS)
+
+# What a request costs in each process, and what its parts were chosen by: about three minutes.
+bench-http: $(STAMP) $(PEERS)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python loadtests/http_cost.py
+
+# Processes that answer HTTP become more and fewer with the load: about two minutes.
+scaling: $(STAMP)
+	$(call PYTEST,tests/scaling)
+
 demo: $(STAMP)
 	$(BIN)/tenancy demo
 
@@ -199,7 +247,7 @@ down: $(STAMP)
 	$(BIN)/tenancy down
 
 clean:
-	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) $(PEERS) .typing build dist *.egg-info
+	rm -rf $(VENV) $(SCHEMATHESIS) $(ORACLES) $(PEERS) $(LOADTESTS) .typing build dist *.egg-info
 
 # The pause of a tenant that is moved, the dip of its neighbours, and the rate of copying. A million
 # rows in one go alone: `make bench-moves MOVES_PARTS=million`.

@@ -5,7 +5,8 @@ Rules this module keeps:
 * What is queued when the event loop comes round travels in one call. While as many calls are under
   way as may be, what comes is queued and goes with the next one. When many operations are under way
   a small queue grows for some milliseconds first.
-* The queue is bounded; when it is full the caller hears so at once.
+* The queue is bounded; when it is full the caller hears so at once, and so does who would wait for
+  too much of its time (`core.backlog`).
 * Whoever stops waiting stops the operation: in the queue, or at the actor.
 * When the actor is lost, what had been sent is of unknown outcome. What changes nothing, and what
   carries an idempotency key, is sent once more when the actor is back; any other write is reported
@@ -33,10 +34,12 @@ from tenancy.data_isolation.actors.wire import (
     ResultUnpacker,
     unpack,
 )
+from tenancy.data_isolation.core.backlog import Backlog
 from tenancy.data_isolation.core.clock import Clock
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
     OverloadedError,
+    RateLimitedError,
     StatementTimeoutError,
     TenancyError,
     UnavailableError,
@@ -48,6 +51,8 @@ from tenancy.data_isolation.core.settings import Settings
 Send: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 
 _OVERLOADED_RETRY_AFTER_S = 1.0
+#: Ends that no work has led to.
+_TURNED_AWAY = OverloadedError | RateLimitedError | StatementTimeoutError
 #: How much longer than the deadline an answer may take before the actor counts as stuck.
 _GRACE_S = 2.0
 #: How often deadlines are looked at.
@@ -98,7 +103,17 @@ class Statistics:
 class _Entry:
     """A call that somebody waits for."""
 
-    __slots__ = ("atomic", "final", "future", "number", "operations", "retried", "tenant", "until")
+    __slots__ = (
+        "atomic",
+        "final",
+        "future",
+        "number",
+        "operations",
+        "retried",
+        "tenant",
+        "trace",
+        "until",
+    )
 
     def __init__(
         self,
@@ -108,6 +123,7 @@ class _Entry:
         until: float,
         final: bool,
         future: asyncio.Future[Any],
+        trace: str | None,
     ) -> None:
         self.number = 0
         self.tenant = tenant
@@ -116,6 +132,7 @@ class _Entry:
         self.until = until
         self.final = final
         self.future = future
+        self.trace = trace
         self.retried = False
 
 
@@ -143,6 +160,7 @@ class ActorChannel:
         self._queue: deque[_Entry] = deque()
         self._sent: dict[int, _Entry] = {}
         self._cancelled: list[int] = []
+        self._backlog = Backlog()
         self._numbers = itertools.count(1)
         self._session = secrets.token_hex(8)
         self._send: Send | None = None
@@ -166,6 +184,7 @@ class ActorChannel:
         atomic: bool | None,
         deadline_s: float,
         final: bool,
+        trace: str | None = None,
     ) -> Any:
         """Have the actor run a call; its outcome as `ResultUnpacker.unpack` gives it.
 
@@ -182,19 +201,30 @@ class ActorChannel:
             )
         loop = asyncio.get_running_loop()
         until = self._clock.monotonic_s() + deadline_s
-        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future())
+        entry = _Entry(tenant, operations, atomic, until, final, loop.create_future(), trace)
+        self._backlog.enter(tenant, deadline_s)
         self._queue.append(entry)
         self._plan_flush()
         if self._sweep_timer is None:
             self._sweep_timer = loop.call_later(_SWEEP_S, self._sweep)
+        done = False
         try:
             outcome = await entry.future
+            # A result that was too large was work all the same.
+            done = not isinstance(outcome, _TURNED_AWAY)
         except asyncio.CancelledError:
             self._abandon(entry)
             raise
+        finally:
+            self._backlog.leave(tenant, self._clock.monotonic_s(), done=done)
         if isinstance(outcome, TenancyError):
             raise outcome
         return outcome
+
+    @property
+    def waiting(self) -> int:
+        """Calls that somebody waits for: those that are queued, and those that were sent."""
+        return len(self._queue) + len(self._sent)
 
     async def close(self) -> None:
         """Stop. What is under way is cancelled at the actor, as far as that can be reached."""
@@ -283,6 +313,7 @@ class ActorChannel:
                 entry.atomic,
                 max(entry.until - now, 0.001),
                 entry.final,
+                entry.trace,
             )  # The fields of `Call`.
             packer.add(call)
             self.statistics.operations += len(entry.operations)

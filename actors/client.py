@@ -51,6 +51,7 @@ from tenancy.data_isolation.core.types import Operation, QueryResult
 
 _RETRY_AFTER_S = 1.0
 _LISTENS_TIMEOUT_S = 5.0
+_PORT_MAX = 65_535
 
 
 def connect(address: str | None = None, *, home: Path | str | None = None) -> TenancyClient:
@@ -261,9 +262,12 @@ def _check_listens(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         return  # `auto` and its like are for Ray to find out.
+    if int(port) > _PORT_MAX:
+        # The system would take it for another one, at which somebody may listen.
+        raise SetupError(f"no Ray cluster listens at {address}: there is no port {port[:20]}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _LISTENS_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SetupError(
             f"no Ray cluster listens at {address} ({reason}); `tenancy status` says where it is"

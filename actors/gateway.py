@@ -50,12 +50,15 @@ from tenancy.data_isolation.core.types import (
     TenantContext,
     TenantSize,
 )
+from tenancy.data_isolation.engine.operation_figures import Figures
+from tenancy.data_isolation.engine.tracing import outgoing
 
 #: How often an operation follows from actor to actor; the last one has to take it.
 _REDIRECTS_MAX = 3
 #: Tenants whose actor is remembered.
 _ROUTES_MAX = 100_000
 _CONTROL_RETRY_S = 0.5
+_FIGURES_KEPT_S = 1.0
 
 
 class ActorGateway:
@@ -70,10 +73,13 @@ class ActorGateway:
         self._routes: dict[TenantId, tuple[ActorName, bool]] = {}
         self._turn = itertools.count()
         self._clock = SystemClock()
+        self._asked: asyncio.Task[dict[ActorName, Figures | None]] | None = None
+        self._ask_again_at = 0.0
         #: Moves of tenants.
         self.moves = ActorMoves(self._control, self._clock)
         #: What is proposed for tenants.
         self.proposals = ActorProposals(self._control)
+        self._trace = outgoing if settings.traces_endpoint is not None else None
         self._default_deadline_s = (
             settings.statement_timeout_ms + settings.connection_wait_ms
         ) / 1000
@@ -130,6 +136,15 @@ class ActorGateway:
             hybrid=hybrid,
         )
         return tenant
+
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """Make many tenants at level ROW at a time; in the place of one that fails, its error."""
+        found: list[Tenant | TenancyError] = await self._control(
+            None, "create_row_tenants", list(contexts), server=server
+        )
+        return found
 
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
@@ -199,20 +214,49 @@ class ActorGateway:
         """One method of an actor, once. Raises its error, or `ActorLostError`."""
         return await self._actors.call(name, method)
 
+    async def figures(self, timeout_s: float) -> dict[ActorName, Figures | None]:
+        """What operations came to at each actor that this process knows; None = no answer in time.
+
+        An actor that measures nothing tells of nothing. The actors are asked once in a second at
+        most, however often this is called: adding up takes them time in which they do nothing else.
+        """
+        now = self._clock.monotonic_s()
+        if self._asked is None or (self._asked.done() and now >= self._ask_again_at):
+            self._ask_again_at = now + _FIGURES_KEPT_S
+            self._asked = asyncio.get_running_loop().create_task(self._all_figures(timeout_s))
+        return await asyncio.shield(self._asked)
+
+    async def _all_figures(self, timeout_s: float) -> dict[ActorName, Figures | None]:
+        names = {*self._directory.shared_names(), *filter(is_dedicated, self._channels)}
+        ordered = sorted(names)
+        found = await asyncio.gather(*(self._figures(name, timeout_s) for name in ordered))
+        return dict(zip(ordered, found, strict=True))
+
+    async def _figures(self, name: ActorName, timeout_s: float) -> Figures | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                found: Figures = await self._actors.call(name, "figures")
+        except (TenancyError, ActorLostError, TimeoutError):
+            return None
+        return found
+
     def statistics(self) -> dict[ActorName, dict[str, int]]:
-        """What went to each actor: operations, calls, calls repeated, actors lost."""
+        """What went to each actor: operations, calls, repeated calls, losses; and what waits."""
         return {
             name: {
                 "operations": channel.statistics.operations,
                 "calls": channel.statistics.calls,
                 "retried": channel.statistics.retried,
                 "lost": channel.statistics.lost,
+                "waiting": channel.waiting,
             }
             for name, channel in self._channels.items()
         }
 
     async def close(self) -> None:
         """Let go of the actors, which live on. Can be called again."""
+        if self._asked is not None:
+            self._asked.cancel()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     # Ways
@@ -228,6 +272,7 @@ class ActorGateway:
             deadline_s = self._default_deadline_s
         elif deadline_s <= 0:
             raise InvalidInputError("deadline_s must be positive: it is the time that is left")
+        trace = None if self._trace is None else self._trace()
         for attempt in range(_REDIRECTS_MAX + 1):
             name, final = self._routes.get(tenant_id) or self._computed(tenant_id)
             outcome = await self._channel(name).perform(
@@ -236,6 +281,7 @@ class ActorGateway:
                 atomic=atomic,
                 deadline_s=deadline_s,
                 final=final or attempt == _REDIRECTS_MAX,
+                trace=trace,
             )
             if type(outcome) is not Redirect:
                 return outcome

@@ -25,7 +25,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tenancy.data_isolation.actors.activation import ActiveTenant, ActiveTenants
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
@@ -46,6 +46,7 @@ from tenancy.data_isolation.core.errors import (
     InvalidInputError,
     NotFoundError,
     OverloadedError,
+    SetupError,
     StatementTimeoutError,
     TenancyError,
     TenantSuspendedError,
@@ -53,6 +54,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
 from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.trace_context import TraceContext
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Operation,
@@ -61,7 +63,13 @@ from tenancy.data_isolation.core.types import (
     TenantContext,
     TenantSize,
 )
+from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.operation_figures import Figures
+from tenancy.data_isolation.engine.tracing import Tracing
+
+if TYPE_CHECKING:
+    from tenancy.data_isolation.engine.measurements import Measurements
 
 _T = TypeVar("_T")
 
@@ -111,7 +119,8 @@ class TenantActor:
         for number in header.cancelled:
             session.cancel(number)
         for call in items:
-            session.start(call[0], host.perform(call))
+            work = host.perform(call) if call[6] is None else host.perform_traced(call)
+            session.start(call[0], work)
         return await session.reply(header.waiting_max)
 
     async def execute(self, tenant_id: str, operation: Operation) -> QueryResult:
@@ -166,6 +175,13 @@ class TenantActor:
             )
         )
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """As `Engine.create_row_tenants`."""
+        engine = (await self._opened()).engine
+        return await _only_our_errors(engine.create_row_tenants(contexts, server=server))
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """As `Engine.tenant`."""
         return await _only_our_errors((await self._opened()).engine.tenant(tenant_id))
@@ -188,7 +204,10 @@ class TenantActor:
     async def delete_tenant(self, tenant_id: TenantId) -> None:
         """As `Engine.delete_tenant`; the tenant is passivated here at once."""
         host = await self._opened()
+        tenant = await _only_our_errors(host.engine.tenant(tenant_id))
         await host.change(tenant_id, host.engine.delete_tenant)
+        if host.measurements is not None:
+            await host.measurements.forget(tenant.tenant_no)
 
     async def keep_results(self, tenant_id: TenantId, wanted: bool) -> Tenant:
         """As `Engine.keep_results`."""
@@ -259,10 +278,16 @@ class TenantActor:
             "calls": self._calls,
             "sessions": len(self._sessions),
             "operations": host.operations if host else 0,
+            "under_way": host.under_way if host else 0,
             "active_tenants": len(host.tenants) if host else 0,
             "activations": host.tenants.activations if host else 0,
             "passivations": host.tenants.passivations if host else 0,
         }
+
+    async def figures(self) -> Figures | None:
+        """What operations came to since the process began; None where nothing is measured."""
+        host = await self._opened()
+        return None if host.measurements is None else host.measurements.figures()
 
     async def close(self) -> None:
         """Stop what is under way and close the connections."""
@@ -293,8 +318,14 @@ class TenantActor:
             engine = await _only_our_errors(Engine.attach(configuration.engine_config(self._name)))
             # Also that it has nothing to do is told, so that idle tenants are known to be idle.
             engine.loads.start()
-            self._host = _Host(self._name, configuration, engine)
-            return self._host
+            host = _Host(self._name, configuration, engine)
+            try:
+                await host.observe()
+            except BaseException:
+                await engine.close()
+                raise
+            self._host = host
+            return host
         finally:
             self._opening = None
 
@@ -340,10 +371,48 @@ class _Host:
         self._activation_s = settings.statement_timeout_ms / 1000
         self._under_way = 0
         self._passivation: asyncio.TimerHandle | None = None
+        #: None where nothing is measured, or traced.
+        self.measurements: Measurements | None = None
+        self.tracing: Tracing | None = None
+
+    async def observe(self) -> None:
+        """Measure and trace operations from now on, as far as the settings want it."""
+        settings = self.configuration.settings
+        self.tracing = Tracing.of(settings, self._name)
+        if settings.measurement_window_s:
+            catalog = self.engine.catalog
+            measuring = await asyncio.to_thread(_measurements, settings, catalog, self._name)
+            measuring.start()
+            self.measurements = measuring
+            self.engine.observe(measuring.windows, self.tracing)
+        else:
+            self.engine.observe(None, self.tracing)
+
+    async def perform_traced(self, call: Call) -> Any:
+        """As `perform`, with a span in the trace that the call is part of."""
+        parent = TraceContext.of(call[6])
+        if self.tracing is None or parent is None:
+            return await self.perform(call)
+        attributes = {"tenancy.tenant": call[1], "tenancy.operations": len(call[2])}
+        span = self.tracing.begin("tenant actor", parent, attributes, server=True)
+        if span is None:
+            return await self.perform(call)
+        outcome: Any = None
+        try:
+            with self.tracing.following(span):
+                outcome = await self.perform(call)
+            return outcome
+        finally:
+            self.tracing.end(span, outcome)
+
+    @property
+    def under_way(self) -> int:
+        """Operations that have been let in and have not ended."""
+        return self._under_way
 
     async def perform(self, call: Call) -> Any:
         """The outcome of one call; never raises an `Exception`."""
-        number, tenant_id, packed, atomic, deadline_s, final = call
+        number, tenant_id, packed, atomic, deadline_s, final, _ = call
         active: ActiveTenant | None = None
         try:
             active = self._pin(tenant_id)
@@ -392,7 +461,11 @@ class _Host:
         """Close the engine."""
         if self._passivation is not None:
             self._passivation.cancel()
+        if self.measurements is not None:
+            await self.measurements.close()
         await self.engine.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     async def _use(
         self, tenant_id: TenantId, work: Callable[[], Awaitable[_T]], deadline_s: float | None
@@ -457,6 +530,19 @@ class _Host:
         if due_s is not None:
             loop = asyncio.get_running_loop()
             self._passivation = loop.call_later(due_s, self._passivate_later)
+
+
+def _measurements(settings: Settings, catalog: Catalog, name: ActorName) -> Measurements:
+    """What measures in an actor. Blocks for as long as importing Arrow takes."""
+    # Imported late: who measures nothing does without Arrow.
+    try:
+        from tenancy.data_isolation.engine.measurements import Measurements
+    except ImportError as error:
+        raise SetupError(
+            f"what operations take cannot be kept: {error}; install the extra `serve`, or set "
+            "TENANCY_MEASUREMENT_WINDOW_S to 0"
+        ) from None
+    return Measurements(settings, catalog, name)
 
 
 def _refusal(items: Iterator[Any], error: TenancyError) -> bytes:

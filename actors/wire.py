@@ -45,6 +45,8 @@ class Call(NamedTuple):
     deadline_s: float
     #: Whether the actor has to take it even when another actor represents the tenant.
     final: bool
+    #: The `traceparent` of a call that somebody traces.
+    trace: str | None = None
 
 
 class RequestHeader(NamedTuple):

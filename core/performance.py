@@ -1,7 +1,7 @@
 """What was measured of a series of operations: how many, how fast, how they ended.
 
-Latencies are counted in buckets that are a twelfth of a doubling wide, so that a percentile is
-right within 3 %, the memory is bounded, and two measurements can be added. No clock in here.
+Latencies are counted in buckets (`latency_buckets`), so that a percentile is right within 3 %, the
+memory is bounded, and two measurements can be added. No clock in here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from tenancy.data_isolation.core.errors import (
     StatementTimeoutError,
     TenancyError,
 )
-
-_BUCKETS_PER_DOUBLING = 12
-_SMALLEST_S = 1e-6
-#: Up to a good hour; what takes longer counts as that.
-_BUCKETS = 32 * _BUCKETS_PER_DOUBLING
+from tenancy.data_isolation.core.latency_buckets import BUCKETS, bucket_of, middle_s
 
 
 class Outcome(StrEnum):
@@ -58,7 +54,7 @@ class Performance:
         #: Operations that had to wait until fewer were at work.
         self.waited = 0
         self._total_s = 0.0
-        self._buckets = [0] * _BUCKETS
+        self._buckets = [0] * BUCKETS
 
     @property
     def operations(self) -> int:
@@ -69,8 +65,7 @@ class Performance:
         """Count one operation."""
         self.outcomes[outcome] += 1
         self._total_s += duration_s
-        doublings = math.log2(max(duration_s, _SMALLEST_S) / _SMALLEST_S)
-        self._buckets[min(int(doublings * _BUCKETS_PER_DOUBLING), _BUCKETS - 1)] += 1
+        self._buckets[bucket_of(duration_s)] += 1
 
     def add(self, other: Performance) -> None:
         """Count all that `other` counted."""
@@ -93,7 +88,7 @@ class Performance:
         for index, count in enumerate(self._buckets):
             seen += count
             if seen >= wanted:
-                return _SMALLEST_S * 2 ** ((index + 0.5) / _BUCKETS_PER_DOUBLING) * 1e3
+                return middle_s(index) * 1e3
         return None
 
     def error_rate(self) -> float | None:

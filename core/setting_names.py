@@ -14,6 +14,11 @@ PREFIX: Final = "TENANCY_"
 _NEAR_MAX: Final = 3
 
 
+def variable_of(name: str) -> str:
+    """The variable that a field of the settings is set by."""
+    return PREFIX + name.upper()
+
+
 def unknown_variable(variable: str, names: Sequence[str]) -> SettingError:
     """The error for a variable that is none of `names`."""
     # What all begin with would make everything look alike.

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tenancy.data_isolation.core.bounds import bounds, not_a_number
+from tenancy.data_isolation.core.bounds import bounds
+from tenancy.data_isolation.core.cache_settings import CacheSettings
 from tenancy.data_isolation.core.errors import SettingError
-from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable
+from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable, variable_of
+from tenancy.data_isolation.core.setting_values import parsed
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
 from tenancy.data_isolation.core.types import TenantType
 
@@ -72,7 +74,7 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class Settings(CacheSettings):
     """The runtime's settings, with their defaults."""
 
     #: Directory of all state: data of embedded servers, keys, logs, pid files.
@@ -286,26 +288,22 @@ class Settings:
     orchestrated_latency_windows: int = 3
     orchestrated_latency_operations_min: int = 100
 
-    #: Results that are kept (`PerformanceOptimizedStrategy`): memory of one process for all tenants
-    #: and for one, the largest result, and for how long one is kept at most.
-    cache_memory_bytes_max: int = 64 * 1024 * 1024
-    cache_tenant_bytes_max: int = 8 * 1024 * 1024
-    cache_result_bytes_max: int = 64 * 1024
-    cache_age_s: float = 60.0
-    #: What all processes together share in Redis, so that tenants' data is there; less than the
-    #: largest result = nothing.
-    cache_shared_bytes_max: int = 32 * 1024 * 1024
-    #: Statements that take less than this on average, or less than twice as long as Redis, are left
-    #: to PostgreSQL. 0 = Redis is asked for every one.
-    cache_statement_min_us: int = 500
-    #: Operations that wait for one that is asking PostgreSQL the same.
-    cache_followers_max: int = 1_000
-    #: How long Redis may take for an answer. When it does not answer, nothing is kept, for this
-    #: long at least; so long it is also between two attempts to begin keeping a tenant's results.
-    cache_answer_timeout_ms: int = 1_000
-    cache_retry_s: float = 2.0
-    #: A write that was announced and has not ended for so long counts as lost with its process.
-    cache_lost_write_s: float = 60.0
+    #: Tenants of level ROW that are made in one transaction; each takes two locks of the server's.
+    provisioning_tenants_max: int = 200
+    #: What operations take is measured in windows of so long (`docs/measurements.md`; 0 = not at
+    #: all), for so many kinds of statement in a window, per process and per tenant, and the files
+    #: of it are kept for so long and in so many bytes.
+    measurement_window_s: float = 60.0
+    measured_fingerprints_max: int = 5_000
+    tenant_measured_fingerprints_max: int = 100
+    measurement_retention_s: float = 1_209_600.0
+    measurement_bytes_max: int = 512 * 1024 * 1024
+    #: Busiest tenants of the last window that `/metrics` names; 0 = none.
+    metrics_top_tenants_max: int = 0
+    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), and how many
+    #: of 100 requests that nobody else traces are.
+    traces_endpoint: str | None = field(default=None, repr=False)
+    traces_sample_percent: float = 100.0
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
@@ -343,6 +341,13 @@ class Settings:
     requests_in_flight_max: int = 10_000
     tenant_requests_in_flight_max: int = 1_000
     request_bytes_in_flight_max: int = 256 * 1024 * 1024
+    #: Results that are sent as streams: so many at the same time, in one HTTP process and for one
+    #: tenant; bytes of a piece; and how long a client may take for a piece, and for all of them.
+    streams_in_flight_max: int = 64
+    tenant_streams_in_flight_max: int = 8
+    stream_piece_bytes: int = 64 * 1024
+    stream_write_timeout_s: float = 30.0
+    stream_timeout_s: float = 600.0
     #: How deep JSON in a request may be nested, and how long a body may take to arrive.
     request_depth_max: int = 64
     request_read_timeout_s: float = 30.0
@@ -350,6 +355,8 @@ class Settings:
     idempotency_answers_max: int = 1_000
     #: Processes that answer HTTP.
     http_replicas: int = 1
+    #: File that says how many there are instead, and when there are more (`serve.replicas_file`).
+    http_replicas_file: Path | None = None
     #: How long requests that are being worked on may take to end when the runtime goes down.
     drain_timeout_s: float = 10.0
     #: Verified credentials that a process remembers.
@@ -410,7 +417,7 @@ class Settings:
                 object.__setattr__(self, item.name, _absolute(value))
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            bounds(item.name).check(_variable(item.name), value)
+            bounds(item.name).check(variable_of(item.name), value)
         _check_key(self.master_key)
         if self.orchestration not in _ORCHESTRATION:
             raise SettingError(
@@ -428,8 +435,8 @@ class Settings:
         for lower, higher in _BELOW:
             if getattr(self, lower) >= getattr(self, higher):
                 raise SettingError(
-                    f"{_variable(lower)} is {getattr(self, lower):,.15g}; it must be below "
-                    f"{_variable(higher)}, which is {getattr(self, higher):,.15g}"
+                    f"{variable_of(lower)} is {getattr(self, lower):,.15g}; it must be below "
+                    f"{variable_of(higher)}, which is {getattr(self, higher):,.15g}"
                 )
         if self.promotion_failed_cooldown_s < self.promotion_cooldown_s:
             raise SettingError(
@@ -450,13 +457,16 @@ class Settings:
 
     @property
     def tier_limits(self) -> TierTable:
-        """What tenants may take, with the ceilings for all types applied."""
+        """What tenants may take, with the ceilings for all types applied.
+
+        Not `server_connections_max`: an actor has its share there, and a login is for all of them.
+        """
         return self.tiers.under(
             {
                 "statement_timeout_ms": self.statement_timeout_ms,
                 "result_rows_max": self.result_rows_max,
                 "result_bytes_max": self.result_bytes_max,
-                "connections_max": min(self.tenant_connections_max, self.server_connections_max),
+                "connections_max": self.tenant_connections_max,
             }
         )
 
@@ -469,7 +479,7 @@ class Settings:
         env = os.environ if env is None else env
         hints = get_type_hints(cls)
         names = {
-            _variable(item.name): item.name
+            variable_of(item.name): item.name
             for item in dataclasses.fields(cls)
             if item.name != "tiers"
         }
@@ -485,7 +495,7 @@ class Settings:
             if variable in LIMIT_VARIABLES:
                 limits[variable] = text
             else:
-                values[names[variable]] = _parse(variable, text, hints[names[variable]])
+                values[names[variable]] = parsed(variable, text, hints[names[variable]])
         if limits:
             values["tiers"] = TierTable().changed(limits)
         return cls(**(values | overrides))
@@ -502,7 +512,7 @@ class Settings:
         for name, value in given.items():
             if value is not None:
                 raise SettingError(
-                    f"{_variable(f'postgres_{name}')} has nothing to act on: the embedded server "
+                    f"{variable_of(f'postgres_{name}')} has nothing to act on: the embedded server "
                     "listens on this machine only and has no TLS; set TENANCY_POSTGRES_DSN as well"
                 )
         return None
@@ -547,7 +557,7 @@ class EngineConfig:
 def variables(settings: Settings) -> dict[str, Any]:
     """Every `TENANCY_*` variable, and what it is in `settings`."""
     found = {
-        _variable(item.name): getattr(settings, item.name)
+        variable_of(item.name): getattr(settings, item.name)
         for item in dataclasses.fields(settings)
         if item.name != "tiers"
     }
@@ -558,27 +568,14 @@ def variables(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def secret_variables() -> frozenset[str]:
+    """The variables that are keys, or addresses that may hold a password."""
+    return frozenset(variable_of(one.name) for one in dataclasses.fields(Settings) if not one.repr)
+
+
 def _absolute(path: Path) -> Path:
     """The path for processes with other working directories; `system` is no path but a word."""
     return path if str(path) == "system" else path.expanduser().absolute()
-
-
-def _variable(name: str) -> str:
-    return PREFIX + name.upper()
-
-
-def _parse(variable: str, text: str, kind: Any) -> Any:
-    """`text` as a value of the field's type."""
-    try:
-        if kind is int:
-            return int(text)
-        if kind is float:
-            return float(text)
-        if kind is Path or kind == Path | None:
-            return Path(text)
-    except ValueError:
-        raise not_a_number(variable, text) from None
-    return text
 
 
 def _check_key(key: str | None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
@@ -63,11 +64,14 @@ class Batches:
             if operation.idempotency_key is not None:
                 await self._run_apart(route, tickets, outcomes)
                 tickets = []
-                outcomes[index] = await caught(self.once(route, operation, schema))
+                outcome = outcomes[index] = await caught(self.once(route, operation, schema))
+                if isinstance(outcome, TenancyError):
+                    self._executor.given_up(route, outcome)
                 continue
             try:
                 tickets.append((index, self._executor.ticket(route, operation, schema)))
             except TenancyError as error:
+                self._executor.given_up(route, error)
                 outcomes[index] = error
         await self._run_apart(route, tickets, outcomes)
         return outcomes
@@ -113,8 +117,10 @@ class Batches:
         several = [ticket for _, ticket in tickets]
 
         async def program(connection: Connection, lead: Ticket) -> None:
+            departed_s = monotonic()
             await self._flights.run(connection, several, shared=False)
             lead.result_bytes += sum(ticket.result_bytes for ticket in several)
+            self._executor.landed(connection, several, departed_s)
 
         try:
             latest = max(ticket.deadline_at for ticket in several)
@@ -126,9 +132,12 @@ class Batches:
         except asyncio.CancelledError:
             for ticket in several:
                 ticket.abandon()
+                self._executor.ended(ticket, None)
             raise
         for index, ticket in tickets:
-            outcomes[index] = await caught(ticket.future)
+            outcome = outcomes[index] = await caught(ticket.future)
+            if isinstance(outcome, TenancyError):
+                self._executor.ended(ticket, outcome)
 
     async def _transact(
         self,
@@ -139,12 +148,16 @@ class Batches:
         *,
         numbered: bool,
     ) -> list[QueryResult]:
+        departed_s = monotonic()
+
         async def program(connection: Connection, lead: Ticket) -> list[QueryResult]:
+            nonlocal departed_s
+            departed_s = monotonic()
             most_s = lead.limits.transaction_timeout_ms / 1_000
             lead.deadline_at = min(lead.deadline_at, self._executor.deadline_at(most_s))
             for _ in range(_ATTEMPTS_MAX):
                 try:
-                    return await self._attempt(connection, lead, tickets, key, numbered)
+                    results = await self._attempt(connection, lead, tickets, key, numbered)
                 except UndoneError as undone:
                     if undone.stale and not connection.closed:
                         for ticket in tickets:
@@ -153,12 +166,23 @@ class Batches:
                     if undone.index is None or not numbered:
                         raise undone.error from None
                     raise _numbered(undone.error, undone.index) from None
+                for ticket in tickets:
+                    ticket.result_bytes = lead.result_bytes // len(tickets)
+                return results
             raise TenancyError("the schema changes again and again; try again later")
 
         plain = all(ticket.plain for ticket in tickets)
-        results: list[QueryResult] = await self._executor.run(
-            route, program, deadline_at, plain=plain
-        )
+        outcomes: list[QueryResult] | TenancyError | None = None
+        try:
+            results: list[QueryResult] = await self._executor.run(
+                route, program, deadline_at, plain=plain
+            )
+            outcomes = results
+        except TenancyError as error:
+            outcomes = error
+            raise
+        finally:
+            self._executor.finished(tickets, departed_s, outcomes)
         return results
 
     async def _attempt(

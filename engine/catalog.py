@@ -12,6 +12,8 @@ Rules this module keeps:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +27,7 @@ from tenancy.data_isolation.core.errors import (
     OperationNotFoundError,
     PlacementChangedError,
     ServerNotFoundError,
+    TenancyError,
     TenantExistsError,
     TenantNotFoundError,
 )
@@ -63,6 +66,8 @@ from tenancy.data_isolation.engine.catalog_records import (
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 _SQL = SqlFile("catalog.sql")
+#: Changes of the number of tenants that are read one by one; more are added up for good.
+_CHANGES_MAX = 200
 
 
 class Catalog:
@@ -125,6 +130,34 @@ class Catalog:
                 )
         return await self.tenant(TenantId(context.tenant_id))
 
+    async def add_row_tenants(
+        self, contexts: Sequence[TenantContext], placement: Placement
+    ) -> dict[TenantId, tuple[Tenant, bool]]:
+        """As `add_tenant`, for many of level ROW that get the same placement, in one commit.
+
+        Every one as it stands, and whether it has the properties that were given.
+        """
+        values = (
+            [context.tenant_id for context in contexts],
+            [context.tenant_type for context in contexts],
+            [context.region for context in contexts],
+            [json.dumps(context.compliance) for context in contexts],
+            [_json(context.metadata) for context in contexts],
+        )
+        try:
+            await self.pool.write(
+                _SQL.statement("insert_row_tenants"), *values, *_placement_values(placement)
+            )
+        except asyncpg.ForeignKeyViolationError as error:
+            raise _missing(error, None, placement.server) from None
+        rows = await self.pool.rows(_SQL.statement("given_tenants"), *values)
+        return {TenantId(row["tenant_id"]): (tenant_of_row(row), row["same"]) for row in rows}
+
+    async def tenants_named(self, names: Sequence[TenantId]) -> dict[TenantId, Tenant]:
+        """Those of the tenants of these names that there are."""
+        rows = await self.pool.rows(_SQL.statement("tenants_named"), list(names))
+        return {TenantId(row["tenant_id"]): tenant_of_row(row) for row in rows}
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
         row = await self.pool.row(_SQL.statement("tenant"), tenant_id)
@@ -179,14 +212,24 @@ class Catalog:
         found: dict[str, Any] = json.loads(text)
         return found
 
+    async def known_tenants(self, numbers: list[TenantNo]) -> set[TenantNo]:
+        """Those of these numbers that are tenants'."""
+        rows = await self.pool.rows(_SQL.statement("known_tenants"), numbers)
+        return {TenantNo(row["tenant_no"]) for row in rows}
+
     async def count_by_strategy(self) -> dict[StrategyName, int]:
         """How many tenants each strategy holds; those without a placement are not counted."""
         rows = await self.pool.rows(_SQL.statement("count_by_strategy"))
+        if sum(row["changes"] for row in rows) > _CHANGES_MAX:
+            # It makes the next count shorter; this one is right without.
+            with suppress(TenancyError):
+                await self.pool.write(_SQL.statement("fold_placement_changes"))
         return {
             StrategyName.HYBRID
             if row["hybrid"]
             else STRATEGY_OF_LEVEL[IsolationLevel(row["level"])]: row["tenants"]
             for row in rows
+            if row["tenants"]
         }
 
     async def hybrid_counts(self) -> dict[ServerName, int]:
@@ -215,6 +258,16 @@ class Catalog:
         if found is None:
             raise TenantNotFoundError(f"there is no tenant with number {tenant_no}")
         raise ConflictError(f"the tenant's status is {found}, not {expected}")
+
+    async def set_active(self, tenants: Sequence[TenantNo]) -> frozenset[TenantNo]:
+        """Change the status of many from CREATING to ACTIVE; those of which that was the status."""
+        changed = await self.pool.write(
+            _SQL.statement("set_statuses"),
+            list(tenants),
+            TenantStatus.ACTIVE,
+            TenantStatus.CREATING,
+        )
+        return frozenset(changed)
 
     async def set_placement(
         self, tenant_no: TenantNo, placement: Placement, *, expected_epoch: Epoch | None

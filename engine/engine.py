@@ -25,7 +25,6 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
 from tenancy.data_isolation.core.proposal import OrchestrationMode
 from tenancy.data_isolation.core.rules import RuleBook, StrategyName
-from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -41,8 +40,8 @@ from tenancy.data_isolation.engine.batch import Batches
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.configured_servers import configured_servers
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport, translated
@@ -51,6 +50,7 @@ from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_databa
 from tenancy.data_isolation.engine.level_review import LevelReview, MeasureSize
 from tenancy.data_isolation.engine.loads import Loads
 from tenancy.data_isolation.engine.master_key import master_key
+from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.moves import Moves, connections_of_moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
@@ -61,15 +61,15 @@ from tenancy.data_isolation.engine.outcomes import (
 )
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
-from tenancy.data_isolation.engine.polling import in_thread
 from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.result_cache import ResultCache
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
-from tenancy.data_isolation.engine.server_connection import check_transport
+from tenancy.data_isolation.engine.row_tenants import RowTenants
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
 from tenancy.data_isolation.engine.warming import warm
 
@@ -184,7 +184,7 @@ class Engine:
         settings.check_levels()
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
-            servers = await _servers(config, settings, stack)
+            servers = await configured_servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
             engine.results.redis.owned = True
@@ -208,7 +208,7 @@ class Engine:
             raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
-            servers = await _servers(config, settings, stack)
+            servers = await configured_servers(config, settings, stack)
             engine = await cls._connected(settings, servers, key, stack)
             if checked:
                 with translated(changing=False):
@@ -295,6 +295,18 @@ class Engine:
         return await self._provisioner.create(
             context, level=level, server=server, database_prefix=database_prefix, hybrid=hybrid
         )
+
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """Make many tenants at level ROW, in chunks; in the place of one that fails, its error."""
+        tenants = RowTenants(
+            settings=self.settings,
+            catalog=self.catalog,
+            maker=self._maker,
+            provisioner=self._provisioner,
+        )
+        return await tenants.create(contexts, server=server)
 
     async def tenant(self, tenant_id: TenantId | str) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
@@ -388,6 +400,10 @@ class Engine:
         active_placement(tenant)
         return tenant
 
+    def observe(self, windows: MeasuredWindows | None, tracing: Tracing | None) -> None:
+        """Measure operations, and trace them, from now on; None = do not."""
+        self._executor.windows, self._executor.tracing = windows, tracing
+
     def passivate(self, tenant_id: TenantId) -> None:
         """Forget where the tenant is, to save memory or because it may have changed."""
         self._routes.forget(tenant_id)
@@ -461,7 +477,11 @@ class Engine:
         if route is None:
             route = await self._routes.route(parse_tenant_id(tenant_id))
         allowance = route.allowance
-        allowance.enter()
+        try:
+            allowance.enter()
+        except TenancyError as error:
+            self._executor.turned_away(route, error)
+            raise
         began_s, reached = monotonic(), True
         try:
             if operation.idempotency_key is None:
@@ -482,6 +502,7 @@ class Engine:
             return await self._routes.run(parse_tenant_id(tenant_id), work)
         except TenancyError as error:
             reached = has_reached_a_server(error)
+            self._executor.given_up(route, error)
             raise
         finally:
             allowance.leave()
@@ -519,13 +540,18 @@ class Engine:
         self._batches.check_length(operations)
         route = await self._routes.route(name)
         allowance = route.allowance
-        allowance.enter(len(operations))
+        try:
+            allowance.enter(len(operations))
+        except TenancyError as error:
+            self._executor.turned_away(route, error, len(operations))
+            raise
         began_s, reached = monotonic(), 0
         try:
             outcomes = await self._routes.run(name, work)
             reached = sum(map(has_reached_a_server, outcomes))
         except TenancyError as error:
             reached = len(operations) if has_reached_a_server(error) else 0
+            self._executor.given_up(route, error, len(operations))
             raise
         finally:
             allowance.leave(len(operations))
@@ -567,22 +593,3 @@ class Engine:
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-async def _servers(
-    config: EngineConfig, settings: Settings, stack: AsyncExitStack
-) -> tuple[ServerConfig, ...]:
-    """The configured servers, or the embedded one, started."""
-    given = tuple(server for server in config.servers if isinstance(server, ServerConfig))
-    named = settings.postgres_server() if not given else None
-    found = given
-    if named is not None:
-        found = await in_thread(all_servers, settings, named)
-    elif not given:
-        embedded = EmbeddedPostgres(settings)
-        stack.push_async_callback(embedded.stop)
-        handle = await embedded.start()
-        found = await in_thread(all_servers, settings, handle.server_config())
-    for server in found:
-        await check_transport(server)
-    return found

@@ -27,11 +27,14 @@ from tenancy.data_isolation.engine.flight import Flights
 from tenancy.data_isolation.engine.guard import Guard
 from tenancy.data_isolation.engine.idempotency import check_key
 from tenancy.data_isolation.engine.layout import ROWS_ROLE
+from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
+from tenancy.data_isolation.engine.outcomes import is_worth_another_look
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.routes import Route
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import Program, Ticket
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.type_map import TypeMap
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
@@ -65,6 +68,9 @@ class Executor:
     ) -> None:
         """`hear` is told what tenants ask for that may move before long."""
         self._hear = hear
+        #: Where operations are measured, and who traces them; None = they are not.
+        self.windows: MeasuredWindows | None = None
+        self.tracing: Tracing | None = None
         self.flights = Flights(
             settings=settings, keys=keys, resubmit=self._submit, crowded=self._crowded
         )
@@ -89,7 +95,11 @@ class Executor:
         """
         ticket = self.ticket(route, operation, schema)
         ticket.alone = not self.flights.may_travel(ticket)
-        self._submit(ticket)
+        try:
+            self._submit(ticket)
+        except TenancyError as error:
+            self.ended(ticket, error)
+            raise
         return ticket
 
     async def execute(
@@ -104,6 +114,11 @@ class Executor:
             result: QueryResult = await ticket.future
         except asyncio.CancelledError:
             ticket.abandon()
+            self.ended(ticket, None)
+            raise
+        except TenancyError as error:
+            if not is_worth_another_look(error):
+                self.ended(ticket, error)
             raise
         finally:
             route.allowance.charge(ticket.result_bytes)
@@ -162,6 +177,8 @@ class Executor:
         ticket.program = program
         ticket.plain = plain
         ticket.alone = True
+        if self.tracing is not None:
+            ticket.traced = self.tracing.current()
         self._submit(ticket)
         try:
             return await ticket.future
@@ -173,21 +190,26 @@ class Executor:
 
     def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""
-        statement = self.statement(operation.query, schema)
-        if route.watched:
-            self._hear(route.tenant.tenant_no, statement)
-        params = operation.params
-        if (
-            (type(params) is list or type(params) is tuple)
-            and statement.parameter_names is None
-            and len(params) == statement.parameter_count
-        ):
-            arguments: Sequence[Any] = params
-        else:
-            arguments = statement.bind(params)
-        if operation.idempotency_key is not None:
-            check_key(operation.idempotency_key)
-        return Ticket(
+        try:
+            statement = self.statement(operation.query, schema)
+            if route.watched:
+                self._hear(route.tenant.tenant_no, statement)
+            params = operation.params
+            if (
+                (type(params) is list or type(params) is tuple)
+                and statement.parameter_names is None
+                and len(params) == statement.parameter_count
+            ):
+                arguments: Sequence[Any] = params
+            else:
+                arguments = statement.bind(params)
+            if operation.idempotency_key is not None:
+                check_key(operation.idempotency_key)
+        except TenancyError as error:
+            if not is_worth_another_look(error):
+                self.turned_away(route, error)
+            raise
+        ticket = Ticket(
             route.key,
             route.tenant.tenant_no,
             route.placement.epoch,
@@ -197,6 +219,46 @@ class Executor:
             deadline_at=self.deadline_at(operation.deadline_s),
             believed_until=route.believed_until,
         )
+        if self.windows is not None or self.tracing is not None:
+            ticket.route, ticket.began_s = route, time.monotonic()
+            if self.tracing is not None:
+                ticket.traced = self.tracing.current()
+        return ticket
+
+    # What is measured of operations, while somebody measures
+
+    def turned_away(self, route: Route, error: TenancyError, operations: int = 1) -> None:
+        """Operations were refused before they were anything to measure."""
+        if self.windows is not None:
+            self.windows.turn_away(route, error, operations)
+
+    def given_up(self, route: Route, error: TenancyError, operations: int = 1) -> None:
+        """Another look has not helped. Until then such an error counts for nothing."""
+        if is_worth_another_look(error):
+            self.turned_away(route, error, operations)
+
+    def landed(self, connection: Connection, tickets: Sequence[Ticket], departed_s: float) -> None:
+        """A program has run these, which it began with at `departed_s`."""
+        if self.windows is not None:
+            self.windows.land(connection, tickets, departed_s)
+
+    def finished(
+        self,
+        tickets: Sequence[Ticket],
+        departed_s: float,
+        outcomes: Sequence[QueryResult] | TenancyError | None,
+    ) -> None:
+        """Operations that happen together are at their end: their results, or one error for all.
+
+        None = nobody waits for them any more.
+        """
+        if self.windows is not None:
+            self.windows.finish(tickets, departed_s, outcomes)
+
+    def ended(self, ticket: Ticket, error: TenancyError | None) -> None:
+        """An operation ended; None = nobody waits. Its flight may have told of it already."""
+        if self.windows is not None:
+            self.windows.end(ticket, error)
 
     def deadline_at(self, deadline_s: float | None) -> float:
         """When (event loop's time) so many seconds are over."""
@@ -248,9 +310,26 @@ class Executor:
                 settings=self._settings,
                 shared=lambda key: key.role == ROWS_ROLE,
                 open_session=self._open,
-                fly=self.flights.fly,
+                fly=self._fly,
             )
         pool.submit(ticket)
+
+    async def _fly(self, connection: Connection, tickets: list[Ticket]) -> None:
+        """A flight, with what is noted of it."""
+        windows, tracing = self.windows, self.tracing
+        if windows is None and tracing is None:
+            return await self.flights.fly(connection, tickets)
+        departed_s = time.monotonic()
+        before = None if windows is None else windows.depart(connection)
+        try:
+            await self.flights.fly(connection, tickets)
+        finally:
+            # The windows come last: they mark what they have noted.
+            if tracing is not None:
+                tracing.land(tickets, departed_s)
+            if windows is not None:
+                windows.land(connection, tickets, departed_s, before)
+        return None
 
     def _crowded(self, ticket: Ticket) -> bool:
         """Whether a statement that takes long has to make room for others that do."""

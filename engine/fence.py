@@ -6,6 +6,8 @@ the fence and then gets the exclusive lock has seen the last statement end.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import asyncpg
 
 from tenancy.data_isolation.core.errors import OverloadedError
@@ -18,6 +20,13 @@ _SQL = SqlFile("provisioning.sql")
 async def open_fence(connection: asyncpg.Connection, tenant_no: TenantNo, epoch: Epoch) -> None:
     """Let statements bound at `epoch` work here, and no others."""
     await connection.execute(_SQL.statement("open_fence"), tenant_no, epoch)
+
+
+async def open_fences(connection: asyncpg.Connection, epochs: Mapping[TenantNo, Epoch]) -> None:
+    """The same for many tenants."""
+    await connection.execute(
+        _SQL.statement("open_fences"), list(epochs.keys()), list(epochs.values())
+    )
 
 
 async def raise_fence(connection: asyncpg.Connection, tenant_no: TenantNo, epoch: Epoch) -> None:

@@ -14,7 +14,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -52,7 +52,7 @@ from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema, Tena
 from tenancy.data_isolation.engine.schema_registry import SchemaRegistry
 from tenancy.data_isolation.engine.schema_script import RegisteredMigration
 from tenancy.data_isolation.engine.schema_snapshot import SchemaSnapshot
-from tenancy.data_isolation.engine.seeding import seed
+from tenancy.data_isolation.engine.seeding import seed, seed_many
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabase, TenantDatabases
 from tenancy.data_isolation.engine.tenant_rows import PlacedTenant
@@ -265,6 +265,21 @@ class Fleet:
                 settings=self._settings,
                 keys=self._keys,
                 overlay=overlay,
+            )
+
+    async def seed_tenants(
+        self,
+        connection: asyncpg.Connection,
+        namespace: Namespace,
+        epochs: Mapping[TenantNo, Epoch],
+    ) -> bool:
+        """As `seed_tenant`, for tenants without overlays in one transaction; False = only singly.
+
+        In that case nothing was done.
+        """
+        with translated(changing=True):
+            return await seed_many(
+                connection, namespace, epochs, settings=self._settings, keys=self._keys
             )
 
     @asynccontextmanager

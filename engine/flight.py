@@ -1,7 +1,7 @@
 """Does what waits for a session, in one session, in as few round trips as that takes.
 
 A flight is what travels together. Each write has a section of its own (one implicit transaction);
-reads of one tenant that come one after the other share one.
+reads that come one after the other share one, whoever they are for.
 
 Rules this module keeps:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
     OutcomeUnknownError,
@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.errors import (
     StatementTimeoutError,
     TenancyError,
 )
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.connection import Connection, Description
@@ -61,10 +62,12 @@ class _Landing:
     ) -> None:
         self.connection = connection
         self.plan = plan
-        #: Whether operations of different tenants may have travelled together.
+        #: Whether operations of different tenants travel together there, if only this time one.
         self.shared = shared
         #: Whether a cancellation was sent, which may have hit another statement than it was for.
         self.has_cancelled = cancelled or exchange.overflow is not None
+        #: Whether that was because one took longer than others can be made to wait.
+        self.hurried = shared and cancelled
         self._cut: frozenset[int] = frozenset()
         if exchange.overflow is not None:
             steps = [step for section in plan.sections for step in section.steps]
@@ -98,6 +101,8 @@ class Flights:
         self._planner = Planner(keys)
         self._descriptions = Descriptions(settings.statement_descriptions_max)
         self._quick: OrderedDict[str, None] = OrderedDict()
+        #: Texts that travel alone for a tenant, as the last one failed, took long or gave much.
+        self._let_alone: OrderedDict[tuple[TenantNo, str], None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
 
     def may_travel(self, ticket: Ticket) -> bool:
@@ -108,6 +113,7 @@ class Flights:
             and statement.plain
             and not _must_be_seen(ticket)
             and statement.text in self._quick
+            and not (self._let_alone and (ticket.tenant_no, statement.text) in self._let_alone)
         )
 
     async def fly(self, connection: Connection, tickets: list[Ticket]) -> None:
@@ -228,7 +234,9 @@ class Flights:
             except TenancyError as error:
                 ticket.refuse(error)
             else:
-                ready.append(ticket)
+                # Who left meanwhile was cancelled when there was nothing to cancel.
+                if not ticket.abandoned:
+                    ready.append(ticket)
         return ready
 
     async def _describe(self, connection: Connection, ticket: Ticket) -> Description:
@@ -284,7 +292,9 @@ class Flights:
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
         quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
         if not several and not again and quick:
-            self._remember_quick(tickets[0].text)
+            self._remember(self._quick, tickets[0].text)
+            if self._let_alone and plan.sections[0].error is None:
+                self._let_alone.pop((tickets[0].tenant_no, tickets[0].text), None)
         return again
 
     def _weigh(self, plan: Plan, bytes_max: int) -> None:
@@ -295,7 +305,7 @@ class Flights:
                 # What is beyond the budget was dropped as it came.
                 seat.ticket.result_bytes += min(size, bytes_max)
                 if size >= _SMALL_BYTES:
-                    self._quick.pop(seat.ticket.text, None)
+                    self._leave_alone(seat.ticket)
 
     async def _read_anew(self, connection: Connection, plan: Plan) -> None:
         try:
@@ -341,15 +351,19 @@ class Flights:
                 ticket.refuse(_unknown())
             else:
                 self._again(ticket, error)
-        elif isinstance(error, PlacementChangedError):
-            # All of a section work under the same binding, so none of them would fare better.
+        elif (
+            isinstance(error, PlacementChangedError)
+            and landing.plan.stopped_for(seat.section) == ticket.tenant_no
+        ):
+            # What else the tenant wants there works under the same binding and fares no better.
             ticket.refuse(error)
         elif not seat.is_to_blame:
             return self._counts(ticket, error)
         elif seat.out_of_time:
             ticket.refuse(self.timed_out(ticket))
-        elif seat.too_slow:
-            self._quick.pop(ticket.text, None)
+        elif seat.too_slow or (report.sqlstate == CANCELLED and landing.hurried):
+            # The server tells of several at a time, so another one may have been taken for it.
+            self._leave_alone(ticket)
             self._again(ticket, error, alone=True)
         elif report.is_stale_plan or report.is_not_prepared:
             self.forget(landing.connection, ticket)
@@ -357,6 +371,9 @@ class Flights:
         elif report.sqlstate == CANCELLED and landing.has_cancelled:
             return self._counts(ticket, error)
         else:
+            if not ticket.writes:
+                # What fails undoes the reads that travel with it.
+                self._leave_alone(ticket)
             ticket.refuse(error)
         return False
 
@@ -412,11 +429,15 @@ class Flights:
         except TenancyError as refusal:
             ticket.refuse(refusal)
 
-    def _remember_quick(self, text: str) -> None:
-        self._quick[text] = None
-        self._quick.move_to_end(text)
-        while len(self._quick) > self._settings.statement_descriptions_max:
-            self._quick.popitem(last=False)
+    def _leave_alone(self, ticket: Ticket) -> None:
+        """The next one of the tenant with this text does not travel with others."""
+        self._remember(self._let_alone, (ticket.tenant_no, ticket.text))
+
+    def _remember(self, what: OrderedDict[Any, None], item: Any) -> None:
+        what[item] = None
+        what.move_to_end(item)
+        while len(what) > self._settings.statement_descriptions_max:
+            what.popitem(last=False)
 
 
 def _must_be_seen(ticket: Ticket) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tenancy.data_isolation.core.errors import ResultTooLargeError
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine import wire
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
@@ -14,6 +15,8 @@ from tenancy.data_isolation.engine.connection import Binding, Connection
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
+#: After so many operations the server is to send its answers.
+_FLUSHED_SEATS: Final = 4
 _FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
 
 
@@ -69,9 +72,15 @@ class Plan:
 
     def current(self, exchange: Exchange) -> Seat | None:
         """The operation that the server works on."""
-        section = exchange.section
-        if section is None:
-            return None
+        return None if exchange.section is None else self._reached(exchange.section)
+
+    def stopped_for(self, section: Section) -> TenantNo | None:
+        """The tenant at whose steps a section stopped: its binding, its fence or an operation."""
+        seat = self._reached(section)
+        return None if seat is None else seat.ticket.tenant_no
+
+    def _reached(self, section: Section) -> Seat | None:
+        """The first operation of a section that has not been answered."""
         for seat in self.seats:
             if seat.section is section and seat.end_step > section.at:
                 return seat
@@ -90,8 +99,10 @@ class Planner:
     def apart(
         self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool, slow: bool
     ) -> Plan:
-        """Each write in a section of its own, and reads that follow each other per tenant.
+        """Each write in a section of its own, and reads that follow each other in one.
 
+        Reads of several tenants too, each under its own binding: the server answers a section at
+        its end, so that one for each tenant would cost it and this process as many wake-ups.
         With `ordered` each read has its own section too: one that fails undoes the others of its
         section, and to run them again later would change their order. When something is `slow`, the
         tenant may have moved before the next section, so each asks for the fence.
@@ -100,6 +111,7 @@ class Planner:
         key_id = self._keys.signing_id
         section: Section | None = None
         after_write = sent = watched = False
+        last_no = 0
         for ticket in tickets:
             bound = plan.bound
             is_bound = (
@@ -110,7 +122,13 @@ class Planner:
             )
             to_watch = slow or ticket.watched
             unseen = to_watch and not watched
-            if section is None or not is_bound or ordered or ticket.writes or after_write or unseen:
+            # What was undone with another one is not to be undone with a third one.
+            own = ordered or ticket.writes or after_write or ticket.attempts > 0
+            # Each tenant's lock is held until the section ends. When all take them in the same
+            # order, no flight waits for a tenant's mover that waits, by way of another one, for it.
+            joins = is_bound or (not to_watch and not watched and ticket.tenant_no > last_no)
+            last_no = ticket.tenant_no
+            if section is None or not joins or unseen or own:
                 section = _new_section(plan)
                 # A binding is undone with the section that sent it, and then the one before it is
                 # in force again: another tenant's, and valid. So once a flight has sent a binding,
@@ -121,8 +139,14 @@ class Planner:
                 watched = to_watch
                 if watched:
                     _ask_for_fence(section)
+            elif not is_bound:
+                self._bind(connection, plan, section, ticket)
+                sent = True
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
+            if len(plan.seats) % _FLUSHED_SEATS == 0:
+                # So that it is seen how far the server is, and who holds up the others.
+                section.messages.append(wire.FLUSH)
         return plan
 
     def together(

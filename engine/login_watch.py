@@ -90,7 +90,9 @@ class LoginWatch:
 
     def unknown(self, roles: Collection[RoleName]) -> list[RoleName]:
         """Those of which it is not known whose they are."""
-        self._seen.update(roles)
+        if self._superuser:
+            # Nobody else can look at their passwords, and so nobody would forget them again.
+            self._seen.update(roles)
         return [role for role in roles if role != ROWS_ROLE and role not in self._types]
 
     def learn(self, asked: Collection[RoleName], types: Mapping[RoleName, TenantType]) -> None:

@@ -13,8 +13,10 @@ from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES
 _OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}
 
 
-def is_worth_another_look(error: TenancyError) -> bool:
+def is_worth_another_look(error: BaseException | None) -> bool:
     """Whether nothing was done, and what this process knows may be out of date."""
+    if not isinstance(error, TenancyError):
+        return False
     return isinstance(error, PlacementChangedError) or error.sqlstate in _OUT_OF_DATE
 
 

@@ -36,7 +36,7 @@ from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS, LoginFullError
 from tenancy.data_isolation.engine.long_statements import LongStatements
 from tenancy.data_isolation.engine.session_key import SessionKey
-from tenancy.data_isolation.engine.session_line import Line, Request
+from tenancy.data_isolation.engine.session_line import Line, Request, least_missed
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ _RESERVE: Final = 8
 _TURN: Final = 8
 #: Bytes of parameters that travel together.
 _FLIGHT_BYTES_MAX: Final = 1024 * 1024
+#: Who used a session so recently will want it again, and opening one takes longer than a statement.
+_COLD_S: Final = 0.25
 #: How long a server that was full is left alone, and how long what it could hold is believed.
 _FULL_PAUSE_S: Final = 0.1
 _CEILING_S: Final = 10.0
@@ -401,17 +403,16 @@ class ServerPool:
         return all(rival.sessions for rival in self._hungry.values())
 
     def _make_room(self, line: Line) -> None:
-        """Close the session of another line that was free for the longest time, if there is one."""
+        """Close a free session of another line, if one can be spared for this one."""
         if self._closing >= self._settings.connections_opening_max:
             return
-        for session in self._idle:
-            if session.key != line.key:
-                other = self._lines[session.key]
-                self._take(other, session)
-                line.promised += 1
-                self._part_with(session).add_done_callback(lambda _: self._made_room(line))
-                self._tidy(other)
-                return
+        session = least_missed(line, self._idle, self._lines, self._loop.time() - _COLD_S)
+        if session is not None:
+            other = self._lines[session.key]
+            self._take(other, session)
+            line.promised += 1
+            self._part_with(session).add_done_callback(lambda _: self._made_room(line))
+            self._tidy(other)
 
     def _made_room(self, line: Line) -> None:
         line.promised -= 1

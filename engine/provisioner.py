@@ -90,11 +90,11 @@ class Provisioner:
         """
         if hybrid and level is not IsolationLevel.ROW:
             raise InvalidInputError(f"a hybrid tenant is at level row, not {level}")
-        candidates = await self._candidates(server, context.region)
+        candidates = await self.candidates(server, context.region)
         if hybrid:
             candidates = await self._with_room(context, candidates)
-        chosen = _spread(TenantId(context.tenant_id), candidates)
-        wanted = self._placement(level, chosen, database_prefix, hybrid=hybrid)
+        chosen = spread(TenantId(context.tenant_id), candidates)
+        wanted = self.first_placement(level, chosen, database_prefix, hybrid=hybrid)
         tenant = await self._catalog.add_tenant(context, wanted)
         if tenant.status is TenantStatus.DELETING:
             raise TenantSuspendedError(f"tenant {tenant.tenant_id} is being deleted; wait for it")
@@ -151,7 +151,7 @@ class Provisioner:
 
     # Where
 
-    async def _candidates(
+    async def candidates(
         self, server: ServerName | None, region: Region | str | None
     ) -> list[ServerName]:
         """The servers that a tenant with these wishes may be on."""
@@ -191,13 +191,13 @@ class Provisioner:
             )
         return found
 
-    def _placement(
+    def first_placement(
         self,
         level: IsolationLevel,
         server: ServerName,
-        database_prefix: str | None,
+        database_prefix: str | None = None,
         *,
-        hybrid: bool,
+        hybrid: bool = False,
     ) -> Placement:
         """A first placement with fresh names."""
         database, schema, role = shared_database(self._settings), APP_SCHEMA, ROWS_ROLE
@@ -252,7 +252,7 @@ class Provisioner:
                 raise
 
 
-def _spread(tenant_id: str, candidates: list[ServerName]) -> ServerName:
+def spread(tenant_id: str, candidates: list[ServerName]) -> ServerName:
     """The server for a new tenant: highest random weight, so that all get their share."""
     return max(candidates, key=lambda name: hashlib.sha256(f"{tenant_id}/{name}".encode()).digest())
 

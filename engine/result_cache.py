@@ -27,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from time import monotonic
 from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
@@ -38,7 +39,6 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import (
-    Column,
     Operation,
     QueryResult,
     StatementKind,
@@ -47,18 +47,24 @@ from tenancy.data_isolation.core.types import (
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.batch import Batches
+from tenancy.data_isolation.engine.cache_statistics import CacheStatistics
 from tenancy.data_isolation.engine.cache_store import ALL, FIELDS_MAX, CacheStore, NoAnswerError
 from tenancy.data_isolation.engine.cache_switch import CacheSwitch
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.kept_results import KeptResult, KeptResults
+from tenancy.data_isolation.engine.packed_result import (
+    labelled,
+    packed_result,
+    read_labelled,
+    unpacked_result,
+)
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.redis_place import RedisPlace
 from tenancy.data_isolation.engine.repeatable import names_the_clock
 from tenancy.data_isolation.engine.routes import Route
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import size_of
-from tenancy.data_isolation.engine.values import decode_json, encode_json
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
 #: Statements of which it is remembered how long they take, and tables that were seen written.
@@ -79,31 +85,6 @@ _COOL_DOWN_S: Final = 10.0
 VersionOf = Callable[[VisibleSchema], int | None]
 
 
-@dataclass(slots=True)
-class CacheStatistics:
-    """What a process's cache came to since it started."""
-
-    #: Results given from memory, from Redis, and by waiting for another reader of the same.
-    hits_memory: int = 0
-    hits_shared: int = 0
-    joined: int = 0
-    #: Reads that PostgreSQL answered: nothing was kept; what was kept was out of date, so that it
-    #: was not given; a write was under way.
-    misses: int = 0
-    stale_avoided: int = 0
-    under_way: int = 0
-    #: Reads that were not looked for: not repeatable, too cheap, or nothing may be kept now.
-    bypassed: int = 0
-    #: Reads and writes for which Redis did not answer.
-    unanswered: int = 0
-    #: Results that were kept, and those that were too large.
-    kept: int = 0
-    too_large: int = 0
-    #: Writes that were announced, and those of unknown outcome.
-    announced: int = 0
-    unknown: int = 0
-
-
 class _Flight:
     """One reader asks PostgreSQL; others wait."""
 
@@ -119,6 +100,7 @@ class _Flight:
 class _Question:
     """A read that may be answered by a result that was kept."""
 
+    statement: Statement
     nonce: str
     digest: bytes
     tables: tuple[str, ...]
@@ -198,11 +180,17 @@ class ResultCache:
             changes = self._changes([operation], schema)
             async with self._announced(route, cache, changes, schema):
                 return await self._batches.once(route, operation, schema)
-        statement = self._executor.statement(operation.query, schema)
+        question = None
+        try:
+            statement = self._executor.statement(operation.query, schema)
+            if statement.kind is StatementKind.READ:
+                question = self._question(route, cache, statement, operation, schema)
+        except TenancyError:
+            # It is refused there too, and counted as everything that is refused.
+            return await self._executor.execute(route, operation, schema)
         if statement.kind is not StatementKind.READ:
             async with self._announced(route, cache, statement.changes, schema):
                 return await self._executor.execute(route, operation, schema)
-        question = self._question(route, cache, statement, operation, schema)
         if question is None:
             self.statistics.bypassed += 1
             return await self._timed(route, operation, schema)
@@ -291,9 +279,11 @@ class ResultCache:
                 await self._switch.end(route.tenant, nonce)
             except OutcomeUnknownError as error:
                 # That is about the catalog; the operation was not sent.
-                raise ServerUnavailableError(
+                refusal = ServerUnavailableError(
                     "the catalog does not answer; nothing was done; try again", error.sqlstate
-                ) from None
+                )
+                self._executor.turned_away(route, refusal)
+                raise refusal from None
             yield outcomes
             return
         ended = False
@@ -374,7 +364,7 @@ class ResultCache:
             (nonce, route.tenant.tenant_no, route.placement.epoch, statement.text, arguments)
         )
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-        return _Question(nonce, digest, (*sorted(statement.tables), ALL))
+        return _Question(statement, nonce, digest, (*sorted(statement.tables), ALL))
 
     def _is_cheap(self, text: str) -> bool:
         """Whether PostgreSQL answers so soon that Redis is not worth asking.
@@ -399,7 +389,7 @@ class ResultCache:
     async def _answer(
         self, route: Route, operation: Operation, schema: VisibleSchema, question: _Question
     ) -> QueryResult:
-        began = self._loop.time()
+        began, began_s = self._loop.time(), monotonic()
         tenant_no, digest = route.tenant.tenant_no, question.digest
         entry = self._kept.get(tenant_no, digest, began)
         slot = self._store.slot(digest)
@@ -421,12 +411,12 @@ class ResultCache:
         counts, ended, shared = tuple(found[0]), tuple(found[1]), found[2]
         packed = self._current(route, question, entry, counts, shared)
         if packed is not None:
-            return _unpacked(packed)
+            return self._given(route, question, packed, began_s)
         if counts != ended:
             self.statistics.under_way += 1
             self._watch(route.tenant, question, counts, ended)
             return await self._timed(route, operation, schema)
-        return await self._fill(route, operation, schema, question, counts)
+        return await self._fill(route, operation, schema, question, counts, began_s)
 
     def _current(
         self,
@@ -448,18 +438,11 @@ class ResultCache:
             self.statistics.stale_avoided += 1
             self._kept.drop(tenant_no, digest)
             return None
-        head, _, packed = shared.partition(b"\n")
-        if not head.startswith(digest.hex().encode()):
-            return None
-        if head != _head(digest, counts):
-            self.statistics.stale_avoided += 1
-            return None
-        try:
-            _unpacked(packed)
-        except (ValueError, TypeError, TenancyError):
-            return None  # Somebody else has written to Redis.
-        self.statistics.hits_shared += 1
-        self._keep(tenant_no, digest, counts, packed)
+        packed, avoided = read_labelled(shared, digest, counts)
+        if packed is not None:
+            self.statistics.hits_shared += 1
+            self._keep(tenant_no, digest, counts, packed)
+        self.statistics.stale_avoided += avoided
         return packed
 
     async def _fill(
@@ -469,13 +452,14 @@ class ResultCache:
         schema: VisibleSchema,
         question: _Question,
         counts: tuple[int, ...],
+        began_s: float,
     ) -> QueryResult:
         flight = self._flights.get(question.digest)
         if flight is not None and flight.counts == counts:
             packed = await self._join(flight, operation)
             if packed is not None:
                 self.statistics.joined += 1
-                return _unpacked(packed)
+                return self._given(route, question, packed, began_s)
         self.statistics.misses += 1
         flight = _Flight(counts, self._loop.create_future())
         self._flights[question.digest] = flight
@@ -492,7 +476,18 @@ class ResultCache:
             self._keep(route.tenant.tenant_no, question.digest, counts, packed)
             slot = self._store.slot(question.digest)
             if slot is not None:
-                self._store.keep(slot, _head(question.digest, counts) + b"\n" + packed)
+                self._store.keep(slot, labelled(question.digest, counts, packed))
+        return result
+
+    def _given(
+        self, route: Route, question: _Question, packed: bytes, began_s: float
+    ) -> QueryResult:
+        """A result that is given, measured as every operation is."""
+        result = unpacked_result(packed)
+        windows = self._executor.windows
+        if windows is not None:
+            took_s = monotonic() - began_s
+            windows.hit(route, question.statement, took_s, result.row_count)
         return result
 
     async def _join(self, flight: _Flight, operation: Operation) -> bytes | None:
@@ -533,18 +528,12 @@ class ResultCache:
         self._kept.put(tenant_no, digest, KeptResult(counts, packed, until_s))
 
     def _packed(self, result: QueryResult) -> bytes | None:
-        """The result as it is kept; None when it is too large."""
-        columns = [[column.name, column.type] for column in result.columns]
-        value = [columns, result.rows, result.row_count]
-        try:
-            packed = encode_json(value)
-            if len(packed) > self._settings.cache_result_bytes_max:
-                self.statistics.too_large += 1
-                return None
-            # What comes out must be what went in, number by number.
-            return packed if decode_json(packed) == value else None
-        except (ValueError, TenancyError):
+        """The result as it is kept; None when it cannot be, or is too large."""
+        packed = packed_result(result)
+        if packed is not None and len(packed) > self._settings.cache_result_bytes_max:
+            self.statistics.too_large += 1
             return None
+        return packed
 
     def _watch(
         self, tenant: Tenant, question: _Question, counts: Sequence[int], ended: Sequence[int]
@@ -578,17 +567,3 @@ def _later(operation: Operation, elapsed_s: float) -> Operation:
     if operation.deadline_s is None:
         return operation
     return replace(operation, deadline_s=max(operation.deadline_s - elapsed_s, 0.001))
-
-
-def _head(digest: bytes, counts: Sequence[int]) -> bytes:
-    """What stands before a result in Redis: what it is of, and the counters it was read under."""
-    return f"{digest.hex()} {' '.join(map(str, counts))}".encode()
-
-
-def _unpacked(packed: bytes) -> QueryResult:
-    columns, rows, row_count = decode_json(packed)
-    return QueryResult(
-        columns=tuple(Column(name=name, type=kind) for name, kind in columns),
-        rows=rows,
-        row_count=row_count,
-    )

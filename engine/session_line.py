@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from tenancy.data_isolation.core.errors import TenancyError
@@ -136,3 +137,23 @@ class Line:
     def empty(self) -> bool:
         """Whether there is nobody and nothing in it."""
         return not (self.waiting or self.sessions)
+
+
+def least_missed(
+    line: Line, idle: Iterable[Any], lines: Mapping[SessionKey, Line], cold_at: float
+) -> Any:
+    """The free session of another line that can best be spared for this one; None when none can.
+
+    `idle` begins with the one that was free for longest. If it was last used before `cold_at`
+    (event loop's time) it goes; else one of a line that has several; else, for a line that has
+    none or has waited since before that time, somebody's only one. Otherwise lines that work all
+    the time would take their sessions from each other again and again.
+    """
+    oldest = None
+    for session in idle:
+        if session.key == line.key:
+            continue
+        if session.used_at <= cold_at or lines[session.key].sessions > line.sessions + 1:
+            return session
+        oldest = oldest or session
+    return None if line.sessions and line.since > cold_at else oldest

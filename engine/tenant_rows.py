@@ -17,7 +17,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,6 +133,22 @@ class TenantRows:
                 f"tenant number {tenant_no} has no open fence in {self._namespace}; open it first"
             )
         await self._bind_signed(tenant_no, Epoch(row["epoch"]))
+
+    async def bind_to(self, tenant_no: TenantNo, epoch: Epoch) -> None:
+        """The same, for who knows the epoch of the open fence."""
+        await self._bind_signed(tenant_no, epoch)
+
+    async def open_epochs(self, tenants: Collection[TenantNo]) -> dict[TenantNo, Epoch]:
+        """The epochs of the open fences of some tenants; `ConflictError` when one is not open."""
+        async with as_keeper(self._connection):
+            rows = await self._connection.fetch(_SQL.statement("fences"), list(tenants))
+        found = {TenantNo(row["tenant_no"]): Epoch(row["epoch"]) for row in rows if row["open"]}
+        for tenant_no in tenants:
+            if tenant_no not in found:
+                raise ConflictError(
+                    f"tenant number {tenant_no} has no open fence in {self._namespace}"
+                )
+        return found
 
     async def _turn(
         self,

@@ -17,6 +17,8 @@ from tenancy.data_isolation.engine.values import WrongFormError
 
 if TYPE_CHECKING:
     from tenancy.data_isolation.engine.connection import Connection, Description
+    from tenancy.data_isolation.engine.routes import Route
+    from tenancy.data_isolation.engine.tracing import Traced
 
 #: What needs a session for several steps: gets it and its own ticket, and gives the result.
 Program: TypeAlias = "Callable[[Connection, Ticket], Awaitable[Any]]"
@@ -35,6 +37,7 @@ class Ticket(Request):
     __slots__ = (
         "arguments",
         "attempts",
+        "began_s",
         "believed_until",
         "deadline_at",
         "description",
@@ -43,10 +46,13 @@ class Ticket(Request):
         "flying",
         "future",
         "left",
+        "outcome",
         "plain",
         "program",
         "returns_rows",
+        "route",
         "statement",
+        "traced",
         "writes",
     )
 
@@ -89,6 +95,13 @@ class Ticket(Request):
         self.flying: Connection | None = None
         self.description: Description | None = None
         self.encoded: Sequence[bytes | None] = ()
+        #: When it came (`time.monotonic`: the loop's time stands still while the loop is at work),
+        #: if what it takes is to be noted; 0 = it is not, or has been.
+        self.began_s = 0.0
+        #: The way that it takes, for who notes that; the trace that it is part of; how it ended.
+        self.route: Route | None = None
+        self.traced: Traced | None = None
+        self.outcome: Any = None
         if arguments:
             self.size = size_of(arguments)
 
@@ -117,6 +130,7 @@ class Ticket(Request):
     def refuse(self, error: TenancyError) -> None:
         """It ends with an error."""
         if not self.future.done():
+            self.outcome = error
             self.future.set_exception(error)
             # An error that nobody is there to see is no fault of the program.
             self.future.exception()
@@ -124,6 +138,7 @@ class Ticket(Request):
     def answer(self, result: Any) -> None:
         """It ends with a result."""
         if not self.future.done():
+            self.outcome = result
             self.future.set_result(result)
 
     def encode(self, description: Description) -> None:

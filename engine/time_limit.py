@@ -22,8 +22,8 @@ _LOOK_S: Final = 0.025
 class TimeLimit:
     """Watches one exchange until `stop`.
 
-    `shared` says that operations of different tenants travel together: then one that takes longer
-    than others can be made to wait is cancelled as well, to be run again alone.
+    `shared` says that operations of different tenants travel together there: then one that takes
+    longer than others can be made to wait is cancelled as well, to be run again alone.
     """
 
     def __init__(

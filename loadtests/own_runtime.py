@@ -29,11 +29,12 @@ class OwnRuntime:
 
 
 @contextmanager
-def own_runtime() -> Iterator[OwnRuntime]:
-    """A runtime that is up for the block."""
+def own_runtime(settings: Mapping[str, str] | None = None) -> Iterator[OwnRuntime]:
+    """A runtime that is up for the block; `settings` (`TENANCY_*`) as they are given."""
     with tempfile.TemporaryDirectory(prefix="tenancy-bench-") as home:
         os.chmod(home, 0o755)  # The database server may run as another user.
         environment = os.environ | {"TENANCY_HOME": home, "TENANCY_HTTP_PORT": "0"}
+        environment |= settings or {}
         state = _answer(environment, "up")
         try:
             key = Path(state["admin_key_file"]).read_text().strip()

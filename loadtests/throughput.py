@@ -21,17 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from filled_tenants import FILL, SCHEMA
 from own_runtime import own_runtime
 from report import Figure, figure, percentile, print_report
 
 from tenancy.data_isolation.actors import connect
 from tenancy.data_isolation.actors.client import TenancyClient
 
-SCHEMA = "create table users (id integer primary key, email text not null, bal bigint not null)"
-FILL = (
-    "insert into users select n, 'user' || n || '@example.com', $1::bigint * 1000 + n "
-    "from generate_series(1, $2::integer) n"
-)
 READ = "select bal from users where id = $1"
 WRITE = "update users set email = $2 where id = $1 returning bal"
 #: Tenants of each level, of which one alone or all are used.

@@ -26,6 +26,9 @@ class Admission:
         self._requests = 0
         self._bytes = 0
         self._tenants: Counter[TenantId] = Counter()
+        self._streams_max = settings.streams_in_flight_max
+        self._tenant_streams_max = settings.tenant_streams_in_flight_max
+        self._streams: Counter[TenantId] = Counter()
 
     @property
     def requests(self) -> int:
@@ -41,6 +44,11 @@ class Admission:
     def tenants(self) -> int:
         """Tenants that have a request in work."""
         return len(self._tenants)
+
+    @property
+    def streams(self) -> int:
+        """Answers that are sent as streams."""
+        return self._streams.total()
 
     def admit(self) -> Admitted:
         """Let one more request in; `OverloadedError` when there are too many."""
@@ -71,6 +79,26 @@ class Admission:
             )
         self._tenants[tenant_id] += 1
 
+    def _take_stream(self, tenant_id: TenantId) -> None:
+        if self._streams.total() >= self._streams_max:
+            raise OverloadedError(
+                f"{self._streams_max} streams of results are being sent "
+                "(TENANCY_STREAMS_IN_FLIGHT_MAX); nothing was done. Wait and try again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        if self._streams[tenant_id] >= self._tenant_streams_max:
+            raise RateLimitedError(
+                f"{self._tenant_streams_max} streams of this tenant's results are being sent "
+                "(TENANCY_TENANT_STREAMS_IN_FLIGHT_MAX); nothing was done. Wait and try again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._streams[tenant_id] += 1
+
+    def _end_stream(self, tenant_id: TenantId) -> None:
+        self._streams[tenant_id] -= 1
+        if not self._streams[tenant_id]:
+            del self._streams[tenant_id]
+
     def _give_back(self, body_bytes: int, tenant_id: TenantId | None) -> None:
         self._requests -= 1
         self._bytes -= body_bytes
@@ -84,12 +112,13 @@ class Admission:
 class Admitted:
     """What one request was given. `leave` gives it back, once."""
 
-    __slots__ = ("_admission", "_body_bytes", "_left", "_tenant_id")
+    __slots__ = ("_admission", "_body_bytes", "_left", "_streams", "_tenant_id")
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._body_bytes = 0
         self._tenant_id: TenantId | None = None
+        self._streams = False
         self._left = False
 
     def take_bytes(self, count: int) -> None:
@@ -102,8 +131,19 @@ class Admitted:
         self._admission._take_tenant(tenant_id)
         self._tenant_id = tenant_id
 
+    def take_stream(self, tenant_id: TenantId) -> None:
+        """Account for an answer that is sent as a stream; `OverloadedError`, `RateLimitedError`.
+
+        Results are in memory until they are sent, and a slow client takes its time.
+        """
+        self._admission._take_stream(tenant_id)
+        self._tenant_id = tenant_id
+        self._streams = True
+
     def leave(self) -> None:
         """The request has ended."""
         if not self._left:
             self._left = True
+            if self._streams and self._tenant_id is not None:
+                self._admission._end_stream(self._tenant_id)
             self._admission._give_back(self._body_bytes, self._tenant_id)

@@ -29,6 +29,7 @@ from tenancy.data_isolation.serve.move_routes import MoveRoutes
 from tenancy.data_isolation.serve.openapi import document
 from tenancy.data_isolation.serve.operation_routes import OperationRoutes
 from tenancy.data_isolation.serve.problems import (
+    VALIDATORS_WORDS,
     InvalidFieldsError,
     for_caller,
     framework_response,
@@ -67,7 +68,8 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         lifespan=lifespan,
     )
     admission = Admission(services.settings)
-    metrics = HttpMetrics(admission, report_path(services.settings.home))
+    settings = services.settings
+    metrics = HttpMetrics(admission, report_path(settings.home), settings.metrics_top_tenants_max)
     requests = Requests(
         services,
         Authenticator(services.settings, services.credentials, services.clock, services.tokens),
@@ -92,7 +94,13 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(TenancyError, _known)
     app.add_exception_handler(Exception, _unforeseen)
-    return Edge(app, admission=admission, metrics=metrics, express=queries.express())
+    return Edge(
+        app,
+        admission=admission,
+        metrics=metrics,
+        express=queries.express(),
+        tracing=services.tracing,
+    )
 
 
 class _Api(FastAPI):
@@ -108,7 +116,10 @@ class _Api(FastAPI):
 async def _invalid(request: Request, error: Exception) -> Response:
     """A parameter of the path or behind `?` is not what it must be."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class.
-    found = [(str(item["loc"][-1]), str(item["msg"])) for item in error.errors()]
+    found = [
+        (str(item["loc"][-1]), str(item["msg"]).removeprefix(VALIDATORS_WORDS))
+        for item in error.errors()
+    ]
     what = "a parameter of the address is not what it must be"
     return problem_response(InvalidFieldsError(found, what=what))
 

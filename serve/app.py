@@ -30,6 +30,7 @@ from tenancy.data_isolation.serve.edge import Edge
 from tenancy.data_isolation.serve.endpoint import Endpoint
 from tenancy.data_isolation.serve.ray_runtime import LOOPBACK
 from tenancy.data_isolation.serve.replica_server import keep_on_loopback
+from tenancy.data_isolation.serve.replicas_file import Replicas
 
 _APPLICATION = "tenancy"
 _POLL_INTERVAL_S = 0.1
@@ -82,12 +83,12 @@ def stop_actors() -> None:
         remote.stop_actors()
 
 
-def start_endpoint(settings: Settings, configuration_path: Path) -> None:
+def start_endpoint(settings: Settings, configuration_path: Path, replicas: Replicas) -> None:
     """Start the HTTP endpoint and wait until it answers. Blocks. Raises `SetupError`."""
     ongoing = settings.requests_in_flight_max + _ONGOING_BEYOND_LIMIT
     deployment = serve.deployment(
         name="http",
-        num_replicas=settings.http_replicas,
+        **replicas.options(),
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,

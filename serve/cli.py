@@ -19,6 +19,7 @@ from tenancy.data_isolation.serve import (
     cli_demo,
     cli_doctor,
     cli_key,
+    cli_metrics,
     cli_move,
     cli_operation,
     cli_proposal,
@@ -55,6 +56,7 @@ app.add_typer(cli_move.app, name="move", help="Moves of tenants that were starte
 app.add_typer(cli_proposal.app, name="proposal", help="Moves that the orchestrator proposes.")
 app.add_typer(cli_schema.app, name="schema", help="The schema that all tenants have.")
 app.add_typer(cli_key.app, name="key", help="API keys.")
+app.add_typer(cli_metrics.app, name="metrics", help="What tenants' operations take.")
 app.add_typer(cli_operation.app, name="operation", help="Named operations.")
 
 

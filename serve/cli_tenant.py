@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +36,9 @@ TenantName = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's 
 
 @app.command()
 def create(
-    tenant: TenantName,
+    tenant: Annotated[
+        str | None, typer.Argument(metavar="[TENANT]", help="The tenant's id.")
+    ] = None,
     kind: Annotated[
         TenantType, typer.Option("--type", help="What the customer pays for.")
     ] = TenantType.STANDARD,
@@ -53,10 +56,22 @@ def create(
     metadata: Annotated[
         str | None, typer.Option("--metadata", help="Facts for the choice, as a JSON object.")
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", help="Make the tenants of a CSV file; `-` is standard input."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a tenant."""
-    body: dict[str, Any] = {"tenant_id": tenant, "tenant_type": kind.value}
+    """Make a tenant, or the many of a file.
+
+    The first line of a file names its columns: tenant_id, and where they are wanted tenant_type,
+    isolation_level, region, compliance (with ; between regimes) and metadata (JSON). Where a line
+    says nothing, the options hold. A file can be given again: tenants that are there with the same
+    properties are left as they are. Exit status 1 when a line came to nothing.
+    """
+    body: dict[str, Any] = {"tenant_type": kind.value}
     if level is not None:
         body["isolation_level"] = level.value
     if region is not None:
@@ -65,6 +80,15 @@ def create(
         body["compliance"] = compliance
     if metadata is not None:
         body["metadata"] = _object(metadata)
+    if (tenant is None) == (file is None):
+        raise CommandError("name one tenant, or give a file with --from", status=STATUS_USAGE)
+    if file is not None:
+        # Imported late: no other command needs it.
+        from tenancy.data_isolation.serve.cli_tenant_file import create_from_file
+
+        create_from_file(file, body, as_json=as_json)
+        return
+    body["tenant_id"] = tenant
     with RuntimeClient.connect(Settings.from_env()) as client:
         made = client.post(_PATH, body)
     if as_json:

@@ -32,6 +32,7 @@ from tenancy.data_isolation.core.errors import SetupError
 from tenancy.data_isolation.engine.process_identity import ProcessIdentity
 from tenancy.data_isolation.serve import ray_runtime
 from tenancy.data_isolation.serve.ray_runtime import RayPaths
+from tenancy.data_isolation.serve.replicas_file import Replicas
 
 _log = logging.getLogger(__name__)
 
@@ -47,25 +48,27 @@ _MODULE = "tenancy.data_isolation.serve.cluster_process"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterPlan:
-    """What the process has to know: paths, and where the HTTP endpoint goes."""
+    """What the process has to know: paths, where the HTTP endpoint goes, and its processes."""
 
     paths: RayPaths
     configuration: Path
     http_port: int
+    replicas: Replicas
 
     def arguments(self) -> list[str]:
         """The plan as arguments of a command."""
         places = (self.paths.directory, self.paths.token, self.configuration)
-        return [*(str(place) for place in places), str(self.http_port)]
+        return [*(str(place) for place in places), str(self.http_port), self.replicas.text()]
 
     @classmethod
     def of(cls, arguments: list[str]) -> ClusterPlan:
         """The plan that `arguments` spells."""
-        directory, token, configuration, port = arguments
+        directory, token, configuration, port, replicas = arguments
         return cls(
             paths=RayPaths(directory=Path(directory), token=Path(token)),
             configuration=Path(configuration),
             http_port=int(port),
+            replicas=Replicas.of(replicas),
         )
 
 
@@ -187,7 +190,7 @@ def _start(plan: ClusterPlan, settings: Settings) -> None:
     _say(step="starting the tenant actors")
     mover = app.start_actors(read_configuration(plan.configuration), plan.configuration)
     _say(step="starting the HTTP endpoint")
-    app.start_endpoint(settings, plan.configuration)
+    app.start_endpoint(settings, plan.configuration, plan.replicas)
     # It has started meanwhile: the endpoint takes longer.
     app.wait_for_mover(mover, settings)
 

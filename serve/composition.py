@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from tenancy.data_isolation.actors.channel import ActorLostError
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
@@ -17,11 +18,15 @@ from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.engine import PLAN_ROWS_MAX, Engine
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.operation_gateway import OperationGateway
-from tenancy.data_isolation.serve.services import Probe, Services
+from tenancy.data_isolation.serve.services import OperationFigures, Probe, Services
 from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
+
+#: How long an actor may take to tell of its operations.
+_FIGURES_TIMEOUT_S: Final = 2.0
 
 
 class Composition:
@@ -44,12 +49,19 @@ class Composition:
             # The tenant's own actor does, whose sessions take up most of what its login may have.
             engine.moves.measure_by(partial(gateway.tenant_size, rows_max=PLAN_ROWS_MAX))
             probes = {**database_probes(engine), "actors": _actors_probe(gateway, configuration)}
+            tracing = Tracing.of(configuration.settings, "gateway")
+            if tracing is not None:
+                stack.push_async_callback(tracing.close)
             services = await open_services(
                 engine,
                 gateway,
                 stack,
                 probes=probes,
                 advisory_probes={"moves": _mover_probe(gateway)},
+                operation_figures=partial(gateway.figures, _FIGURES_TIMEOUT_S)
+                if configuration.settings.measurement_window_s
+                else None,
+                tracing=tracing,
             )
             return cls(services, stack.pop_all())
 
@@ -65,6 +77,8 @@ async def open_services(
     *,
     probes: Mapping[str, Probe] | None = None,
     advisory_probes: Mapping[str, Probe] | None = None,
+    operation_figures: OperationFigures | None = None,
+    tracing: Tracing | None = None,
 ) -> Services:
     """What the routes need, over an engine that is open and a way to tenants."""
     settings = engine.settings
@@ -89,6 +103,8 @@ async def open_services(
         probes=database_probes(engine) if probes is None else probes,
         advisory_probes=advisory_probes or {},
         clock=clock,
+        operation_figures=operation_figures,
+        tracing=tracing,
     )
 
 

@@ -43,6 +43,7 @@ from tenancy.data_isolation.serve.endpoint import Endpoint
 from tenancy.data_isolation.serve.endpoint_certificate import endpoint_certificate
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.ray_runtime import RayPaths
+from tenancy.data_isolation.serve.replicas_file import Replicas, replicas
 from tenancy.data_isolation.serve.runtime_state import (
     STATUS_OTHER,
     Phase,
@@ -102,6 +103,7 @@ class Daemon:
         self._cluster: ClusterProcess | None = None
         self._watchdogs: WatchdogThread | None = None
         self._renewal: CertificateRenewal | None = None
+        self._replicas = Replicas(number=1)
 
     def run(self) -> int:
         """Start, watch until a signal comes, end; the exit status."""
@@ -155,6 +157,8 @@ class Daemon:
         self._check_port()
         # What would stop the last step is better told before the first.
         token_verifier(self._settings, SystemClock())
+        # Read once: a file that is changed counts with the next start.
+        self._replicas = replicas(self._settings)
         if endpoint_certificate(self._settings) is None and not is_local(self._settings.http_host):
             _log.warning(
                 "the endpoint listens on %s without TLS: keys and data cross the network in plain "
@@ -182,6 +186,7 @@ class Daemon:
             ),
             configuration=configuration,
             http_port=self._settings.http_port,
+            replicas=self._replicas,
         )
         if endpoint.url.startswith("https:"):
             self._renewal = CertificateRenewal(self._settings, endpoint.name, plan.paths)

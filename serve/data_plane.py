@@ -27,6 +27,7 @@ from tenancy.data_isolation.engine.master_key import master_key
 from tenancy.data_isolation.engine.redis_connection import RedisConnection, check_redis
 from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+from tenancy.data_isolation.engine.tracing import check_traces
 from tenancy.data_isolation.serve.home_server import HomeServer
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 from tenancy.data_isolation.serve.watchdog_thread import WatchdogThread
@@ -60,6 +61,7 @@ class DataPlane:
 
     async def start_servers(self) -> None:
         """Have both running. Raises `SetupError`s, also for a server that the home is not of."""
+        check_traces(self._settings)
         await asyncio.to_thread(HomeServer(self._settings).check)
         if self._redis is not None:
             RedisConnection.check_embedded(self._settings)

@@ -20,9 +20,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.trace_context import TraceContext
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.serve.admission import Admission, Admitted
 from tenancy.data_isolation.serve.http_metrics import NO_ROUTE, HttpMetrics
 from tenancy.data_isolation.serve.problems import for_caller, problem_response, unexpected_response
+from tenancy.data_isolation.serve.streamed_answer import AnswerCutError
 
 #: Endpoints by the last part of the path below `/v1/tenants/{tenant_id}/`.
 Express = Mapping[str, Callable[[Request, str], Awaitable[Response]]]
@@ -43,12 +46,19 @@ class Edge:
     """The ASGI application around another one. Belongs to one event loop."""
 
     def __init__(
-        self, app: ASGIApp, *, admission: Admission, metrics: HttpMetrics, express: Express
+        self,
+        app: ASGIApp,
+        *,
+        admission: Admission,
+        metrics: HttpMetrics,
+        express: Express,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
         self._express = express
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -58,37 +68,68 @@ class Edge:
         started_s = time.perf_counter()
         answer = _Sending(send, private=scope["path"].startswith(_PRIVATE_PREFIX))
         try:
-            await self._serve(scope, receive, answer)
+            if self._tracing is None or scope["path"] in _PROBES:
+                await self._serve(scope, receive, answer)
+            else:
+                await self._traced(self._tracing, scope, receive, answer)
         except asyncio.CancelledError:
             # The client is gone, or the process ends; there is nobody to answer.
             answer.status = answer.status or _STATUS_CANCELLED
             raise
         finally:
-            method = scope["method"] if scope["method"] in _METHODS else "other"
             elapsed_s = time.perf_counter() - started_s
-            self._metrics.record(_route(scope), method, answer.status or 500, elapsed_s)
+            self._metrics.record(_route(scope), _method(scope), answer.status or 500, elapsed_s)
+
+    async def _traced(
+        self, tracing: Tracing, scope: Scope, receive: Receive, answer: _Sending
+    ) -> None:
+        """Serve one request with a span, in the trace that the client names if it names one."""
+        found = [value for name, value in scope["headers"] if name == b"traceparent"]
+        # More than one is none (W3C Trace Context, 3.2.1).
+        parent = TraceContext.of(found[0].decode("latin-1")) if len(found) == 1 else None
+        method = _method(scope)
+        span = tracing.begin(method, parent, {"http.request.method": method}, server=True)
+        if span is None:
+            await self._serve(scope, receive, answer)
+            return
+        try:
+            with tracing.following(span):
+                await self._serve(scope, receive, answer)
+        finally:
+            tracing.answered(span, method, _route(scope), answer.status or _STATUS_CANCELLED)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Sending) -> None:
         admitted: Admitted | None = None
         try:
             if scope["path"] not in _PROBES:
                 admitted = scope[_ADMITTED] = self._admission.admit()
-            endpoint, tenant_id = self._straight(scope)
-            if endpoint is None:
-                await self._app(scope, receive, answer)
-                return
-            response = await endpoint(Request(scope, receive), tenant_id)
+            response = await self._response(scope, receive, answer)
+            if response is not None:
+                await response(scope, receive, answer)
         except TenancyError as error:
-            response = problem_response(for_caller(error, scope))
-        except Exception as error:
-            if answer.status:
-                # FastAPI has answered, logged the error and lets it go on to the server.
-                return
-            response = unexpected_response(error)
+            await problem_response(for_caller(error, scope))(scope, receive, answer)
+        except AnswerCutError as cut:
+            # Not ending the body is what tells the server to cut the connection.
+            answer.status = cut.status
         finally:
             if admitted is not None:
                 admitted.leave()
-        await response(scope, receive, answer)
+
+    async def _response(self, scope: Scope, receive: Receive, answer: _Sending) -> Response | None:
+        """What to answer; None when FastAPI has answered."""
+        try:
+            endpoint, tenant_id = self._straight(scope)
+            if endpoint is None:
+                await self._app(scope, receive, answer)
+                return None
+            return await endpoint(Request(scope, receive), tenant_id)
+        except TenancyError as error:
+            return problem_response(for_caller(error, scope))
+        except Exception as error:
+            if answer.status:
+                # FastAPI has answered, logged the error and lets it go on to the server.
+                return None
+            return unexpected_response(error)
 
     def _straight(
         self, scope: Scope
@@ -125,6 +166,10 @@ class _Sending:
             if self._private:
                 message["headers"] = [*message.get("headers", ()), _NO_STORE]
         await self._send(message)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"
 
 
 def _route(scope: Scope) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.rules import StrategyName
+from tenancy.data_isolation.engine.operation_figures import Figures
 from tenancy.data_isolation.serve.http_metrics import MEDIA_TYPE, HttpMetrics
 from tenancy.data_isolation.serve.models import HealthAnswer, ReadinessAnswer
 from tenancy.data_isolation.serve.openapi import answers
@@ -79,15 +83,22 @@ class HealthRoutes:
         )
 
     async def figures(self, request: Request) -> Response:
-        """The figures of this process, and the tenants at each level."""
+        """The figures of this process and of the actors, and the tenants at each level."""
         check_parameters(request)
+        tenants, operations = await asyncio.gather(self._tenants(), self._operations())
+        return Response(self._metrics.exposition(tenants, operations), media_type=MEDIA_TYPE)
+
+    async def _tenants(self) -> Mapping[StrategyName, int] | None:
         try:
             async with asyncio.timeout(_COUNT_TIMEOUT_S):
-                tenants = await self._services.gateway.strategy_counts()
+                return await self._services.gateway.strategy_counts()
         except (TenancyError, TimeoutError):
             # The rest is worth having, above all while the catalog does not answer.
-            tenants = None
-        return Response(self._metrics.exposition(tenants), media_type=MEDIA_TYPE)
+            return None
+
+    async def _operations(self) -> Mapping[ActorName, Figures | None]:
+        ask = self._services.operation_figures
+        return {} if ask is None else await ask()
 
 
 async def _asked(probe: Probe) -> str:

@@ -1,7 +1,7 @@
-"""What this process tells Prometheus about its requests. Never by tenant.
+"""What this process tells Prometheus of its requests, and of what it has asked the actors.
 
-A label per tenant would be a series per tenant: the number of series here depends on the routes
-alone. Each process counts for itself.
+By tenant only for the few busiest, and only when `metrics_top_tenants_max` asks for it: a label per
+tenant would be a series per tenant. Each process counts its requests for itself.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.core import IsolationLevel
 from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName
+from tenancy.data_isolation.engine.operation_figures import Figures
 from tenancy.data_isolation.serve.admission import Admission
+from tenancy.data_isolation.serve.operation_metrics import OperationCollector
 from tenancy.data_isolation.serve.watchdog_report import WatchdogCollector
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -28,9 +31,14 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5
 class HttpMetrics:
     """Requests by route, method and status, with their times. Belongs to one event loop."""
 
-    def __init__(self, admission: Admission, watchdog_report: Path) -> None:
-        """`watchdog_report` is the file that tells what the daemon's watchdogs do."""
+    def __init__(self, admission: Admission, watchdog_report: Path, top_tenants_max: int) -> None:
+        """`watchdog_report` is the file that tells what the daemon's watchdogs do.
+
+        `top_tenants_max` is how many tenants are named, the busiest; 0 = none.
+        """
         self._registry = CollectorRegistry()
+        self._operations = OperationCollector(top_tenants_max)
+        self._registry.register(self._operations)
         self._registry.register(WatchdogCollector(watchdog_report))
         self._requests = Counter(
             "tenancy_http_requests",
@@ -60,6 +68,7 @@ class HttpMetrics:
             ("tenancy_http_requests_in_flight", "Requests in work.", lambda: admission.requests),
             ("tenancy_http_body_bytes", "Bytes of their bodies.", lambda: admission.body_bytes),
             ("tenancy_http_tenants_in_flight", "Their tenants.", lambda: admission.tenants),
+            ("tenancy_http_streams_in_flight", "Results being sent.", lambda: admission.streams),
         ):
             Gauge(name, text, registry=self._registry).set_function(read)
         # Looking a labelled series up takes longer than counting in it.
@@ -78,11 +87,17 @@ class HttpMetrics:
             histogram = self._histograms[route] = self._seconds.labels(route)
         histogram.observe(elapsed_s)
 
-    def exposition(self, tenants: Mapping[StrategyName, int] | None) -> bytes:
+    def exposition(
+        self,
+        tenants: Mapping[StrategyName, int] | None,
+        operations: Mapping[ActorName, Figures | None],
+    ) -> bytes:
         """Everything in Prometheus's text format.
 
-        `tenants` are those that each strategy holds; None = they are not known now.
+        `tenants` are those that each strategy holds; None = they are not known now. `operations` is
+        what the tenant actors tell.
         """
+        self._operations.figures = operations
         for level in IsolationLevel:
             holding = [name for name, at in LEVEL_OF_STRATEGY.items() if at is level]
             count = math.nan if tenants is None else sum(tenants.get(name, 0) for name in holding)

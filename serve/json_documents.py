@@ -63,6 +63,14 @@ def dump_json(value: Any) -> bytes:
         return "".join(_written(value)).encode()
 
 
+def dump_line(value: Any) -> bytes:
+    """`value` as `dump_json` writes it, and a line feed."""
+    try:
+        return orjson.dumps(value, default=_number, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        return dump_json(value) + b"\n"
+
+
 class _RefusedError(ValueError):
     """JSON that Python would accept and this module does not."""
 

@@ -113,6 +113,12 @@ class NewTenantAnswer(TenantAnswer):
     reasons: list[str]
 
 
+class TenantBatchBody(Body):
+    """Several new tenants, each with what it would be made with by itself."""
+
+    tenants: list[TenantBody]
+
+
 class TenantsAnswer(Answer):
     """One page of tenants in the order of their ids. `next` is the `after` of the next page."""
 
@@ -217,6 +223,19 @@ class BatchAnswer(Answer):
     """One entry per statement, in their order."""
 
     results: list[QueryAnswer | BatchProblem]
+
+
+class MadeTenantAnswer(Answer):
+    """A tenant, and whether it was made now or was there already."""
+
+    tenant: TenantAnswer
+    created: bool
+
+
+class TenantBatchAnswer(Answer):
+    """One entry per tenant, in their order."""
+
+    results: list[MadeTenantAnswer | BatchProblem]
 
 
 class OrchestratorAnswer(Answer):

@@ -17,6 +17,7 @@ from tenancy.data_isolation.core.identifiers import TENANT_ID_PATTERN, WORD_PATT
 from tenancy.data_isolation.core.move import MOVE_ID_PATTERN
 from tenancy.data_isolation.core.proposal import PROPOSAL_ID_PATTERN
 from tenancy.data_isolation.serve import models, problems
+from tenancy.data_isolation.serve.media_types import MediaType
 
 _REFERENCE = "#/components/schemas/{model}"
 _SECURITY = {
@@ -37,6 +38,7 @@ _PROBLEMS: Mapping[int, str] = {
     401: "No valid credential.",
     403: "The credential does not reach that far, or the statement is not allowed.",
     404: "There is no such thing, or it is not the caller's.",
+    406: "The answer cannot be given in a form that `Accept` allows.",
     408: "The body did not arrive in time.",
     409: "It does not fit the present state.",
     413: "A limit of size was reached.",
@@ -47,6 +49,18 @@ _PROBLEMS: Mapping[int, str] = {
     503: "Something that is needed does not answer; see `Retry-After`.",
     504: "The statement ran longer than its limit.",
 }
+_STREAMED = (
+    " By `Accept` it is a stream instead. `application/x-ndjson`: for each operation a line "
+    "`{operation, columns, row_count}` and a line with an array for each row, or a line "
+    "`{operation, error}`; the last line is `{end: {operations, errors}}`. "
+    "`application/vnd.apache.arrow.stream`: for each operation an IPC stream with the same in its "
+    "schema's metadata (`tenancy.operation`, `tenancy.row_count`, `tenancy.error`), then one "
+    "with `tenancy.end`. A body without that end is not whole."
+)
+_LINES = (
+    '{"operation":0,"columns":[{"name":"id","type":"bigint"}],"row_count":2}\n[1]\n[2]\n'
+    '{"end":{"operations":1,"errors":0}}\n'
+)
 #: What FastAPI would answer to a wrong parameter; we do not.
 _DEFAULT_SHAPES = ("HTTPValidationError", "ValidationError")
 _ALWAYS = (500, 503)
@@ -129,6 +143,16 @@ def answers(
     }
     for code in sorted(statuses):
         found[code] = _problem(code)
+    return found
+
+
+def streams(found: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route whose results can be had as streams as well."""
+    lines = {"schema": {"type": "string"}, "examples": {"rows": {"value": _LINES}}}
+    frames = {"schema": {"type": "string", "format": "binary"}}
+    found[200]["description"] += _STREAMED
+    found[200]["content"] = {MediaType.NDJSON: lines, MediaType.ARROW: frames}
+    found[406] = _problem(406)
     return found
 
 

@@ -60,6 +60,18 @@ class OperationGateway:
         tenant = await self._gateway.tenant(TenantId(context.tenant_id))
         raise TenantSuspendedError(f"the tenant is {tenant.status}; it takes no operations now")
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """Make none, as `create_tenant`."""
+        found: list[Tenant | TenancyError] = []
+        for context in contexts:
+            try:
+                found.append(await self.create_tenant(context, level=IsolationLevel.ROW))
+            except TenancyError as error:
+                found.append(error)
+        return found
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
         return await self._gateway.tenant(tenant_id)

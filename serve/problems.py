@@ -17,7 +17,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -44,6 +44,8 @@ _TYPE_PREFIX = "urn:tenancy:problem:"
 _TENANT = "tenancy.tenant_of_admin"
 _NAME_CHARACTERS_MAX = 80
 _RETRY_AFTER_S = 1.0
+#: What pydantic puts in front of an error of ours; it says nothing to a client.
+VALIDATORS_WORDS: Final = "Value error, "
 _INVALID_FIELDS_MAX = 20
 _FIELD_DETAIL_CHARACTERS_MAX = 200
 _RETRY_STATUSES = frozenset({429, 503})
@@ -119,8 +121,7 @@ def _wrong(item: ErrorDetails, shape: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         known = ", ".join(_shape_at(shape, item["loc"][:-1]).model_fields)
         return f"there is no such field; the fields are {known}"
-    # What pydantic puts in front of an error of ours says nothing to a client.
-    return item["msg"].removeprefix("Value error, ")[:_FIELD_DETAIL_CHARACTERS_MAX]
+    return item["msg"].removeprefix(VALIDATORS_WORDS)[:_FIELD_DETAIL_CHARACTERS_MAX]
 
 
 def _shape_at(shape: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel]:

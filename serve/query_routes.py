@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,26 +10,32 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenancy.data_isolation.core import Operation, QueryResult, TenancyError, TenantContext
+from tenancy.data_isolation.core import Operation, TenantContext
 from tenancy.data_isolation.core.errors import InvalidInputError, RequestTooLargeError
 from tenancy.data_isolation.serve.edge import Express
+from tenancy.data_isolation.serve.media_types import MediaType, chosen
 from tenancy.data_isolation.serve.models import (
     BatchAnswer,
     BatchBody,
     OperationAnswer,
+    Params,
     QueryAnswer,
     QueryBody,
 )
-from tenancy.data_isolation.serve.openapi import answers, option_headers, takes
+from tenancy.data_isolation.serve.openapi import answers, option_headers, streams, takes
 from tenancy.data_isolation.serve.operation_gateway import following
-from tenancy.data_isolation.serve.problems import problem
+from tenancy.data_isolation.serve.plain_bodies import plain_batch, plain_statement
 from tenancy.data_isolation.serve.request_options import RequestOptions
-from tenancy.data_isolation.serve.requests import Requests, json_answer
+from tenancy.data_isolation.serve.requests import Requests, json_answer, json_text
+from tenancy.data_isolation.serve.result_json import batch_json
+from tenancy.data_isolation.serve.result_stream import NdjsonStream, Outcomes, ResultStream
 from tenancy.data_isolation.serve.services import Services
+from tenancy.data_isolation.serve.streamed_answer import StreamedAnswer
 
 _STATEMENT_PROBLEMS = (400, 409, 413, 504)
 #: UTF-8 takes so many bytes for a character at most.
 _CHARACTER_BYTES_MAX = 4
+_ACCEPT = "accept"
 
 
 class QueryRoutes:
@@ -53,7 +60,7 @@ class QueryRoutes:
             self.query,
             methods=["POST"],
             summary="Run one statement",
-            responses=answers(QueryAnswer, *_STATEMENT_PROBLEMS, body=True),
+            responses=streams(answers(QueryAnswer, *_STATEMENT_PROBLEMS, body=True)),
             openapi_extra=takes(QueryBody, options=True),
         )
         add(
@@ -65,7 +72,7 @@ class QueryRoutes:
                 "Each has its own result or error, unless `atomic` is true. With an idempotency "
                 "key each of the statements takes effect once."
             ),
-            responses=answers(BatchAnswer, *_STATEMENT_PROBLEMS, body=True),
+            responses=streams(answers(BatchAnswer, *_STATEMENT_PROBLEMS, body=True)),
             openapi_extra=takes(BatchBody, options=True),
         )
         add(
@@ -86,35 +93,49 @@ class QueryRoutes:
     async def query(self, request: Request, tenant_id: str) -> Response:
         """Run one statement."""
         tenant = await self._requests.tenant(request, tenant_id)
+        form = chosen(request.headers.getlist(_ACCEPT))
         options = RequestOptions.of(request.headers, self._settings)
-        body = await self._requests.body(request, QueryBody)
-        operation = self._operation(body, options, options.idempotency_key)
+        text = await self._requests.text(request)
+        statement = plain_statement(text, depth_max=self._settings.request_depth_max)
+        if statement is None:
+            body = self._requests.shaped(text, QueryBody)
+            statement = body.query, body.params
+        operation = self._operation(*statement, options, options.idempotency_key)
+        if form is not MediaType.JSON:
+            self._requests.admitted(request).take_stream(tenant)
         result = await self._gateway.execute(tenant, operation)
+        if form is not MediaType.JSON:
+            return await self._streamed([result], form, options)
         return json_answer(result, headers=options.answer_headers())
 
     async def batch(self, request: Request, tenant_id: str) -> Response:
         """Run several statements."""
         tenant = await self._requests.tenant(request, tenant_id)
+        form = chosen(request.headers.getlist(_ACCEPT))
         options = RequestOptions.of(request.headers, self._settings)
-        body = await self._requests.body(request, BatchBody)
+        statements, atomic = await self._statements(request)
         limit = self._settings.batch_operations_max
-        if len(body.operations) > limit:
+        if len(statements) > limit:
             raise RequestTooLargeError(
-                f"the batch has {len(body.operations)} operations; {limit} is the limit "
+                f"the batch has {len(statements)} operations; {limit} is the limit "
                 "(TENANCY_BATCH_OPERATIONS_MAX)"
             )
         key = options.idempotency_key
         # What happens together has one key; what happens apart has one for each.
         operations = [
             self._operation(
-                item, options, key if key is None or body.atomic else f"{key}/{position}"
+                query, params, options, key if key is None or atomic else f"{key}/{position}"
             )
-            for position, item in enumerate(body.operations)
+            for position, (query, params) in enumerate(statements)
         ]
-        if not operations:
-            return json_answer({"results": []}, headers=options.answer_headers())
-        results = await self._gateway.execute_batch(tenant, operations, atomic=body.atomic)
-        return json_answer({"results": _listed(results)}, headers=options.answer_headers())
+        if form is not MediaType.JSON:
+            self._requests.admitted(request).take_stream(tenant)
+        results: Outcomes = []
+        if operations:
+            results = await self._gateway.execute_batch(tenant, operations, atomic=atomic)
+        if form is not MediaType.JSON:
+            return await self._streamed(results, form, options)
+        return json_text(batch_json(results), headers=options.answer_headers())
 
     async def operation(self, request: Request, tenant_id: str, name: str) -> Response:
         """Run a named operation through the orchestrator."""
@@ -130,11 +151,30 @@ class QueryRoutes:
             )
         return json_answer(result, headers=options.answer_headers())
 
-    def _operation(self, body: QueryBody, options: RequestOptions, key: str | None) -> Operation:
-        self._check_sizes(body.query, body.params)
+    async def _streamed(
+        self, outcomes: Outcomes, form: MediaType, options: RequestOptions
+    ) -> Response:
+        stream = NdjsonStream() if form is MediaType.NDJSON else await asyncio.to_thread(_arrow)
+        return await StreamedAnswer.begun(
+            outcomes, stream, self._settings, options.answer_headers()
+        )
+
+    async def _statements(self, request: Request) -> tuple[list[tuple[str, Params]], bool]:
+        """The statements of a batch, and whether they are one transaction."""
+        text = await self._requests.text(request)
+        plain = plain_batch(text, depth_max=self._settings.request_depth_max)
+        if plain is not None:
+            return plain
+        body = self._requests.shaped(text, BatchBody)
+        return [(item.query, item.params) for item in body.operations], body.atomic
+
+    def _operation(
+        self, query: str, params: Params, options: RequestOptions, key: str | None
+    ) -> Operation:
+        self._check_sizes(query, params)
         return Operation(
-            query=body.query,
-            params=body.params,
+            query=query,
+            params=params,
             deadline_s=options.deadline_s,
             idempotency_key=key,
         )
@@ -176,7 +216,8 @@ _ANY_OBJECT = {
 }
 
 
-def _listed(results: Sequence[QueryResult | TenancyError]) -> list[Any]:
-    return [
-        {"error": problem(item)} if isinstance(item, TenancyError) else item for item in results
-    ]
+def _arrow() -> ResultStream:
+    # Imported late: pyarrow takes half a second and 50 MB, and most processes never need it.
+    from tenancy.data_isolation.serve.arrow_stream import ArrowStream
+
+    return ArrowStream()

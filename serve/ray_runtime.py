@@ -214,12 +214,13 @@ def _connections_max(settings: Settings) -> int:
 
 
 def _client_timeout_s(settings: Settings) -> int:
-    """How long a client may be silent while it has to send: the application gives up first.
+    """How long a client may neither send nor take anything: the application gives up first.
 
     It does not run while a client waits for its answer. When it is over, HAProxy lets go of one
     that was answered before it had sent its whole body.
     """
-    return math.ceil(settings.request_read_timeout_s) + _CLIENT_MARGIN_S
+    longest_s = max(settings.request_read_timeout_s, settings.stream_write_timeout_s)
+    return math.ceil(longest_s) + _CLIENT_MARGIN_S
 
 
 def _free_port() -> int:

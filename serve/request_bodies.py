@@ -52,6 +52,12 @@ async def read_body(request: Request, settings: Settings, admitted: Admitted) ->
 
 async def read_json(request: Request, settings: Settings, admitted: Admitted) -> Any:
     """The JSON document that the body is."""
+    text = await read_text(request, settings, admitted)
+    return parse_json(text, depth_max=settings.request_depth_max)
+
+
+async def read_text(request: Request, settings: Settings, admitted: Admitted) -> bytes:
+    """The body of a request that says that it is JSON."""
     body = await read_body(request, settings, admitted)
     if not body:
         raise InvalidInputError("the request has no body; send a JSON object")
@@ -61,7 +67,7 @@ async def read_json(request: Request, settings: Settings, admitted: Admitted) ->
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedMediaTypeError("the body must not be compressed; send it as it is")
-    return parse_json(body, depth_max=settings.request_depth_max)
+    return body
 
 
 async def read_shape(

@@ -12,10 +12,10 @@ from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.serve.admission import Admitted
 from tenancy.data_isolation.serve.authentication import Authenticator, Caller
 from tenancy.data_isolation.serve.edge import admitted
-from tenancy.data_isolation.serve.json_documents import dump_json
+from tenancy.data_isolation.serve.json_documents import dump_json, parse_json
 from tenancy.data_isolation.serve.models import Body
 from tenancy.data_isolation.serve.problems import note_tenant
-from tenancy.data_isolation.serve.request_bodies import read_json, read_shape
+from tenancy.data_isolation.serve.request_bodies import checked, read_json, read_shape, read_text
 from tenancy.data_isolation.serve.services import Services
 
 _JSON = "application/json"
@@ -76,6 +76,14 @@ class Requests:
         """The body as an object of that shape."""
         return await read_shape(request, shape, self._settings, admitted(request))
 
+    async def text(self, request: Request) -> bytes:
+        """The body, which says that it is JSON and has not been read as such."""
+        return await read_text(request, self._settings, admitted(request))
+
+    def shaped(self, text: bytes, shape: type[_Shape]) -> _Shape:
+        """The body `text` as an object of that shape."""
+        return checked(parse_json(text, depth_max=self._settings.request_depth_max), shape)
+
     async def json(self, request: Request) -> Any:
         """The body as a JSON value."""
         return await read_json(request, self._settings, admitted(request))
@@ -103,7 +111,12 @@ def json_answer(
     value: Any, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """`value` as the answer."""
-    return Response(dump_json(value), status_code=status, headers=headers, media_type=_JSON)
+    return json_text(dump_json(value), status=status, headers=headers)
+
+
+def json_text(text: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON that is written already as the answer."""
+    return Response(text, status_code=status, headers=headers, media_type=_JSON)
 
 
 def no_content() -> Response:

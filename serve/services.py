@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.engine.catalog import Catalog
@@ -12,12 +13,16 @@ from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
+from tenancy.data_isolation.engine.operation_figures import Figures
 from tenancy.data_isolation.engine.proposals import Proposals
+from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
 from tenancy.data_isolation.strategies import UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
 
+#: What operations came to at each actor; None = it did not answer.
+OperationFigures = Callable[[], Awaitable[Mapping[ActorName, Figures | None]]]
 #: Returns when what it looks at answers; raises a `TenancyError` that says what is the matter.
 Probe = Callable[[], Awaitable[None]]
 
@@ -49,3 +54,7 @@ class Services:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     advisory_probes: Mapping[str, Probe] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
+    #: None where no actors are: then nothing is measured.
+    operation_figures: OperationFigures | None = None
+    #: None = requests are not traced.
+    tracing: Tracing | None = None

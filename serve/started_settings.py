@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -19,10 +20,12 @@ from tenancy.data_isolation.core import Settings
 from tenancy.data_isolation.core.servers_file import SERVERS_VARIABLE, said
 from tenancy.data_isolation.core.settings import variables
 from tenancy.data_isolation.engine.state_directory import file_errors, replace_file
+from tenancy.data_isolation.serve import replicas_file
 
 _SALT: Final = "salt"
 _VALUES: Final = "settings"
 _SERVERS: Final = "servers"
+_REPLICAS: Final = "replicas"
 _PORT: Final = "TENANCY_HTTP_PORT"
 _HOME: Final = "TENANCY_HOME"
 _NOT_SET: Final = "not set"
@@ -47,6 +50,7 @@ def write_started(settings: Settings, path: Path) -> None:
         _SALT: salt,
         _VALUES: _plain(settings, salt),
         _SERVERS: _servers(settings, salt),
+        _REPLICAS: replicas_file.said(settings),
     }
     with file_errors(path):
         replace_file(path, json.dumps(document, indent=1).encode() + b"\n")
@@ -74,11 +78,15 @@ def differences(settings: Settings, path: Path, url: str | None) -> list[str]:
         for variable in sorted(there.keys() & here.keys())
         if not _is_same(there[variable], here[variable])
     ]
-    file = here[SERVERS_VARIABLE]
-    # Of another file it is told already that it is another one.
-    is_same_file = there.get(SERVERS_VARIABLE) == file and _SERVERS in document
-    if is_same_file and not _is_same(document[_SERVERS], _servers(settings, salt)):
-        found.append(f"{SERVERS_VARIABLE} ({file}) has been changed since it was read there")
+    for variable, key, said_here in (
+        (SERVERS_VARIABLE, _SERVERS, partial(_servers, settings, salt)),
+        (replicas_file.REPLICAS_VARIABLE, _REPLICAS, partial(replicas_file.said, settings)),
+    ):
+        file = here[variable]
+        # Of another file it is told already that it is another one.
+        is_same_file = there.get(variable) == file and key in document
+        if is_same_file and not _is_same(document[key], said_here()):
+            found.append(f"{variable} ({file}) has been changed since it was read there")
     return found
 
 

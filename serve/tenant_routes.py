@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tenancy.data_isolation.core import Settings, Tenant, TenantContext, TenantStatus
-from tenancy.data_isolation.core.errors import (
-    IdempotencyConflictError,
-    TenantExistsError,
-    TenantNotFoundError,
-    UnavailableError,
-)
+from tenancy.data_isolation.core import Settings, TenancyError, Tenant, TenantContext
+from tenancy.data_isolation.core.errors import IdempotencyConflictError, RequestTooLargeError
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id, parse_word
-from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName, placed_by
+from tenancy.data_isolation.core.rules import placed_by
 from tenancy.data_isolation.serve.models import (
+    MadeTenantAnswer,
     NewTenantAnswer,
     PlacementAnswer,
     TenantAnswer,
+    TenantBatchAnswer,
+    TenantBatchBody,
     TenantBody,
     TenantsAnswer,
 )
 from tenancy.data_isolation.serve.openapi import answers, option_headers, takes
+from tenancy.data_isolation.serve.problems import problem
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
 from tenancy.data_isolation.serve.services import Services
-from tenancy.data_isolation.strategies.performance_optimized_strategy import ResultKeeping
+from tenancy.data_isolation.serve.tenant_creation import MadeTenant, TenantCreation
 
 _PAGE = 100
 
@@ -41,9 +39,9 @@ class TenantRoutes:
 
     def __init__(self, services: Services, requests: Requests) -> None:
         self._settings = services.settings
-        self._gateway = services.gateway
         self._catalog = services.catalog
         self._orchestrator = services.orchestrator
+        self._creation = TenantCreation(services)
         self._requests = requests
         self._answers = _RememberedAnswers(services.settings)
 
@@ -64,6 +62,19 @@ class TenantRoutes:
             status_code=201,
             responses=answers(NewTenantAnswer, 409, status=201, body=True),
             openapi_extra=takes(TenantBody) | option_headers(wait=False),
+        )
+        add(
+            "/v1/tenant-batches",
+            self.create_many,
+            methods=["POST"],
+            summary="Make many tenants",
+            description=(
+                "Each gets what it would get by itself, or an error in its place; one that is "
+                "there already and is the same is no error, so that a batch can be sent again. "
+                "Tenants of level row are made together, hundreds in a second."
+            ),
+            responses=answers(TenantBatchAnswer, body=True),
+            openapi_extra=takes(TenantBatchBody),
         )
         add(
             "/v1/tenants",
@@ -108,13 +119,38 @@ class TenantRoutes:
         body = await self._requests.body(request, TenantBody)
         remembered = self._answers.find(key, body)
         if remembered is None:
-            tenant, reasons = await self._created(_context(body), repeatable=bool(key))
-            remembered = NewTenantAnswer(**_answer(tenant).model_dump(), reasons=list(reasons))
+            made = await self._creation.one(_context(body), repeatable=bool(key))
+            remembered = NewTenantAnswer(
+                **_answer(made.tenant).model_dump(), reasons=list(made.reasons)
+            )
             self._answers.remember(key, body, remembered)
         return json_answer(
             remembered.model_dump(mode="json"),
             status=201,
             headers={"Location": f"/v1/tenants/{remembered.tenant_id}"},
+        )
+
+    async def create_many(self, request: Request) -> Response:
+        """Make many tenants where the rules put them."""
+        await self._requests.admin(request)
+        body = await self._requests.body(request, TenantBatchBody)
+        limit = self._settings.batch_operations_max
+        if len(body.tenants) > limit:
+            raise RequestTooLargeError(
+                f"the batch has {len(body.tenants)} tenants; {limit} is the limit "
+                "(TENANCY_BATCH_OPERATIONS_MAX)"
+            )
+        contexts: dict[int, TenantContext] = {}
+        refused: dict[int, TenancyError] = {}
+        for position, item in enumerate(body.tenants):
+            try:
+                contexts[position] = _context(item)
+            except TenancyError as error:
+                refused[position] = error
+        made = await self._creation.many([*contexts.values()])
+        found = dict(zip(contexts, made, strict=True)) | refused
+        return json_answer(
+            {"results": [_outcome(found[position]) for position in range(len(body.tenants))]}
         )
 
     async def list(
@@ -151,39 +187,6 @@ class TenantRoutes:
         await self._orchestrator.delete_tenant(tenant)
         self._answers.forget(tenant)
         return no_content()
-
-    async def _created(
-        self, context: TenantContext, *, repeatable: bool
-    ) -> tuple[Tenant, Sequence[str]]:
-        """The tenant, and why it is where it is. A creation that was cut off is finished."""
-        tenant_id = TenantId(context.tenant_id)
-        try:
-            present = await self._catalog.tenant(tenant_id)
-        except TenantNotFoundError:
-            present = None
-        if (
-            present is not None
-            and present.status is not TenantStatus.CREATING
-            and not (repeatable and _asks_for(context, present))
-        ):
-            raise TenantExistsError(f"tenant {tenant_id} exists already; use another id")
-        if present is None:
-            # It need not be looked for once more.
-            choice = await self._orchestrator.choose_for_new(context, "create_tenant")
-        else:
-            choice = await self._orchestrator.select_optimal_strategy(context, "create_tenant")
-        # Where a creation that was cut off has begun, it goes on.
-        begun = present.placement if present is not None else None
-        holder = placed_by(begun) if begun is not None else choice.placed_by
-        tenant = await self._gateway.create_tenant(
-            context, level=LEVEL_OF_STRATEGY[holder], hybrid=holder is StrategyName.HYBRID
-        )
-        keeping = self._gateway if isinstance(self._gateway, ResultKeeping) else None
-        if keeping is not None and choice.strategy is StrategyName.PERFORMANCE_OPTIMIZED:
-            # While Redis does not answer it is noted only, and begins later.
-            with suppress(UnavailableError):
-                tenant = await keeping.keep_results(tenant.tenant_id, True)
-        return tenant, choice.reasons
 
 
 class _RememberedAnswers:
@@ -236,14 +239,11 @@ def _context(body: TenantBody) -> TenantContext:
     )
 
 
-def _asks_for(context: TenantContext, tenant: Tenant) -> bool:
-    """Whether making the tenant with this context would give the tenant that there is."""
-    level = tenant.placement.level if tenant.placement else None
-    return (
-        context.tenant_type is tenant.tenant_type
-        and (context.isolation_level is None or context.isolation_level is level)
-        and context.region == tenant.region
-        and tuple(context.compliance) == tenant.compliance
+def _outcome(made: MadeTenant | TenancyError) -> dict[str, Any]:
+    if isinstance(made, TenancyError):
+        return {"error": problem(made)}
+    return MadeTenantAnswer(tenant=_answer(made.tenant), created=made.created).model_dump(
+        mode="json"
     )
 
 

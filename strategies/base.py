@@ -79,6 +79,16 @@ class TenantGateway(Protocol):
         """
         ...
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        """Make many tenants at level ROW at a time, or finish making them.
+
+        In the place of one that cannot be made stands its error; one that is there already with
+        the same properties is given as it is.
+        """
+        ...
+
     async def tenant(self, tenant_id: TenantId) -> Tenant:
         """The tenant of that name, or `TenantNotFoundError`."""
         ...

@@ -189,9 +189,3 @@ async def adopted(strategies: _Strategies, tenant: Tenant, chosen: StrategyName)
     """A tenant that was just made, with its results kept when that was chosen for it."""
     found = strategies.get(chosen)
     return await found.adopt(tenant) if isinstance(found, PerformanceOptimizedStrategy) else tenant
-
-
-async def cache_of(strategies: _Strategies) -> dict[str, int]:
-    """What keeping results came to; nothing where nobody can keep any."""
-    found = strategies.get(StrategyName.PERFORMANCE_OPTIMIZED)
-    return await found.cache() if isinstance(found, PerformanceOptimizedStrategy) else {}

@@ -370,7 +370,6 @@ class UltraAdvancedStrategyOrchestrator:
             },
             "promotions": await self._optimizing().documents(self._promotions()),
             "orchestration": str(self._optimizing().mode),
-            "cache": await optimized.cache_of(self._strategies),
             "sla": self._service_levels(now_s),
             "operations_at_work": self._admission.at_work,
             "operations_waiting": self._admission.waiting,

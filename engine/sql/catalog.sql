@@ -256,6 +256,63 @@ set local role none;
 
 -- name: catalog_7
 set local role tenancy_keeper;
+-- At once, and not first for the triggers and then for the index: who reads the table and then writes it
+-- would wait for this in a circle.
+lock table catalog.placement in access exclusive mode;
+-- How many tenants there are of each kind, as changes to be added up: counting them takes longer with each
+-- tenant, and one row that all of them change is waited for. Whoever reads many changes folds them into one.
+create table catalog.placement_change (
+    change_id  bigint generated always as identity primary key,
+    level      text not null,
+    hybrid     boolean not null,
+    tenants    bigint not null
+);
+grant select, insert, delete on catalog.placement_change to tenancy_control;
+create function catalog.count_placements() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'INSERT' then
+        insert into catalog.placement_change (level, hybrid, tenants)
+        select level, sensitive_schema is not null, count(*) from added group by 1, 2;
+    elsif tg_op = 'DELETE' then
+        insert into catalog.placement_change (level, hybrid, tenants)
+        select level, sensitive_schema is not null, -count(*) from removed group by 1, 2;
+    else
+        insert into catalog.placement_change (level, hybrid, tenants)
+        select level, hybrid, sum(tenants)
+        from (select level, sensitive_schema is not null as hybrid, 1 as tenants from added
+              union all
+              select level, sensitive_schema is not null, -1 from removed) as changed
+        group by 1, 2 having sum(tenants) <> 0;
+    end if;
+    return null;
+end;
+$$;
+revoke all on function catalog.count_placements() from public;
+create trigger count_added after insert on catalog.placement
+referencing new table as added
+for each statement execute function catalog.count_placements();
+create trigger count_removed after delete on catalog.placement
+referencing old table as removed
+for each statement execute function catalog.count_placements();
+create trigger count_changed after update on catalog.placement
+referencing old table as removed new table as added
+for each statement execute function catalog.count_placements();
+-- Those that were there before; nobody adds one until this is committed, since making the triggers has
+-- locked the table.
+insert into catalog.placement_change (level, hybrid, tenants)
+select level, sensitive_schema is not null, count(*) from catalog.placement group by 1, 2;
+-- A tenant's first place is no move.
+create index placement_moved on catalog.placement (changed_at) where epoch > 1;
+drop index catalog.placement_changed_at_idx;
+-- The watchdog asks whose a login is.
+create index on catalog.placement (role);
+set local role none;
+
+-- name: catalog_8
+set local role tenancy_keeper;
 -- Tenants whose results are kept (cache_switch.py). The nonce is null while nothing may be kept.
 create table catalog.result_cache (
     tenant_no   bigint primary key references catalog.tenant on delete cascade,
@@ -296,6 +353,45 @@ insert into catalog.placement
 select tenant_no, $6, $7, $8, $9, $10, $11, $12 from made
 returning tenant_no;
 
+-- name: insert_row_tenants
+-- As `insert_placed_tenant`, for many that get the same placement: $1 to $5 = their properties, with lists
+-- and objects as JSON. In the order of their names, so that two who add the same ones do not wait for each
+-- other in a circle.
+with made as (
+    insert into catalog.tenant (tenant_id, tenant_type, region, compliance, metadata)
+    select x.tenant_id, x.tenant_type, x.region,
+           array(select jsonb_array_elements_text(x.compliance::jsonb)), x.metadata::jsonb
+    from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+        as x (tenant_id, tenant_type, region, compliance, metadata)
+    order by x.tenant_id collate "C"
+    on conflict (tenant_id) do nothing
+    returning tenant_no
+), placed as (
+    insert into catalog.placement
+        (tenant_no, level, server, database, schema, role, epoch, sensitive_schema)
+    select tenant_no, $6, $7, $8, $9, $10, $11, $12 from made
+    returning tenant_no
+)
+select count(*) from placed;
+
+-- name: given_tenants
+-- Of the tenants of $1 to $5, as in `insert_row_tenants`, those there are, and whether they are the same.
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
+       t.tenant_type = x.tenant_type and t.region is not distinct from x.region
+       and t.compliance = array(select jsonb_array_elements_text(x.compliance::jsonb))
+       and t.metadata = x.metadata::jsonb as same
+from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    as x (tenant_id, tenant_type, region, compliance, metadata)
+join catalog.tenant t on t.tenant_id = x.tenant_id
+left join catalog.placement p using (tenant_no);
+
+-- name: tenants_named
+select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
+from catalog.tenant t left join catalog.placement p using (tenant_no)
+where t.tenant_id = any ($1::text[]);
+
 -- name: same_tenant
 select tenant_no,
        tenant_type = $2 and region is not distinct from $3 and compliance = $4
@@ -316,6 +412,9 @@ select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 where t.tenant_no = $1;
 
+-- name: known_tenants
+select tenant_no from catalog.tenant where tenant_no = any($1::bigint[]);
+
 -- name: moving
 -- Tenants that may change their place before long, and where they will be then: null as long as it is
 -- too early to have anything ready there. A move whose first attempts to hold the tenant came to nothing
@@ -331,7 +430,7 @@ limit $1;
 -- name: moved
 -- The catalog's time, and tenants whose placement, or whether their results are kept, has changed since
 -- $1, newest first. Going back by some seconds, because a change is seen when it is committed and has
--- the time at which it was made.
+-- the time at which it was made. New tenants, of which there may be thousands, have changed nothing.
 select clock_timestamp() as now, m.tenant_id, m.epoch, m.nonce, m.serving
 from (select) x
 left join lateral (
@@ -342,6 +441,7 @@ left join lateral (
         from (
             select tenant_no, changed_at from catalog.placement
             where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+              and epoch > 1
             union all
             select tenant_no, changed_at from catalog.result_cache
             where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
@@ -349,8 +449,8 @@ left join lateral (
         group by tenant_no
     ) changed
     join catalog.tenant t using (tenant_no)
-    join catalog.placement p using (tenant_no)
-    left join catalog.result_cache c using (tenant_no)
+    join catalog.placement p on p.tenant_no = t.tenant_no and p.epoch > 1
+    left join catalog.result_cache c on c.tenant_no = t.tenant_no
     order by changed.changed_at desc
     limit $2
 ) m on true;
@@ -367,9 +467,19 @@ limit $2;
 select metadata::text from catalog.tenant where tenant_no = $1;
 
 -- name: count_by_strategy
-select p.level, p.sensitive_schema is not null as hybrid, count(*) as tenants
-from catalog.placement p
+-- And of how many changes that is the sum.
+select level, hybrid, sum(tenants)::bigint as tenants, count(*) as changes
+from catalog.placement_change
 group by 1, 2;
+
+-- name: fold_placement_changes
+-- Of two who do it at the same time, one finds nothing left.
+with taken as (
+    delete from catalog.placement_change returning level, hybrid, tenants
+)
+insert into catalog.placement_change (level, hybrid, tenants)
+select level, hybrid, sum(tenants) from taken group by 1, 2 having sum(tenants) <> 0
+returning change_id;
 
 -- name: hybrid_counts
 select server, count(*) as tenants from catalog.placement
@@ -380,6 +490,15 @@ group by server;
 update catalog.tenant set status = $2, updated_at = now()
 where tenant_no = $1 and status = $3
 returning tenant_no;
+
+-- name: set_statuses
+-- As `set_status`, for many; the numbers of those that were changed.
+with changed as (
+    update catalog.tenant set status = $2, updated_at = now()
+    where tenant_no = any ($1::bigint[]) and status = $3
+    returning tenant_no
+)
+select array(select tenant_no from changed);
 
 -- name: has_move
 -- Whether something is left to do for a move of the tenant.

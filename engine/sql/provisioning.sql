@@ -1,10 +1,11 @@
 -- Making tenants and taking them away. Run by the admin role, in the database named in the comment.
 
--- name: tenant_lock
+-- name: tenant_locks
 -- Of two processes that provision one tenant on a server, one waits. Not the lock that tenant() takes
 -- (bit 61 in place of bit 62), because nobody has to wait for the tenant's statements here. Goes with
--- the connection.
-select pg_catalog.pg_advisory_lock($1::bigint | 2305843009213693952);
+-- the connection. In the order of $1, which is that of the numbers, so that two who want the same ones do
+-- not wait for each other in a circle.
+select pg_catalog.pg_advisory_lock(n | 2305843009213693952) from pg_catalog.unnest($1::bigint[]) n;
 
 -- name: tenant_unlock
 select pg_catalog.pg_advisory_unlock($1::bigint | 2305843009213693952);
@@ -19,6 +20,15 @@ select pg_catalog.set_config('idle_session_timeout', $1, false);
 -- name: open_fence
 -- $1 = tenant, $2 = epoch. An epoch only rises; opening it again at the same epoch changes nothing.
 insert into tenancy.fence as f (tenant_no, epoch, open) values ($1, $2, true)
+on conflict (tenant_no) do update set epoch = excluded.epoch, open = true
+where (f.epoch, f.open) is distinct from (excluded.epoch, true) and f.epoch <= excluded.epoch;
+
+-- name: open_fences
+-- The same for many: $1 = tenants, $2 = epochs.
+insert into tenancy.fence as f (tenant_no, epoch, open)
+select tenant_no, epoch, true
+from rows from (pg_catalog.unnest($1::bigint[]), pg_catalog.unnest($2::bigint[])) x (tenant_no, epoch)
+order by tenant_no
 on conflict (tenant_no) do update set epoch = excluded.epoch, open = true
 where (f.epoch, f.open) is distinct from (excluded.epoch, true) and f.epoch <= excluded.epoch;
 

@@ -309,6 +309,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
     assert routes == {
         ("post", "/v1/tenants"),
         ("get", "/v1/tenants"),
+        ("post", "/v1/tenant-batches"),
         ("get", "/v1/tenants/{tenant_id}"),
         ("delete", "/v1/tenants/{tenant_id}"),
         ("post", "/v1/tenants/{tenant_id}/suspend"),

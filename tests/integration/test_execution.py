@@ -25,7 +25,9 @@ from tenancy.data_isolation.core.errors import (
     TenantNotFoundError,
 )
 from tenancy.data_isolation.core.types import Column, IsolationLevel, Operation
+from tenancy.data_isolation.engine.connection import Connection, Description
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.ticket import Ticket
 
 #: Runs for minutes, and does so in functions that tenants may call.
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
@@ -161,6 +163,28 @@ async def test_the_callers_deadline_counts_when_it_is_sooner(engine):
 
     with pytest.raises(StatementTimeoutError):
         await ask(engine, "acme", SLOW, deadline_s=0.2)
+
+
+async def test_what_nobody_waits_for_any_more_when_it_is_known_does_not_run(install, monkeypatch):
+    async with opened(install, server_connections_max=1) as engine:
+        await make_tenant(engine)
+        flights = engine._executor.flights
+        describe, leaving = flights._describe, []
+
+        async def described(connection: Connection, ticket: Ticket) -> Description:
+            found = await describe(connection, ticket)
+            # Its cancellation comes between two exchanges, when there is nothing to end.
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+            return found
+
+        monkeypatch.setattr(flights, "_describe", described)
+        leaving.append(asyncio.create_task(ask(engine, "acme", SLOW)))
+        await asyncio.wait(leaving)
+        monkeypatch.undo()
+
+        assert (await ask(engine, "acme", "select 1")).rows == [[1]]
 
 
 async def test_a_slow_statement_does_not_change_what_others_get(install):

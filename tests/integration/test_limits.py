@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.engines import TABLES, ask, make_tenant, opened
+from support.engines import TABLES, ask, known_as_quick, make_tenant, may_travel, opened
 from support.http_api import MakeApi
 from support.install import SERVER
 from support.watching import tiers, until, until_it_is, watched
@@ -97,7 +97,8 @@ async def test_results_that_travel_with_those_of_others_are_counted_by_their_siz
         await make_tenant(engine, "greedy")
         await make_tenant(engine, "modest")
         for name in ("greedy", "modest"):
-            await ask(engine, name, BYTES, 10)  # Known to be quick from here on.
+            await ask(engine, name, BYTES, 10)
+        await known_as_quick(engine, "modest", BYTES, 10)
 
         # Four of 50 kB are nearly 200 operations, more than the tenant may have at a time.
         await asyncio.gather(
@@ -115,20 +116,12 @@ async def test_results_that_travel_with_those_of_others_are_counted_by_their_siz
 async def test_a_statement_whose_result_was_large_travels_alone_next_time(install):
     async with opened(install, server_connections_max=1) as engine:
         await make_tenant(engine, "acme")
-        executor = engine._executor
-        route = await engine._routes.route("acme")
-
-        def travels() -> bool:
-            operation = Operation(query=BYTES, params=[10])
-            shapes = engine.shapes.at(route.key)
-            return executor.flights.may_travel(executor.ticket(route, operation, shapes))
-
-        await ask(engine, "acme", BYTES, 10)
-        assert travels()
+        await make_tenant(engine, "other")
+        await known_as_quick(engine, "acme", BYTES, 10)
         await asyncio.gather(*(ask(engine, "acme", BYTES, 100_000) for _ in range(4)))
-        assert not travels()
-        await ask(engine, "acme", BYTES, 10)
-        assert travels()
+        assert not await may_travel(engine, "acme", BYTES, 10)
+        assert await may_travel(engine, "other", BYTES, 10)
+        await known_as_quick(engine, "acme", BYTES, 10)
 
 
 async def test_the_memory_of_a_session_changes_hands_with_it(install):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from support.actor_file import actor_file
 from support.engines import ask, make_tenant, opened
 from support.install import Install
 
@@ -13,7 +14,6 @@ from tenancy.data_isolation.actors import move_actor
 from tenancy.data_isolation.actors.configuration import (
     ActorConfiguration,
     configuration_path,
-    write_configuration,
 )
 from tenancy.data_isolation.actors.directory import MOVER_NAME, build_directory
 from tenancy.data_isolation.actors.move_actor import MoveActor
@@ -38,12 +38,7 @@ async def test_it_begins_by_itself_as_soon_as_it_can(install, mover):
     async with opened(install) as engine:
         await make_tenant(engine)
         move = await engine.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
-        configuration = ActorConfiguration(
-            settings=install.settings,
-            servers=(install.server_config,),
-            directory=build_directory(version=1, actors_per_region=1),
-        )
-        write_configuration(configuration, configuration_path(install.settings))
+        actor_file(install)
 
         open_move = await engine.moves.wait(move.move_id, [MoveState.OPEN], timeout_s=30)
         assert open_move.state is MoveState.OPEN
@@ -54,12 +49,7 @@ async def test_it_begins_by_itself_as_soon_as_it_can(install, mover):
 
 
 async def test_it_lets_go_of_its_moves_when_it_ends_and_another_goes_on(install, mover):
-    configuration = ActorConfiguration(
-        settings=install.settings,
-        servers=(install.server_config,),
-        directory=build_directory(version=1, actors_per_region=1),
-    )
-    write_configuration(configuration, configuration_path(install.settings))
+    actor_file(install)
     async with opened(install) as engine, install.connected() as admin:
         await make_tenant(engine)
         move = await engine.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))

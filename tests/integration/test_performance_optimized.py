@@ -71,10 +71,11 @@ async def test_the_orchestrator_chooses_it_for_a_workload_of_reads(engine):
             assert result["orchestrator"]["selected_strategy"] == name
         assert (await orchestrator.select_optimal_strategy(context)).strategy == name
     await settled(engine, "reader")
-    before = (await orchestrator.get_orchestrator_metrics())["cache"]
+    strategy = orchestrator.strategy("performance_optimized")
+    before = (await strategy.metrics())["cache"]
     for _ in range(2):
         await orchestrator.isolate_data(reader, "count", COUNT)
-    after = (await orchestrator.get_orchestrator_metrics())["cache"]
+    after = (await strategy.metrics())["cache"]
     assert after["hits_memory"] > before["hits_memory"]
     assert (await engine.tenant("other")).cache is None
     await orchestrator.cleanup()

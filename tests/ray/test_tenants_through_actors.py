@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import ray
@@ -32,6 +33,7 @@ from tenancy.data_isolation.core.types import (
     TenantContext,
     TenantType,
 )
+from tenancy.data_isolation.engine.window_reader import read_windows
 from tenancy.data_isolation.strategies import OrchestratorConfig, UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
 
@@ -457,3 +459,23 @@ async def test_an_actor_that_ends_in_peace_closes_its_sessions(start, install):
             return await sessions() == 0
 
         await _until(gone)
+
+
+async def test_what_operations_take_is_measured_in_the_actor_and_told_by_it(start):
+    running = await start(server_free_disk_min_bytes=1)
+    await make_tenants(running.engine, "acme")
+    async with connect() as client:
+        await asyncio.gather(*(client.execute("acme", SELECT, [number]) for number in range(20)))
+        (figures,) = (await client.gateway.figures(5.0)).values()
+        assert figures.levels["row"].outcomes["done"] == 20
+        assert figures.levels["row"].busy_s > 0
+
+        await client.gateway.delete_tenant(TenantId("acme"))
+    stop_actors()
+    assert await _rows_of_windows(running.install.settings.home) == []
+
+
+async def _rows_of_windows(home):
+    now = datetime.now(UTC)
+    table = read_windows(home, since=now - timedelta(hours=1), until=now)
+    return table.to_pylist()

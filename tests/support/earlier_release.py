@@ -36,6 +36,13 @@ update tenancy.installation set version = 2 where component = 'tenancy';
 """
 _CATALOG = """
 drop table catalog.result_cache;
+drop trigger count_added on catalog.placement;
+drop trigger count_removed on catalog.placement;
+drop trigger count_changed on catalog.placement;
+drop function catalog.count_placements();
+drop table catalog.placement_change;
+drop index catalog.placement_moved, catalog.placement_role_idx;
+create index on catalog.placement (changed_at);
 drop table catalog.load, catalog.load_window, catalog.tendency, catalog.proposal,
     catalog.orchestrator;
 drop index catalog.move_tenant_no_created_at_idx;

@@ -54,6 +54,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         TENANCY_JWT_ISSUER=ISSUER,
         TENANCY_JWT_AUDIENCE=AUDIENCE,
         TENANCY_REQUEST_READ_TIMEOUT_S="1",
+        TENANCY_STREAM_WRITE_TIMEOUT_S="1",
         # So that a tenant is proposed to be moved after some seconds of many requests.
         TENANCY_LOAD_WINDOW_S="1",
         TENANCY_PROMOTE_WINDOWS="2",

@@ -59,6 +59,19 @@ class MemoryGateway:
         self.gates[method] = asyncio.Event()
         return self.gates[method]
 
+    async def create_row_tenants(
+        self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
+    ) -> list[Tenant | TenancyError]:
+        found: list[Tenant | TenancyError] = []
+        for context in contexts:
+            try:
+                found.append(
+                    await self.create_tenant(context, level=IsolationLevel.ROW, server=server)
+                )
+            except TenancyError as error:
+                found.append(error)
+        return found
+
     async def create_tenant(
         self,
         context: TenantContext,

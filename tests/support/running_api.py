@@ -45,6 +45,8 @@ class RunningApi:
         self.api = api
         self.home = home
         self.hook: Hook = _nothing
+        #: Where it listens.
+        self.url = ""
         self._capsys = capsys
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -94,7 +96,7 @@ async def make_running(
 
         async def make(**settings: Any) -> RunningApi:
             running = RunningApi(await make_api(**settings), tmp_path / "state", capsys)
-            url = await stack.enter_async_context(_listening(running))
+            url = running.url = await stack.enter_async_context(_listening(running))
             key = await running.api.engine.credentials.create(CredentialScope.ADMIN)
             stack.enter_context(_state(running.home, url, key.text))
             monkeypatch.setenv("TENANCY_HOME", str(running.home))

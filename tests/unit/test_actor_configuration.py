@@ -14,7 +14,7 @@ from tenancy.data_isolation.actors.configuration import (
     read_configuration,
     write_configuration,
 )
-from tenancy.data_isolation.actors.directory import build_directory, dedicated_name
+from tenancy.data_isolation.actors.directory import MOVER_NAME, build_directory, dedicated_name
 from tenancy.data_isolation.core.errors import SettingError, SetupError
 from tenancy.data_isolation.core.identifiers import Region, TenantId, TenantNo
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
@@ -101,6 +101,16 @@ def test_what_clients_get_holds_no_secret(configuration):
 def test_nothing_that_prints_a_configuration_prints_its_secrets(configuration):
     assert "hunter2" not in repr(configuration)
     assert "abab" not in repr(configuration)
+
+
+@pytest.mark.parametrize(
+    "name", ["tenancy-shared-default-0", dedicated_name(TenantNo(1)), MOVER_NAME]
+)
+def test_what_a_tenant_may_take_does_not_depend_on_the_process_that_asks(configuration, name):
+    """Whoever makes a login gives it room for the sessions of all processes."""
+    there = configuration.engine_config(name).resolved_settings()
+
+    assert there.tier_limits == configuration.settings.tier_limits
 
 
 def test_all_actors_together_keep_within_the_servers_connections(configuration):

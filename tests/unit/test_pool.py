@@ -28,6 +28,7 @@ from tenancy.data_isolation.core.identifiers import (
 )
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.tier_limits import TierLimits
+from tenancy.data_isolation.engine import pool
 from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.session_line import Request
@@ -324,6 +325,70 @@ async def test_a_tenant_that_has_work_keeps_its_session_while_free_ones_can_make
             want.released.set()
         await settle(lambda: all(want.done.done() for want in cold))
         assert scene.most <= 3
+
+
+async def test_tenants_that_work_all_the_time_leave_each_other_their_sessions(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 1e9)
+    async with stage(server_connections_max=6) as scene:
+        for n in range(4):
+            first = scene.want(n, key(f"t{n}"))
+            first.released.set()
+            await settle(lambda first=first: first.done.done())
+        more = [scene.want(0, key("t0"), alone=True) for _ in range(3)]
+        await settle(lambda: sum(want.session is not None for want in more) == 3)
+        assert not any(session.closed for session in scene.sessions)
+
+        # There is no slot left, and the others have used their only one just now.
+        most = scene.want(0, key("t0"), alone=True)
+        await turns()
+        assert most.session is None
+        assert not any(session.closed for session in scene.sessions)
+
+        # Who has none gets one of those who have several, not somebody's only one.
+        for want in more:
+            want.released.set()
+        await settle(lambda: most.session is not None)
+        newcomer = scene.want(9, key("new"))
+        await settle(lambda: newcomer.session is not None)
+        assert [session.key.role for session in scene.sessions if session.closed] == ["t0"]
+
+        for want in (newcomer, most):
+            want.released.set()
+
+
+async def test_a_line_whose_session_is_held_up_does_not_wait_for_others_to_rest(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 0.05)
+    async with stage(server_connections_max=2) as scene:
+        busy = scene.want(1, key("busy"))
+        busy.released.set()
+        await settle(busy.done.done)
+        # As if it were in use all the time, so that it is never cold.
+        scene.sessions[0].used_at = float("inf")
+        held = scene.want(2, key("held"), alone=True)
+        await settle(lambda: held.session is not None)
+        behind = scene.want(2, key("held"), alone=True)
+        await turns()
+        assert behind.session is None
+
+        await settle(lambda: behind.session is not None)
+
+        assert [session.key.role for session in scene.sessions if session.closed] == ["busy"]
+        for want in (held, behind):
+            want.released.set()
+
+
+async def test_a_session_that_nobody_has_used_for_a_while_goes_to_who_can_use_it(monkeypatch):
+    monkeypatch.setattr(pool, "_COLD_S", 0.0)
+    async with stage(server_connections_max=2) as scene:
+        rare = scene.want(1, key("rare"))
+        rare.released.set()
+        await settle(rare.done.done)
+        busy = [scene.want(2, key("busy"), alone=True) for _ in range(2)]
+        await settle(lambda: all(want.session for want in busy))
+
+        assert [session.key.role for session in scene.sessions if session.closed] == ["rare"]
+        for want in busy:
+            want.released.set()
 
 
 async def test_one_who_needs_a_session_costs_the_others_no_more_than_one():

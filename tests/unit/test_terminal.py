@@ -96,8 +96,25 @@ def test_settings_are_listed_also_for_whoever_has_misspelt_one(monkeypatch, caps
     assert "`tenancy settings` lists all" in capsys.readouterr().err
     assert run(["settings", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["settings"]
-    assert {"variable": "TENANCY_HTTP_PORT", "default": 8000} in listed
-    assert {"variable": "TENANCY_FREE_LOCKS_MAX", "default": 500} in listed
+    assert {"variable": "TENANCY_HTTP_PORT", "default": 8000, "set": None} in listed
+    assert {"variable": "TENANCY_FREE_LOCKS_MAX", "default": 500, "set": None} in listed
+
+
+def test_settings_tell_what_is_set_but_no_secret(monkeypatch, capsys):
+    monkeypatch.setenv("TENANCY_HTTP_PORT", "8100")
+    for name in ("MASTER_KEY", "POSTGRES_DSN", "REDIS_URL"):
+        monkeypatch.setenv(f"TENANCY_{name}", "sesame")
+
+    assert run(["settings", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["settings"]
+    told = {item["variable"]: item["set"] for item in listed if item["set"] is not None}
+    del told["TENANCY_HOME"]  # Every test has its own.
+    assert told == {
+        "TENANCY_HTTP_PORT": "8100",
+        "TENANCY_MASTER_KEY": "(not shown)",
+        "TENANCY_POSTGRES_DSN": "(not shown)",
+        "TENANCY_REDIS_URL": "(not shown)",
+    }
     assert run(["settings"]) == 0
     assert "TENANCY_MASTER_KEY" in capsys.readouterr().out
 
