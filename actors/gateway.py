@@ -193,6 +193,15 @@ class ActorGateway:
         changed: Tenant = await self._control(tenant_id, "keep_results", tenant_id, wanted)
         return changed
 
+    async def pin_tenant(self, tenant_id: TenantId, wanted: bool) -> None:
+        """Have the tenant ready in its actor before it asks, or do not."""
+        await self._control(tenant_id, "pin_tenant", tenant_id, wanted)
+
+    async def pinned_tenants(self) -> list[TenantId]:
+        """The tenants that are pinned."""
+        pinned: list[TenantId] = await self._control(None, "pinned_tenants")
+        return pinned
+
     async def cache_statistics(self) -> Mapping[str, int]:
         """What keeping results came to in the actors of this gateway's directory."""
         names = self._directory.shared_names()

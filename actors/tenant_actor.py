@@ -214,6 +214,15 @@ class TenantActor:
         engine = (await self._opened()).engine
         return await _only_our_errors(engine.keep_results(tenant_id, wanted))
 
+    async def pin_tenant(self, tenant_id: TenantId, wanted: bool) -> None:
+        """As `Engine.pin_tenant`; the actor that represents the tenant looks for it soon."""
+        engine = (await self._opened()).engine
+        await _only_our_errors(engine.pin_tenant(tenant_id, wanted))
+
+    async def pinned_tenants(self) -> list[TenantId]:
+        """As `Engine.pinned_tenants`."""
+        return await _only_our_errors((await self._opened()).engine.pinned_tenants())
+
     async def cache_statistics(self) -> Mapping[str, int]:
         """As `Engine.cache_statistics`."""
         return await _only_our_errors((await self._opened()).engine.cache_statistics())
@@ -325,6 +334,7 @@ class TenantActor:
                 await engine.close()
                 raise
             self._host = host
+            engine.results.pins.start(host)
             return host
         finally:
             self._opening = None
@@ -366,6 +376,8 @@ class _Host:
             idle_s=settings.tenant_idle_s,
             clock=SystemClock(),
         )
+        #: Pinned tenants, which are kept active.
+        self._held: dict[TenantId, ActiveTenant] = {}
         self._name = name
         self._operations_max = settings.waiting_operations_max
         self._activation_s = settings.statement_timeout_ms / 1000
@@ -456,6 +468,29 @@ class _Host:
             return await _only_our_errors(change(tenant_id))
         finally:
             self.tenants.forget(tenant_id)
+
+    # Pinned tenants (`pinned_tenants.Holder`)
+
+    def represents(self, tenant: Tenant) -> bool:
+        """Whether this is the tenant's actor."""
+        return self.configuration.directory.actor_of(tenant) == self._name
+
+    async def hold(self, tenant_id: TenantId) -> None:
+        """Keep the tenant active: one that is in use is not passivated."""
+        active = self.tenants.acquire_active(tenant_id) or await self.tenants.acquire(tenant_id)
+        held = self._held.get(tenant_id)
+        self._held[tenant_id] = active
+        if held is not None:
+            # The same one, or one that was forgotten meanwhile.
+            self.tenants.release(held)
+
+    def let_go(self, tenant_id: TenantId) -> None:
+        """Let the tenant be passivated as all others."""
+        held = self._held.pop(tenant_id, None)
+        if held is not None:
+            self.tenants.release(held)
+            if self._passivation is None:
+                self._passivate_later()
 
     async def close(self) -> None:
         """Close the engine."""

@@ -29,3 +29,13 @@ class CacheSettings:
     cache_retry_s: float = 2.0
     #: A write that was announced and has not ended for so long counts as lost with its process.
     cache_lost_write_s: float = 60.0
+
+    #: Pinned tenants (`PerformanceConfig.pinned_tenants`): how many there may be, sessions of each
+    #: that are kept ready, and statements that are prepared there and answered ahead.
+    pinned_tenants_max: int = 20
+    pinned_sessions: int = 1
+    pinned_statements_max: int = 32
+    #: How often is looked at whether they are ready; below `connection_idle_s`, or sessions go.
+    pinned_refresh_s: float = 5.0
+    #: For how long what they ask for is remembered in Redis, for the time after a restart.
+    pinned_statements_kept_s: float = 604_800.0

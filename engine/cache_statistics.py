@@ -24,6 +24,8 @@ class CacheStatistics:
     unanswered: int = 0
     #: Results that were kept, and those that were too large.
     kept: int = 0
+    #: Reads of pinned tenants that were made ahead, so that their results are there.
+    filled_ahead: int = 0
     too_large: int = 0
     #: Writes that were announced, and those of unknown outcome.
     announced: int = 0

@@ -37,6 +37,8 @@ _PREFIX: Final = "tenancy:cache"
 _TOGETHER_MAX: Final = 256
 #: Most tables that one question is about; more count as all.
 FIELDS_MAX: Final = 100
+#: Questions about a key of their own.
+_WITHOUT_STATE: Final = frozenset("KHGX")
 #: Every table.
 ALL: Final = "*"
 
@@ -58,6 +60,7 @@ class CacheStore:
         self._retry_s = settings.cache_retry_s
         self._waiting_max = settings.waiting_operations_max
         self._slots = settings.cache_shared_bytes_max // settings.cache_result_bytes_max
+        self._remembered_ms = int(settings.pinned_statements_kept_s * 1_000)
         self._lifetime_ms = int(settings.cache_age_s * 1_000)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
@@ -94,6 +97,24 @@ class CacheStore:
     def keep(self, slot: int, value: bytes) -> None:
         """Let other processes have a result."""
         self._tell(("K", f"{_PREFIX}:slot:{slot}", self._lifetime_ms, value))
+
+    async def recall(self, name: str) -> bytes:
+        """What a pinned tenant asked for, wherever that was. Raises `NoAnswerError`."""
+        found: bytes = await self._ask(("G", f"{_PREFIX}:hot:{name}"))
+        return found
+
+    async def remember(self, name: str, questions: bytes) -> None:
+        """Let it be there after a restart. Raises `NoAnswerError`."""
+        await self._ask(("H", f"{_PREFIX}:hot:{name}", self._remembered_ms, questions))
+
+    def forget(self, name: str) -> None:
+        """Forget it; when that is lost, it goes when its time is over."""
+        self._tell(("X", f"{_PREFIX}:hot:{name}"))
+
+    @property
+    def shares(self) -> bool:
+        """Whether tenants' data may be in Redis at all."""
+        return self._slots > 0
 
     async def open(self, nonce: str) -> None:
         """Begin a state. Raises `NoAnswerError`."""
@@ -167,7 +188,7 @@ class CacheStore:
             arguments: list[Any] = []
             for what, *rest in questions:
                 arguments.append(what)
-                if what != "K":
+                if what not in _WITHOUT_STATE:
                     rest[0] = state + rest[0]
                 arguments += rest
             answers: list[Any]

@@ -100,6 +100,21 @@ class CacheSwitch:
         await self._catalog.pool.write(_SQL.statement("forget_cache"), tenant.tenant_no)
         self._forget(tenant.tenant_id)
 
+    async def pin(self, tenant: Tenant, most: int) -> str | None:
+        """The name under which what the tenant asks for is shared; None when it is one too many."""
+        name = secrets.token_hex(16)
+        pinned: str | None = await self._catalog.pool.write(
+            _SQL.statement("pin"), tenant.tenant_no, name, most
+        )
+        return pinned
+
+    async def unpin(self, tenant: Tenant) -> str | None:
+        """Pin the tenant no more; the name that was in force."""
+        before: str | None = await self._catalog.pool.write(
+            _SQL.statement("unpin"), tenant.tenant_no
+        )
+        return before
+
     async def end_of(self, tenant: Tenant) -> None:
         """End the tenant's period, if there is one; when this returns, nobody gives its results."""
         if tenant.cache is not None and tenant.cache.nonce is not None:

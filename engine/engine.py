@@ -8,7 +8,6 @@ when opening fails half-way.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
@@ -75,7 +74,6 @@ from tenancy.data_isolation.engine.warming import warm
 
 #: How far a tenant's rows are counted for the plan of a move.
 PLAN_ROWS_MAX: Final = 1_000_000_000
-_MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
 
 
 class Engine:
@@ -152,13 +150,13 @@ class Engine:
             hear=self._overheard.hear,
         )
         self._batches = Batches(settings=settings, executor=self._executor)
-        #: Runs the operations of tenants whose results are kept.
         self.results = self._result_cache(admin)
         self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
 
     def _result_cache(self, admin: AdminConnections) -> ResultCache:
+        """What runs the operations of tenants whose results are kept."""
         return ResultCache(
             settings=self.settings,
             executor=self._executor,
@@ -166,8 +164,8 @@ class Engine:
             catalog=self.catalog,
             admin=admin,
             maker=self._maker,
-            forget=self._routes.forget,
-            version_of=self.shapes.version,
+            routes=self._routes,
+            shapes=self.shapes,
         )
 
     # From open to close
@@ -378,6 +376,7 @@ class Engine:
         """Erase the tenant's data, then its name."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "deleted")
+        await self.results.unpin(tenant)
         await self.results.let_go(tenant)
         await self._let_go(tenant)
         await self._provisioner.delete(tenant)
@@ -386,6 +385,15 @@ class Engine:
     async def keep_results(self, tenant_id: TenantId | str, wanted: bool) -> Tenant:
         """Keep the tenant's results from now on, or do not: as `ResultCache.switch`."""
         return await self.results.switch(await self.tenant(tenant_id), wanted)
+
+    async def pin_tenant(self, tenant_id: TenantId | str, wanted: bool) -> None:
+        """Have the tenant ready before it asks, or do not: as `PinnedTenants` has it."""
+        await (self.results.pin if wanted else self.results.unpin)(await self.tenant(tenant_id))
+        self.results.pins.start()
+
+    async def pinned_tenants(self) -> list[TenantId]:
+        """The tenants that are pinned."""
+        return await self.results.pins.pinned()
 
     async def cache_statistics(self) -> Mapping[str, int]:
         """What keeping results came to in this process."""
@@ -437,12 +445,7 @@ class Engine:
         Raises `SchemaRefusedError`, `MigrationFailedError` and `MigrationConflictError`; what fails
         for single tenants is in the report.
         """
-        found = _MIGRATION_NAME.fullmatch(name)
-        if found is None:
-            raise InvalidInputError(
-                f"migration {name[:80]!r} is not valid: call it <number>_<name>, as in 0001_users"
-            )
-        await self.fleet.register([Migration(number=int(found[1]), name=found[2], sql=sql)])
+        await self.fleet.register([Migration.called(name, sql)])
         report = await self.fleet.apply(progress=progress)
         await self.shapes.refresh()
         return report

@@ -1,12 +1,14 @@
 """Results in memory: what fits, and what goes when more comes. No I/O, no clock of its own.
 
 Bounded three times: bytes in all, bytes of one tenant, age. What was used least lately goes first;
-hot tenants, who were given the most lately, are passed over as long as others have something.
+hot tenants, who were given the most lately or are pinned, are passed over as long as others have
+something.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +39,8 @@ class KeptResults:
         self._tenants: dict[int, OrderedDict[bytes, int]] = {}
         self._tenant_bytes: dict[int, int] = {}
         self._hits: dict[int, int] = {}
+        #: Tenants that count as hot however little they were given.
+        self.pinned: Container[int] = frozenset()
         self.bytes = 0
         self.evicted = 0
 
@@ -104,7 +108,7 @@ class KeptResults:
         return frozenset(number for number in self._hits if self._is_hot(number))
 
     def _is_hot(self, tenant_no: int) -> bool:
-        return self._hits.get(tenant_no, 0) >= self._hot_hits_min
+        return tenant_no in self.pinned or self._hits.get(tenant_no, 0) >= self._hot_hits_min
 
     def _victim(self) -> tuple[int, bytes]:
         """The result that was used least lately, those of hot tenants passed over once."""

@@ -24,19 +24,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from tenancy.data_isolation.core.errors import (
-    OutcomeUnknownError,
+    LimitError,
     PlacementChangedError,
-    ServerUnavailableError,
     TenancyError,
 )
-from tenancy.data_isolation.core.identifiers import TenantId
+from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import (
     Operation,
@@ -46,12 +45,14 @@ from tenancy.data_isolation.core.types import (
     TenantCache,
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.announced_writes import AnnouncedWrites
 from tenancy.data_isolation.engine.batch import Batches
 from tenancy.data_isolation.engine.cache_statistics import CacheStatistics
 from tenancy.data_isolation.engine.cache_store import ALL, FIELDS_MAX, CacheStore, NoAnswerError
 from tenancy.data_isolation.engine.cache_switch import CacheSwitch
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.executor import Executor
+from tenancy.data_isolation.engine.hot_questions import HotQuestions
 from tenancy.data_isolation.engine.kept_results import KeptResult, KeptResults
 from tenancy.data_isolation.engine.packed_result import (
     labelled,
@@ -59,11 +60,13 @@ from tenancy.data_isolation.engine.packed_result import (
     read_labelled,
     unpacked_result,
 )
+from tenancy.data_isolation.engine.pinned_tenants import PinnedTenants
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.redis_place import RedisPlace
 from tenancy.data_isolation.engine.repeatable import names_the_clock
-from tenancy.data_isolation.engine.routes import Route
+from tenancy.data_isolation.engine.routes import Route, Routes
 from tenancy.data_isolation.engine.statement import Statement
+from tenancy.data_isolation.engine.table_shape import TableShapes
 from tenancy.data_isolation.engine.ticket import size_of
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
@@ -80,9 +83,6 @@ _ARGUMENT_BYTES_MAX: Final = 4_096
 #: Results given to a tenant that make it a hot one, and how often that is halved.
 _HOT_HITS_MIN: Final = 200
 _COOL_DOWN_S: Final = 10.0
-
-#: Gives the version of a schema, None when it is not known any more.
-VersionOf = Callable[[VisibleSchema], int | None]
 
 
 class _Flight:
@@ -118,10 +118,9 @@ class ResultCache:
         catalog: Catalog,
         admin: AdminConnections,
         maker: PlacementMaker,
-        forget: Callable[[TenantId], None],
-        version_of: VersionOf,
+        routes: Routes,
+        shapes: TableShapes,
     ) -> None:
-        """`forget` makes this process ask the catalog about a tenant next time."""
         self._settings = settings
         self._catalog = catalog
         self.redis = RedisPlace(settings)
@@ -133,20 +132,21 @@ class ResultCache:
             maker=maker,
             store=store,
             redis=self.redis,
-            forget=forget,
+            forget=routes.forget,
         )
         self._executor = executor
         self._batches = batches
         self._store = store
         self._switch = switch
-        self._slack_s = settings.placement_refresh_ms / 2_000
-        self._version_of = version_of
+        self._version_of = shapes.version
         self._loop = asyncio.get_running_loop()
         self._kept = KeptResults(
             bytes_max=settings.cache_memory_bytes_max,
             tenant_bytes_max=settings.cache_tenant_bytes_max,
             hot_hits_min=_HOT_HITS_MIN,
         )
+        #: What pinned tenants ask for.
+        self.hot = HotQuestions(settings.pinned_statements_max)
         self._flights: dict[bytes, _Flight] = {}
         #: Seconds that a statement takes, on average, by its text.
         self._times: OrderedDict[str, float] = OrderedDict()
@@ -157,6 +157,22 @@ class ResultCache:
         self._passed_by = 0
         self._cooled_at = self._loop.time()
         self.statistics = CacheStatistics()
+        self._writes = AnnouncedWrites(
+            executor=executor,
+            store=store,
+            switch=switch,
+            statistics=self.statistics,
+            version_of=shapes.version,
+        )
+        #: Has pinned tenants ready, once it was started.
+        self.pins = PinnedTenants(
+            settings=settings,
+            catalog=catalog,
+            routes=routes,
+            executor=executor,
+            results=self,
+            shapes=shapes,
+        )
 
     def document(self) -> dict[str, int]:
         """The statistics, with what is in memory now."""
@@ -165,6 +181,7 @@ class ResultCache:
             "bytes": self._kept.bytes,
             "evicted": self._kept.evicted,
             "hot_tenants": len(self._kept.hot()),
+            "pinned_tenants": len(self.hot.pinned),
             "periods_begun": self._switch.begun,
             "periods_ended": self._switch.ended,
         }
@@ -177,8 +194,8 @@ class ResultCache:
         """Run one operation. Raises what the executor raises."""
         cache = _cache_of(route)
         if operation.idempotency_key is not None:
-            changes = self._changes([operation], schema)
-            async with self._announced(route, cache, changes, schema):
+            changes = self._writes.changes([operation], schema)
+            async with self._writes.announced(route, cache, changes, schema):
                 return await self._batches.once(route, operation, schema)
         question = None
         try:
@@ -189,7 +206,7 @@ class ResultCache:
             # It is refused there too, and counted as everything that is refused.
             return await self._executor.execute(route, operation, schema)
         if statement.kind is not StatementKind.READ:
-            async with self._announced(route, cache, statement.changes, schema):
+            async with self._writes.announced(route, cache, statement.changes, schema):
                 return await self._executor.execute(route, operation, schema)
         if question is None:
             self.statistics.bypassed += 1
@@ -200,16 +217,16 @@ class ResultCache:
         self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
     ) -> list[QueryResult]:
         """As `Batches.together`."""
-        changes = self._changes(operations, schema)
-        async with self._announced(route, _cache_of(route), changes, schema):
+        changes = self._writes.changes(operations, schema)
+        async with self._writes.announced(route, _cache_of(route), changes, schema):
             return await self._batches.together(route, operations, schema)
 
     async def apart(
         self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
     ) -> list[QueryResult | TenancyError]:
         """As `Batches.apart`."""
-        changes = self._changes(operations, schema)
-        async with self._announced(route, _cache_of(route), changes, schema) as outcomes:
+        changes = self._writes.changes(operations, schema)
+        async with self._writes.announced(route, _cache_of(route), changes, schema) as outcomes:
             outcomes += await self._batches.apart(route, operations, schema)
             return outcomes
 
@@ -223,6 +240,7 @@ class ResultCache:
         if wanted:
             await self._switch.want(tenant)
         else:
+            await self.unpin(tenant)
             await self._switch.unwant(tenant)
             self._kept.forget_tenant(tenant.tenant_no)
         return await self._catalog.tenant(tenant.tenant_id)
@@ -232,109 +250,68 @@ class ResultCache:
         await self._switch.end_of(tenant)
         self._kept.forget_tenant(tenant.tenant_no)
 
+    async def pin(self, tenant: Tenant) -> None:
+        """Have the tenant looked after (`pinned_tenants`); `LimitError` when it is one too many."""
+        most = self._settings.pinned_tenants_max
+        if await self._switch.pin(tenant, most) is None:
+            raise LimitError(
+                f"{most} tenants are pinned already, or {tenant.tenant_id} keeps no results; unpin "
+                "another one, or raise TENANCY_PINNED_TENANTS_MAX"
+            )
+
+    async def unpin(self, tenant: Tenant) -> None:
+        """Treat the tenant as all others, and forget what it asks for."""
+        name = await self._switch.unpin(tenant)
+        if name is not None:
+            self._store.forget(name)
+
+    def begin_later(self, tenant: Tenant) -> None:
+        """Begin a period of the tenant beside everything else, if there is none; not too often."""
+        self._switch.begin_later(tenant)
+
     async def close(self) -> None:
         """Keep nothing more."""
+        await self.pins.close()
         await self._switch.close()
         await self._store.close()
         await self.redis.close()
 
-    # Writes
+    # What is done ahead for pinned tenants
 
-    def _changes(
-        self, operations: Iterable[Operation], schema: VisibleSchema
-    ) -> frozenset[str] | None:
-        """The tables that operations may change; None = any."""
-        found: set[str] = set()
-        for operation in operations:
-            try:
-                statement = self._executor.statement(operation.query, schema)
-            except TenancyError:
-                continue  # It will be refused, or the batch will.
-            if statement.kind is StatementKind.READ:
-                continue
-            if statement.changes is None:
-                return None
-            found |= statement.changes
-        return frozenset(found)
+    def hold(self, pinned: Mapping[TenantNo, str]) -> None:
+        """Let these tenants' results go last, and note what they ask for."""
+        self.hot.pin(pinned)
+        self._kept.pinned = frozenset(pinned)
 
-    @asynccontextmanager
-    async def _announced(
-        self,
-        route: Route,
-        cache: TenantCache,
-        changes: frozenset[str] | None,
-        schema: VisibleSchema,
-    ) -> AsyncIterator[list[QueryResult | TenancyError]]:
-        """Count what the block writes; it puts outcomes of a batch into the list."""
-        outcomes: list[QueryResult | TenancyError] = []
-        nonce = cache.nonce
-        if nonce is None:
-            self._switch.begin_later(route.tenant)
-        if nonce is None or (changes is not None and not changes) or self._switch.has_ended(nonce):
-            yield outcomes
-            return
-        tables = self._tables(changes, cache, schema)
-        if not await self._begin(nonce, tables):
-            try:
-                await self._switch.end(route.tenant, nonce)
-            except OutcomeUnknownError as error:
-                # That is about the catalog; the operation was not sent.
-                refusal = ServerUnavailableError(
-                    "the catalog does not answer; nothing was done; try again", error.sqlstate
-                )
-                self._executor.turned_away(route, refusal)
-                raise refusal from None
-            yield outcomes
-            return
-        ended = False
-        try:
-            yield outcomes
-            ended = not any(isinstance(item, OutcomeUnknownError) for item in outcomes)
-        except PlacementChangedError:
-            ended = True
-            if not cache.serving:
-                # Who began the period may have died before PostgreSQL knew of it.
-                self._switch.begin_later(route.tenant)
-            raise
-        except TenancyError as error:
-            ended = not isinstance(error, OutcomeUnknownError)
-            raise
-        finally:
-            if ended:
-                self._store.end(nonce, tables)
-            else:
-                self.statistics.unknown += 1
-
-    def _tables(
-        self, changes: frozenset[str] | None, cache: TenantCache, schema: VisibleSchema
-    ) -> tuple[str, ...]:
-        """What to count: the tables, or all when what this process knows is not of this period."""
-        if (
-            changes is None
-            or len(changes) > FIELDS_MAX
-            or self._version_of(schema) != cache.version
-        ):
-            return (ALL,)
-        return tuple(sorted(changes))
-
-    async def _begin(self, nonce: str, tables: Sequence[str]) -> bool:
-        self.statistics.announced += 1
-        try:
-            counting = self._store.begin(nonce, tables)
-            try:
-                return bool(await asyncio.shield(counting))
-            except asyncio.CancelledError:
-                # Nothing was sent, so it ends as soon as it is known to have been counted. Never
-                # before: an end too many would hide a write that is under way.
-                counting.add_done_callback(lambda done: self._unbegin(done, nonce, tables))
-                raise
-        except NoAnswerError:
-            self.statistics.unanswered += 1
+    async def fill(self, route: Route, operation: Operation, schema: VisibleSchema) -> bool:
+        """Have the result of a read kept; False when it cannot be now. Raises as `execute`."""
+        statement = self._executor.statement(operation.query, schema)
+        if statement.kind is not StatementKind.READ:
             return False
+        question = self._question(route, _cache_of(route), statement, operation, schema, ahead=True)
+        if question is None:
+            return False
+        self.statistics.filled_ahead += 1
+        await self._answer(route, operation, schema, question)
+        return True
 
-    def _unbegin(self, counting: asyncio.Future[Any], nonce: str, tables: Sequence[str]) -> None:
-        if not counting.cancelled() and counting.exception() is None and counting.result():
-            self._store.end(nonce, tables)
+    async def recall(self, tenant_no: TenantNo) -> None:
+        """Learn what a pinned tenant asked for before this process began, or in another one."""
+        name = self.hot.pinned.get(tenant_no)
+        if name is not None and self._store.shares:
+            with suppress(NoAnswerError):
+                self.hot.learn(tenant_no, await self._store.recall(name))
+
+    async def remember(self, tenant_no: TenantNo, packed: bytes) -> bool:
+        """Let what a pinned tenant asks for be known after a restart; whether it is."""
+        name = self.hot.pinned.get(tenant_no)
+        if name is None or not self._store.shares:
+            return False
+        try:
+            await self._store.remember(name, packed)
+        except NoAnswerError:
+            return False
+        return True
 
     # Reads
 
@@ -345,8 +322,13 @@ class ResultCache:
         statement: Statement,
         operation: Operation,
         schema: VisibleSchema,
+        *,
+        ahead: bool = False,
     ) -> _Question | None:
-        """What to look for; None when the result may not be kept, or is not worth it."""
+        """What to look for; None when the result may not be kept, or is not worth it.
+
+        `ahead` says that the tenant itself does not ask for it.
+        """
         if not statement.repeatable or len(statement.tables) >= FIELDS_MAX:
             return None
         nonce = cache.nonce
@@ -360,6 +342,8 @@ class ResultCache:
         arguments = statement.bind(operation.params)
         if size_of(arguments) > _ARGUMENT_BYTES_MAX or names_the_clock(arguments):
             return None
+        if not ahead and route.tenant.tenant_no in self.hot:
+            self.hot.note(route.tenant.tenant_no, statement, arguments)
         text = repr(
             (nonce, route.tenant.tenant_no, route.placement.epoch, statement.text, arguments)
         )
@@ -554,6 +538,7 @@ class ResultCache:
         if self._loop.time() - self._cooled_at >= _COOL_DOWN_S:
             self._cooled_at = self._loop.time()
             self._kept.cool_down()
+            self.hot.cool_down()
 
 
 def _cache_of(route: Route) -> TenantCache:

@@ -5,12 +5,16 @@
 --   B state n field*n         a write of these tables begins: 1, or 0 when there is no such state
 --   E state n field*n         it has ended
 --   K slot lifetime_ms value  keep a result
+--   H key lifetime_ms value   remember what a pinned tenant asks for
+--   G key                     what it asks for ('' = not known)
+--   X key                     forget it
 --   O state                   a new state, with nothing counted
 --   D state                   no state any more
 -- A state is a hash with two counters of each table, `b` and `e` before its name.
 --
 -- Nothing of it is written to the append-only file or to replicas: what a restart would bring back is
--- never believed, and a sync of the disk for each write would cost as much as the write.
+-- never believed, and a sync of the disk for each write would cost as much as the write. What pinned
+-- tenants ask for is: it is to be there after a restart, and it changes seldom.
 if redis.replicate_commands then redis.replicate_commands() end
 redis.set_repl(redis.REPL_NONE)
 
@@ -53,6 +57,12 @@ local function look()
     return answer
 end
 
+local function lasting(...)
+    redis.set_repl(redis.REPL_ALL)
+    redis.call(...)
+    redis.set_repl(redis.REPL_NONE)
+end
+
 while at <= #ARGV do
     local what, answer = take(), 1
     if what == 'L' then
@@ -64,6 +74,13 @@ while at <= #ARGV do
     elseif what == 'K' then
         local slot, lifetime_ms, value = take(), take(), take()
         redis.call('SET', slot, value, 'PX', lifetime_ms)
+    elseif what == 'H' then
+        local key, lifetime_ms, value = take(), take(), take()
+        lasting('SET', key, value, 'PX', lifetime_ms)
+    elseif what == 'G' then
+        answer = redis.call('GET', take()) or ''
+    elseif what == 'X' then
+        lasting('DEL', take())
     elseif what == 'O' then
         local state = take()
         redis.call('HSET', state, 'opened', '1')

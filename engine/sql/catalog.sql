@@ -320,6 +320,8 @@ create table catalog.result_cache (
     version     int not null default 0 check (version >= 0),
     serving     boolean not null default false,
     changed_at  timestamptz not null default clock_timestamp(),
+    -- Pinned tenants (pinned_tenants.py): the name under which processes share what they ask for.
+    pinned      text unique,
     check (nonce is not null or not serving)
 );
 create index on catalog.result_cache (changed_at);

@@ -47,6 +47,30 @@ update catalog.result_cache set serving = true, changed_at = clock_timestamp()
 where tenant_no = $1 and nonce = $2 and not serving
 returning tenant_no;
 
+-- name: pin
+-- $1 = tenant, $2 = a name for what it asks for, $3 = how many may be pinned. No row: it is one too many,
+-- or its results are not kept.
+update catalog.result_cache set pinned = coalesce(pinned, $2)
+where tenant_no = $1
+  and (pinned is not null
+       or (select count(*) from catalog.result_cache where pinned is not null) < $3)
+returning pinned;
+
+-- name: unpin
+-- The name that was in force.
+update catalog.result_cache c set pinned = null
+from (select tenant_no, pinned from catalog.result_cache where tenant_no = $1 for update) before
+where c.tenant_no = before.tenant_no
+returning before.pinned;
+
+-- name: pinned
+-- $1 = how many at most.
+select t.tenant_id, c.tenant_no, c.pinned
+from catalog.result_cache c join catalog.tenant t on t.tenant_no = c.tenant_no
+where c.pinned is not null
+order by c.tenant_no
+limit $1;
+
 -- name: try_keep_migrations_out
 -- Shared, so that any number of periods can begin at the same time; goes with the session.
 select pg_try_advisory_lock_shared(8387227038471684983);

@@ -25,7 +25,7 @@ from tenancy.data_isolation.core.errors import ConstraintError
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.engine.result_cache import ResultCache
+from tenancy.data_isolation.engine.announced_writes import AnnouncedWrites
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
@@ -208,7 +208,7 @@ CASCADE = [
 
 def says_nothing(patch: pytest.MonkeyPatch, stage: Stage) -> None:
     """Writes are not announced."""
-    patch.setattr(ResultCache, "_tables", lambda *_: ("nothing",))
+    patch.setattr(AnnouncedWrites, "_tables", lambda *_: ("nothing",))
 
 
 def tells_too_late(patch: pytest.MonkeyPatch, stage: Stage) -> None:
@@ -216,7 +216,7 @@ def tells_too_late(patch: pytest.MonkeyPatch, stage: Stage) -> None:
     late: list[tuple[str, Any]] = []
     end = CacheStore.end
 
-    async def begin(self: ResultCache, nonce: str, tables: Any) -> bool:
+    async def begin(self: AnnouncedWrites, nonce: str, tables: Any) -> bool:
         for announced in late:
             await self._store.begin(*announced)
             end(self._store, *announced)
@@ -224,20 +224,20 @@ def tells_too_late(patch: pytest.MonkeyPatch, stage: Stage) -> None:
         await ask(stage.engines[0], "acme", REGISTER)
         return True
 
-    patch.setattr(ResultCache, "_begin", begin)
+    patch.setattr(AnnouncedWrites, "_begin", begin)
     patch.setattr(CacheStore, "end", lambda *_: None)
 
 
 def forgets_foreign_keys(patch: pytest.MonkeyPatch, stage: Stage) -> None:
     """Only the tables that a statement names count as changed."""
-    tables = ResultCache._tables
+    tables = AnnouncedWrites._tables
 
-    def named(self: ResultCache, changes: Any, *others: Any) -> Any:
+    def named(self: AnnouncedWrites, changes: Any, *others: Any) -> Any:
         if changes == frozenset({"plans", "users"}):
             changes = frozenset({"plans"})
         return tables(self, changes, *others)
 
-    patch.setattr(ResultCache, "_tables", named)
+    patch.setattr(AnnouncedWrites, "_tables", named)
 
 
 @pytest.mark.parametrize("broken", [says_nothing, forgets_foreign_keys])
