@@ -73,6 +73,7 @@ class _Everybody:
 @dataclass(slots=True)
 class _Pinned:
     tenant_id: TenantId
+    name: str
     #: The period whose results are there, and what was remembered last.
     filled: str | None = None
     remembered: bytes = b""
@@ -125,45 +126,58 @@ class PinnedTenants:
             await asyncio.wait([self._looking])
 
     async def _work(self) -> None:
+        most_s = self._settings.pinned_refresh_s
+        least_s = min(self._settings.placement_refresh_ms / 1_000, most_s)
+        pause_s = least_s
         while True:
             self._soon.clear()
+            ready = False
             try:
-                await self.look()
+                ready = await self.look()
             except TenancyError as error:
                 _log.info("pinned tenants are not looked after now: %s", error)
             except Exception:
                 # The programmer's error: pinned tenants are served as all others.
                 _log.exception("pinned tenants could not be looked after")
+            # A period that has just begun, or a way that was just learned, wants a moment.
+            pause_s = most_s if ready else min(2 * pause_s, most_s)
             try:
-                async with asyncio.timeout(self._settings.pinned_refresh_s):
+                async with asyncio.timeout(pause_s):
                     await self._soon.wait()
             except TimeoutError:
-                continue
+                pass
+            if ready:
+                pause_s = least_s
 
-    async def look(self) -> None:
-        """Have those ready that this process represents, once."""
+    async def look(self) -> bool:
+        """Have those ready that this process represents, once; whether they are."""
         async with self._turn:
-            await self._look()
+            return await self._look()
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
         ours: dict[TenantNo, str] = {}
         for number, (tenant_id, name) in (await self._asked()).items():
             if await self._is_ours(tenant_id):
                 ours[number] = name
-                self._ours.setdefault(number, _Pinned(tenant_id))
+                known = self._ours.get(number)
+                if known is None or known.name != name:
+                    self._ours[number] = _Pinned(tenant_id, name)
         for number in self._ours.keys() - ours.keys():
             self._holder.let_go(self._ours.pop(number).tenant_id)
         if self._results.hot.pinned != ours:
             self._results.hold(ours)
+        ready = True
         for number, pinned in list(self._ours.items()):
             try:
-                await self._ready(number, pinned)
+                ready &= await self._ready(number, pinned)
                 pinned.trouble = ""
             except TenancyError as error:
                 # Suspended, moving, no session: it is looked at again.
+                ready = False
                 if pinned.trouble != error.slug:
                     pinned.trouble = error.slug
                     _log.info("pinned tenant %s is not ready: %s", pinned.tenant_id, error)
+        return ready
 
     async def _asked(self) -> Mapping[TenantNo, tuple[TenantId, str]]:
         most = self._settings.pinned_tenants_max
@@ -178,24 +192,28 @@ class PinnedTenants:
         except TenancyError:
             return False  # Erased meanwhile.
 
-    async def _ready(self, number: TenantNo, pinned: _Pinned) -> None:
-        """Have one tenant ready."""
+    async def _ready(self, number: TenantNo, pinned: _Pinned) -> bool:
+        """Have one tenant ready; whether it is."""
         results = self._results
         if not pinned.recalled:
-            await results.recall(number)
-            pinned.recalled = True
+            pinned.recalled = await results.recall(number)
         await self._holder.hold(pinned.tenant_id)
         route = await self._routes.route(pinned.tenant_id)
         await self._bind(route)
         cache = route.tenant.cache
         if cache is not None and not cache.serving:
             results.begin_later(route.tenant)
-        elif cache is not None and pinned.filled != cache.nonce:
-            if await self._fill(route):
-                pinned.filled = cache.nonce
+        elif cache is not None and pinned.filled != cache.nonce and await self._fill(route):
+            pinned.filled = cache.nonce
         packed = results.hot.packed(number)
-        if packed != pinned.remembered and await results.remember(number, packed):
+        if (
+            pinned.recalled
+            and packed != pinned.remembered
+            and results.hot.top(number)
+            and await results.remember(number, packed)
+        ):
             pinned.remembered = packed
+        return cache is not None and cache.serving and pinned.filled == cache.nonce
 
     async def _bind(self, route: Route) -> None:
         """Have sessions that are bound to the tenant and know its statements."""

@@ -25,7 +25,6 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Final
@@ -295,12 +294,18 @@ class ResultCache:
         await self._answer(route, operation, schema, question)
         return True
 
-    async def recall(self, tenant_no: TenantNo) -> None:
-        """Learn what a pinned tenant asked for before this process began, or in another one."""
+    async def recall(self, tenant_no: TenantNo) -> bool:
+        """Learn what a pinned tenant asked for before this process began, or in another one.
+
+        False when that may be known later.
+        """
         name = self.hot.pinned.get(tenant_no)
         if name is not None and self._store.shares:
-            with suppress(NoAnswerError):
+            try:
                 self.hot.learn(tenant_no, await self._store.recall(name))
+            except NoAnswerError:
+                return False
+        return True
 
     async def remember(self, tenant_no: TenantNo, packed: bytes) -> bool:
         """Let what a pinned tenant asks for be known after a restart; whether it is."""

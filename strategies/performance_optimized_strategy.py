@@ -195,7 +195,7 @@ class PerformanceOptimizedStrategy(PlacementStrategy):
         return {**result, "isolation_level": str(placement_of(tenant).level)}
 
     async def metrics(self) -> dict[str, Any]:
-        """As every strategy's, with what keeping results came to under `cache`, and who is pinned."""
+        """As every strategy's, with what keeping results came to (`cache`), and who is pinned."""
         found = await super().metrics()
         found["isolation_level"] = str(self.config.isolation_level)
         pinned = await self.pinned() if isinstance(self._lease.gateway, TenantPinning) else []

@@ -69,7 +69,7 @@ async def test_after_a_start_a_pinned_tenant_is_ready(install, own_redis, level)
         tenant = await engine.tenant("acme")
 
     async with caching(install, own_redis, **CALM) as engine:
-        await engine.results.pins.look()
+        await filled(engine, "acme")
         assert engine.results.statistics.filled_ahead == 2
         before = await logins(install, tenant.placement.role)
         assert before
@@ -163,9 +163,7 @@ async def test_where_nothing_may_be_shared_nothing_is_remembered(install, own_re
 
 
 async def test_a_pinned_tenant_is_not_passivated(install, own_redis: OwnRedis):
-    _, path = actor_file(
-        install, redis_url=own_redis.url, tenant_idle_s=0.001, **SETTINGS, **CALM
-    )
+    _, path = actor_file(install, redis_url=own_redis.url, tenant_idle_s=0.001, **SETTINGS, **CALM)
     async with caching(install, own_redis) as engine:
         for name in ("acme", "globex"):
             await make_tenant(engine, name)

@@ -23,9 +23,9 @@ from support.install import Install
 
 from tenancy.data_isolation.core.errors import ConstraintError
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
+from tenancy.data_isolation.engine.announced_writes import AnnouncedWrites
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.engine.announced_writes import AnnouncedWrites
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
 

@@ -84,7 +84,7 @@ def test_another_process_learns_them(guard, hot):
 
 
 @pytest.mark.parametrize(
-    "packed", [b"", b"no json", b"[1]", b'[["select 1"]]', b'[[1, []]]', b'["ab"]', b"\xff", b"{}"]
+    "packed", [b"", b"no json", b"[1]", b'[["select 1"]]', b"[[1, []]]", b'["ab"]', b"\xff", b"{}"]
 )
 def test_what_cannot_be_read_is_passed_over(hot, packed):
     hot.learn(ACME, packed)
