@@ -1,4 +1,4 @@
-"""Limits of results that are kept, and of what is done ahead for tenants that are used the most."""
+"""Limits of what is done for speed: results that are kept, pinned tenants, advice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheSettings:
+class PerformanceSettings:
     """A part of `settings.Settings`."""
 
     #: Results that are kept (`PerformanceOptimizedStrategy`): memory of one process for all tenants
@@ -39,3 +39,10 @@ class CacheSettings:
     pinned_refresh_s: float = 5.0
     #: For how long what they ask for is remembered in Redis, for the time after a restart.
     pinned_statements_kept_s: float = 604_800.0
+
+    #: Kinds of statement that the embedded PostgreSQL counts (pg_stat_statements), for advice about
+    #: indexes; 0 = it does not load the library.
+    statement_statistics_max: int = 0
+    #: Calls of a statement, and blocks of 8 KiB that each touches, before an index is advised.
+    advice_calls_min: int = 10
+    advice_call_blocks_min: int = 64

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from tenancy.data_isolation.core.bounds import bounds
-from tenancy.data_isolation.core.cache_settings import CacheSettings
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.performance_settings import PerformanceSettings
 from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable, variable_of
 from tenancy.data_isolation.core.setting_values import parsed
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
@@ -74,7 +74,7 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings(CacheSettings):
+class Settings(PerformanceSettings):
     """The runtime's settings, with their defaults."""
 
     #: Directory of all state: data of embedded servers, keys, logs, pid files.

@@ -114,6 +114,11 @@ class TableShapes:
             self._looking.add_done_callback(self._looked)
         return await asyncio.shield(self._looking)
 
+    async def reference(self) -> tuple[VisibleSchema, SchemaSnapshot]:
+        """The newest version as tenants see it, and as it is, read anew."""
+        _, snapshot = await self._read()
+        return _shape(snapshot), snapshot
+
     async def close(self) -> None:
         """Stop looking."""
         if self._looking is not None:
@@ -125,6 +130,12 @@ class TableShapes:
         number = await self._catalog.newest_migration()
         if self._versions and self._versions[0][0] == number:
             return False
+        version, snapshot = await self._read()
+        self._versions.insert(0, (version, _shape(snapshot)))
+        del self._versions[_VERSIONS_MAX:]
+        return True
+
+    async def _read(self) -> tuple[int, SchemaSnapshot]:
         server = ServerName(self._admin.servers[0].name)
         reference = Namespace(
             server=server,
@@ -136,11 +147,7 @@ class TableShapes:
             schema = NamespaceSchema(
                 connection, reference, settings=self._settings, keys=self._keys
             )
-            version = await schema.version() or 0
-            shape = _shape(await schema.snapshot())
-        self._versions.insert(0, (version, shape))
-        del self._versions[_VERSIONS_MAX:]
-        return True
+            return await schema.version() or 0, await schema.snapshot()
 
     def _looked(self, task: asyncio.Task[bool]) -> None:
         self._looking = None
