@@ -96,6 +96,21 @@ async def test_it_serves_while_redis_does_not_answer(engine, own_redis):
     await strategy.cleanup()
 
 
+async def test_tenants_made_in_a_batch_for_a_workload_of_reads(make_api, own_redis):
+    api = await make_api(redis_url=own_redis.url, **SETTINGS)
+    read_mostly = {"workload": "read_mostly"}
+    wanted = [
+        {"tenant_id": "acme", "metadata": read_mostly},
+        {"tenant_id": "globex", "metadata": read_mostly, "isolation_level": "schema"},
+        {"tenant_id": "plain"},
+    ]
+    for _ in range(2):
+        made = await api.admin.post("/v1/tenant-batches", json={"tenants": wanted})
+        assert made.is_success, made.text
+        for name, is_kept in (("acme", True), ("globex", True), ("plain", False)):
+            assert ((await api.engine.tenant(name)).cache is not None) is is_kept, name
+
+
 async def test_a_tenant_made_over_http_for_a_workload_of_reads(make_api, own_redis):
     api = await make_api(redis_url=own_redis.url, **SETTINGS)
     body = {"tenant_id": "acme", "metadata": {"workload": "read_mostly"}}

@@ -10,8 +10,11 @@ import pytest
 from support.caching import SETTINGS, OwnRedis, again, caching, kept, settled
 from support.engines import TABLES, ask, make_tenant
 
+from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import (
+    ParameterError,
     PlacementChangedError,
+    StatementError,
     TenantNotFoundError,
     TenantSuspendedError,
     UnavailableError,
@@ -21,6 +24,7 @@ from tenancy.data_isolation.core.move import MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.measured_windows import UNREAD, MeasuredWindows
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
@@ -65,6 +69,27 @@ async def test_a_result_is_given_again_until_its_tables_are_written(
         await how(engine, PLANS)
         await ask(engine, "acme", "insert into users (id, email) values (10, 'y')")
         assert await how(engine, PLANS) == "hits_memory"
+
+
+async def test_what_is_given_again_is_measured_as_a_hit(install, own_redis):
+    async with caching(install, own_redis) as engine:
+        await make_tenant(engine)
+        await kept(engine)
+        windows = MeasuredWindows(engine.settings, SystemClock())
+        engine.observe(windows, None)
+        for _ in range(4):
+            assert await rows(engine, COUNT) == [[3]]
+        await asyncio.gather(*(rows(engine, PLANS) for _ in range(5)))
+        with pytest.raises(StatementError):
+            await rows(engine, "select nothing from nowhere")
+        with pytest.raises(ParameterError):
+            await rows(engine, "select id from users where id = $1")
+        counted = {}
+        for tenant, cell in windows.cut().cells():
+            assert tenant.tenant_id == "acme"
+            found = (cell.operations, cell.cache_hits, cell.rows, cell.refused)
+            counted[cell.fingerprint if not cell.tables else cell.tables[0]] = found
+        assert counted == {"users": (4, 3, 4, 0), "plans": (5, 4, 0, 0), UNREAD: (2, 0, 0, 2)}
 
 
 async def test_nobody_is_cached_who_did_not_ask_for_it(install, own_redis):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.caching import OwnRedis, caching, kept, settled
-from support.engines import TABLES, ask, make_tenant
+from support.engines import TABLES, ask, known_as_quick, make_tenant
 from support.install import Install
 
 from tenancy.data_isolation.core.errors import ConstraintError
@@ -26,10 +26,13 @@ from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryRe
 from tenancy.data_isolation.engine.announced_writes import AnnouncedWrites
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.flight import Flights
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
 TENANTS = {"acme": IsolationLevel.ROW, "globex": IsolationLevel.SCHEMA}
+#: Keeps no results, and asks the same, so that its reads share transactions with those of acme.
+PLAIN = "initech"
 READS = (
     "select count(*), sum(plan) from users",
     "select id, email, plan from users where id < 3 order by id",
@@ -117,49 +120,76 @@ class Stage:
             ("insert into users values (1, 'r', 1) on conflict (id) do update set plan = 1",),
         ):
             await ask(self.engines[0], "acme", text, *params)
-        begun, known, wrong = 1, 1, []
-        over = asyncio.Event()
-
-        async def look(engine: Engine) -> None:
-            nonlocal known
-            least = known
-            (found,) = (await ask(engine, "acme", REGISTER)).rows[0]
-            if not least <= found <= begun:
-                wrong.append(f"{found} is not from {least} to {begun}")
-            known = max(known, found)
-
-        async def read(engine: Engine) -> None:
-            while not over.is_set():
-                await look(engine)
-
-        async def write() -> None:
-            nonlocal begun, known
-            for value in range(2, writes + 1):
-                begun = value
-                engine = self.engines[value % 2]
-                await ask(engine, "acme", "update users set plan = $1 where id = 1", value)
-                known = max(known, value)
-                # So that something is given again before the next one.
-                await look(engine)
-                await look(engine)
-            over.set()
-
+        register = _Register(self.engines)
         async with asyncio.TaskGroup() as group:
-            group.create_task(write())
-            for engine in self.engines * 2:
-                group.create_task(read(engine))
-        return wrong
+            group.create_task(register.write(writes))
+            for engine in self.engines:
+                group.create_task(register.look_ahead(engine))
+                for _ in range(2):
+                    group.create_task(register.read(engine))
+                for _ in range(8):
+                    group.create_task(register.read_beside(engine))
+        return register.wrong
+
+
+@dataclass(slots=True)
+class _Register:
+    """A row that only grows: what was begun to be written, and what is known to be there."""
+
+    engines: tuple[Engine, Engine]
+    begun: int = 1
+    known: int = 1
+    wrong: list[str] = field(default_factory=list)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def look(self, engine: Engine) -> None:
+        least = self.known
+        (found,) = (await ask(engine, "acme", REGISTER)).rows[0]
+        if not least <= found <= self.begun:
+            self.wrong.append(f"{found} is not from {least} to {self.begun}")
+        self.known = max(self.known, found)
+
+    async def read(self, engine: Engine) -> None:
+        while not self.over.is_set():
+            await self.look(engine)
+
+    async def read_beside(self, engine: Engine) -> None:
+        while not self.over.is_set():
+            await ask(engine, PLAIN, REGISTER)
+
+    async def look_ahead(self, engine: Engine) -> None:
+        """As for pinned tenants: what is read ahead is read as all else."""
+        while not self.over.is_set():
+            await engine.results.pins.look()
+            for pinned in engine.results.pins._ours.values():
+                pinned.filled = None
+
+    async def write(self, writes: int) -> None:
+        for value in range(2, writes + 1):
+            self.begun = value
+            engine = self.engines[value % 2]
+            await ask(engine, "acme", "update users set plan = $1 where id = 1", value)
+            self.known = max(self.known, value)
+            # So that something is given again before the next one.
+            await self.look(engine)
+            await self.look(engine)
+        self.over.set()
 
 
 @asynccontextmanager
 async def staged(install: Install, redis: OwnRedis) -> AsyncIterator[Stage]:
     async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(caching(install, redis))
-        two = await stack.enter_async_context(caching(install, redis))
+        calm = {"pinned_refresh_s": 3_600.0}
+        one = await stack.enter_async_context(caching(install, redis, **calm))
+        two = await stack.enter_async_context(caching(install, redis, **calm))
         for tenant, level in TENANTS.items():
             await make_tenant(one, tenant, level)
             await kept(one, tenant)
             await settled(two, tenant)
+        await make_tenant(one, PLAIN)
+        await one.pin_tenant("acme", True)
+        for engine in (one, two):
+            await engine.results.pins.look()
         yield Stage(engines=(one, two))
 
 
@@ -183,8 +213,32 @@ def played_on(stage: Stage, loop: asyncio.AbstractEventLoop, examples: int) -> N
     play()
 
 
+def mixed_flights(stage: Stage) -> list[int]:
+    """Gets the number of tenants of each flight of several from now on."""
+    found: list[int] = []
+
+    def noted(flights: Flights) -> Any:
+        fly = flights.fly
+
+        async def noted_fly(connection: Any, tickets: list[Any]) -> None:
+            tenants = len({ticket.tenant_no for ticket in tickets})
+            if tenants > 1:
+                found.append(tenants)
+            await fly(connection, tickets)
+
+        return noted_fly
+
+    for engine in stage.engines:
+        flights = engine._executor.flights
+        flights.fly = noted(flights)
+    return found
+
+
 async def test_answers_are_those_of_postgresql(install, own_redis):
     async with staged(install, own_redis) as stage:
+        for engine in stage.engines:
+            await known_as_quick(engine, PLAIN, REGISTER)
+        mixed = mixed_flights(stage)
         await asyncio.to_thread(played_on, stage, asyncio.get_running_loop(), 6)
         await stage.play(CASCADE, 0)
         assert stage.differences == []
@@ -194,6 +248,8 @@ async def test_answers_are_those_of_postgresql(install, own_redis):
             assert found.hits_memory > 20, found
             assert found.stale_avoided > 20, found
             assert found.unanswered == 0, found
+            assert found.filled_ahead > 0, found
+        assert mixed
 
 
 # Caches that are broken on purpose
