@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tenancy.data_isolation.core.errors import TenancyError
-from tenancy.data_isolation.core.identifiers import TenantId, TenantNo
+from tenancy.data_isolation.core.identifiers import Epoch, TenantId, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import Tenant
 from tenancy.data_isolation.engine.catalog import Catalog
@@ -74,8 +74,8 @@ class _Everybody:
 class _Pinned:
     tenant_id: TenantId
     name: str
-    #: The period whose results are there, and what was remembered last.
-    filled: str | None = None
+    #: The period and the epoch whose results are there, and what was remembered last.
+    filled: tuple[str | None, Epoch] | None = None
     remembered: bytes = b""
     recalled: bool = False
     #: The last thing that was in the way, so that it is told once.
@@ -201,10 +201,16 @@ class PinnedTenants:
         route = await self._routes.route(pinned.tenant_id)
         await self._bind(route)
         cache = route.tenant.cache
-        if cache is not None and not cache.serving:
+        if cache is None:
+            # What this process knows is older than the pin.
+            self._routes.forget(pinned.tenant_id)
+            return False
+        # A move goes on in the same period, and its results are those of another place.
+        period = (cache.nonce, route.placement.epoch)
+        if not cache.serving:
             results.begin_later(route.tenant)
-        elif cache is not None and pinned.filled != cache.nonce and await self._fill(route):
-            pinned.filled = cache.nonce
+        elif pinned.filled != period and await self._fill(route):
+            pinned.filled = period
         packed = results.hot.packed(number)
         if (
             pinned.recalled
@@ -213,7 +219,7 @@ class PinnedTenants:
             and await results.remember(number, packed)
         ):
             pinned.remembered = packed
-        return cache is not None and cache.serving and pinned.filled == cache.nonce
+        return cache.serving and pinned.filled == period
 
     async def _bind(self, route: Route) -> None:
         """Have sessions that are bound to the tenant and know its statements."""

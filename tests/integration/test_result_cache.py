@@ -403,6 +403,7 @@ async def test_a_tenant_that_is_moved_takes_its_switch_along(install, own_redis)
         await make_tenant(engine)
         await kept(engine)
         await settled(other)
+        await other.pin_tenant("acme", True)
         assert await rows(other, COUNT) == [[3]]
         engine.moves.work()
         move = await engine.moves.start("acme", MoveTarget(level=IsolationLevel.SCHEMA))
@@ -413,6 +414,9 @@ async def test_a_tenant_that_is_moved_takes_its_switch_along(install, own_redis)
             assert await rows(other, COUNT) == [[number]]
         assert (await engine.moves.move(move.move_id)).state == "open"
         await settled(other)
+        # It is pinned, so that this was read ahead at the new place.
+        while not other.results.statistics.filled_ahead:
+            assert await other.results.pins.look() is not None
         await rows(other, COUNT)
         assert await how(other, COUNT) == "hits_memory"
         await ask(engine, "acme", "insert into users (id, email) values (0, 'z')")
