@@ -556,9 +556,10 @@ class EngineConfig:
 
 def variables(settings: Settings) -> dict[str, Any]:
     """Every `TENANCY_*` variable, and what it is in `settings`."""
+    inherited = {item.name for item in dataclasses.fields(PerformanceSettings)}
     found = {
         variable_of(item.name): getattr(settings, item.name)
-        for item in dataclasses.fields(settings)
+        for item in sorted(dataclasses.fields(settings), key=lambda one: one.name in inherited)
         if item.name != "tiers"
     }
     for kind in TenantType:
