@@ -32,7 +32,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 .PHONY: install check format test unit attacks attacks-15 attack-report integration \
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
-	oracles-15 bench-binding bench-guard bench-moves bench-peers bench-http soak guide scaling \
+	oracles-15 bench-binding bench-cache bench-guard bench-moves bench-peers bench-http soak guide scaling \
 	bench-density bench-overload bench-fleet loadtest loadtest-client bench-measured
 
 install: $(STAMP)
@@ -181,6 +181,10 @@ bench-binding: $(STAMP)
 # What the guard costs: a statement that it knows, and one that it reads for the first time.
 bench-guard: $(STAMP)
 	$(BIN)/python loadtests/guard_cost.py
+
+# What keeping results of a tenant saves, and what it costs: a minute or two.
+bench-cache: $(STAMP)
+	$(BIN)/python loadtests/result_cache.py
 
 # What measuring adds to an operation, with it and without it in turn: about three minutes.
 bench-measured: $(STAMP)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -186,6 +187,32 @@ class ActorGateway:
             tenant_id, "tenant_size", tenant_id, rows_max=rows_max
         )
         return size
+
+    async def keep_results(self, tenant_id: TenantId, wanted: bool) -> Tenant:
+        """Keep the tenant's results from now on, or do not."""
+        changed: Tenant = await self._control(tenant_id, "keep_results", tenant_id, wanted)
+        return changed
+
+    async def pin_tenant(self, tenant_id: TenantId, wanted: bool) -> None:
+        """Have the tenant ready in its actor before it asks, or do not."""
+        await self._control(tenant_id, "pin_tenant", tenant_id, wanted)
+
+    async def pinned_tenants(self) -> list[TenantId]:
+        """The tenants that are pinned."""
+        pinned: list[TenantId] = await self._control(None, "pinned_tenants")
+        return pinned
+
+    async def cache_statistics(self) -> Mapping[str, int]:
+        """What keeping results came to in the actors of this gateway's directory."""
+        names = self._directory.shared_names()
+        found = await asyncio.gather(
+            *(self._ask(name, "cache_statistics") for name in names), return_exceptions=True
+        )
+        total: Counter[str] = Counter()
+        for item in found:
+            if isinstance(item, Mapping):
+                total.update(item)
+        return total
 
     async def route(self, tenant_id: TenantId) -> ActorName:
         """The actor that represents the tenant, or `TenantNotFoundError`."""

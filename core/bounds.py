@@ -96,6 +96,12 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "server_start_timeout_s": Bounds(
         1e-3, INT4_MAX // 1_000, "PostgreSQL counts milliseconds in 4 bytes"
     ),
+    "cache_statement_min_us": Bounds(0, 1e9, "0 asks for every statement"),
+    "cache_result_bytes_max": Bounds(1_024, 1 << 30, "1 GiB"),
+    "statement_statistics_max": Bounds(0, INT4_MAX // 2, "0 = not counted; 100 at least"),
+    "pinned_tenants_max": Bounds(1, 1_000, "each is looked after all the time"),
+    "pinned_sessions": Bounds(1, 16, "each takes a connection to the server"),
+    "pinned_statements_max": Bounds(1, 256, "a session keeps as many prepared by default"),
     "provisioning_tenants_max": Bounds(1, 1_000, "each takes two of the server's locks"),
     "stream_piece_bytes": Bounds(1_024, 1 << 24, "a message each; 16 MiB"),
     "traces_sample_percent": Bounds(0, 100, "0 = what callers trace"),

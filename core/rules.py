@@ -59,6 +59,7 @@ class Workload(StrEnum):
     AUDIT = "audit"
     GLOBAL = "global"
     STREAMING = "streaming"
+    READ_MOSTLY = "read_mostly"
     DYNAMIC = "dynamic"
     UNKNOWN = "unknown"
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from tenancy.data_isolation.core.bounds import bounds, not_a_number
+from tenancy.data_isolation.core.bounds import bounds
 from tenancy.data_isolation.core.errors import SettingError
+from tenancy.data_isolation.core.performance_settings import PerformanceSettings
 from tenancy.data_isolation.core.setting_names import PREFIX, unknown_variable, variable_of
+from tenancy.data_isolation.core.setting_values import parsed
 from tenancy.data_isolation.core.tier_limits import LIMIT_VARIABLES, TierTable, limit_variable
 from tenancy.data_isolation.core.types import TenantType
 
@@ -72,7 +74,7 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
+class Settings(PerformanceSettings):
     """The runtime's settings, with their defaults."""
 
     #: Directory of all state: data of embedded servers, keys, logs, pid files.
@@ -496,7 +498,7 @@ class Settings:
             if variable in LIMIT_VARIABLES:
                 limits[variable] = text
             else:
-                values[names[variable]] = _parse(variable, text, hints[names[variable]])
+                values[names[variable]] = parsed(variable, text, hints[names[variable]])
         if limits:
             values["tiers"] = TierTable().changed(limits)
         return cls(**(values | overrides))
@@ -548,15 +550,19 @@ class EngineConfig:
         object.__setattr__(self, "servers", servers)
 
     def resolved_settings(self) -> Settings:
-        """`settings`, or those of the environment."""
-        return self.settings or Settings.from_env()
+        """`settings`, or those of the environment, with the Redis server that is given here."""
+        settings = self.settings or Settings.from_env()
+        if self.redis_url is None or self.redis_url == settings.redis_url:
+            return settings
+        return dataclasses.replace(settings, redis_url=self.redis_url)
 
 
 def variables(settings: Settings) -> dict[str, Any]:
     """Every `TENANCY_*` variable, and what it is in `settings`."""
+    inherited = {item.name for item in dataclasses.fields(PerformanceSettings)}
     found = {
         variable_of(item.name): getattr(settings, item.name)
-        for item in dataclasses.fields(settings)
+        for item in sorted(dataclasses.fields(settings), key=lambda one: one.name in inherited)
         if item.name != "tiers"
     }
     for kind in TenantType:
@@ -574,20 +580,6 @@ def secret_variables() -> frozenset[str]:
 def _absolute(path: Path) -> Path:
     """The path for processes with other working directories; `system` is no path but a word."""
     return path if str(path) == "system" else path.expanduser().absolute()
-
-
-def _parse(variable: str, text: str, kind: Any) -> Any:
-    """`text` as a value of the field's type."""
-    try:
-        if kind is int:
-            return int(text)
-        if kind is float:
-            return float(text)
-        if kind is Path or kind == Path | None:
-            return Path(text)
-    except ValueError:
-        raise not_a_number(variable, text) from None
-    return text
 
 
 def _check_key(key: str | None) -> None:

@@ -98,8 +98,25 @@ class Placement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TenantCache:
+    """That a tenant's results are kept, and how processes agree about it.
+
+    `nonce` names one period in which every write is announced before it can be committed; None
+    while there is none. `version` is the version of the tenant's tables in that period. `serving`
+    says that every write that was not announced has ended, so that results may be kept and given.
+    """
+
+    nonce: str | None = None
+    version: int = 0
+    serving: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tenant:
-    """A tenant as the catalog knows it. `placement` is None until the first one was chosen."""
+    """A tenant as the catalog knows it. `placement` is None until the first one was chosen.
+
+    `cache` is None unless results are to be kept for it.
+    """
 
     tenant_id: TenantId
     tenant_no: TenantNo
@@ -108,6 +125,7 @@ class Tenant:
     region: Region | None
     compliance: tuple[str, ...]
     placement: Placement | None
+    cache: TenantCache | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

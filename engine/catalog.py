@@ -48,6 +48,7 @@ from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Placement,
     Tenant,
+    TenantCache,
     TenantContext,
     TenantStatus,
     TenantType,
@@ -185,13 +186,18 @@ class Catalog:
 
     async def moved(
         self, since: datetime | None, limit: int
-    ) -> tuple[datetime, dict[TenantId, Epoch]]:
-        """The catalog's time, and tenants whose placement has changed since, with their epochs.
+    ) -> tuple[datetime, dict[TenantId, tuple[Epoch, str | None, bool]]]:
+        """The catalog's time, and tenants whose placement or cache has changed since.
 
-        Those of the last ten seconds are always among them, and at most `limit`.
+        Each with its epoch, the nonce of its cache and whether that serves. Those of the last ten
+        seconds are always among them, and at most `limit`.
         """
         rows = await self.pool.rows(_SQL.statement("moved"), since, limit)
-        moved = {TenantId(row["tenant_id"]): Epoch(row["epoch"]) for row in rows if row["epoch"]}
+        moved = {
+            TenantId(row["tenant_id"]): (Epoch(row["epoch"]), row["nonce"], bool(row["serving"]))
+            for row in rows
+            if row["epoch"]
+        }
         return rows[0]["now"], moved
 
     async def moving(self, limit: int) -> dict[TenantId, Placement | None]:
@@ -518,6 +524,17 @@ def tenant_of_row(row: asyncpg.Record) -> Tenant:
         region=_region(row["region"]),
         compliance=tuple(row["compliance"]),
         placement=placement,
+        cache=_cache(row),
+    )
+
+
+def _cache(row: asyncpg.Record) -> TenantCache | None:
+    """Whether results are kept, where the row tells of it."""
+    serving = row.get("cache_serving")
+    if serving is None:
+        return None
+    return TenantCache(
+        nonce=row["cache_nonce"], version=row["cache_version"], serving=bool(serving)
     )
 
 

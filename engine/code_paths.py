@@ -51,6 +51,16 @@ def relations_with_checks_that_run_code(snapshot: SchemaSnapshot) -> frozenset[s
     return frozenset(found)
 
 
+def tables_acted_on(snapshot: SchemaSnapshot) -> dict[str, tuple[str, ...]]:
+    """Tables whose rows an action of a foreign key changes, by the table that it points to."""
+    found: dict[str, set[str]] = {}
+    for constraint in snapshot.constraints:
+        acts = {constraint.on_update, constraint.on_delete} - _HARMLESS
+        if constraint.type == "f" and acts and constraint.target:
+            found.setdefault(constraint.target, set()).add(constraint.table)
+    return {name: tuple(sorted(tables)) for name, tables in found.items()}
+
+
 def _types_that_run_code(snapshot: SchemaSnapshot, marks: tuple[str, ...]) -> tuple[str, ...]:
     """Types that run functions, and types that are made of such."""
     found: set[str] = set()

@@ -52,6 +52,8 @@ _SOCKET_PATH_BYTES_MAX = 107
 #: Where the socket goes when the path of `TENANCY_HOME` is too long for one.
 _SHORT_DIRECTORY = Path("/tmp")  # noqa: S108 - only a directory of a random name is made in it
 _LOG_FILES_MAX = 8
+#: The least that PostgreSQL takes for pg_stat_statements.max.
+_STATISTICS_MIN = 100
 
 # What an administrator may tune with ALTER SYSTEM; it lies in a file.
 _DEFAULTS: Mapping[str, str] = {
@@ -194,6 +196,7 @@ class _Postgres:
         self.password_file = settings.home / "secrets" / "postgres_admin_password"
         self._state = state
         self._bin = settings.postgres_bin
+        self._statistics_max = settings.statement_statistics_max
         self._binaries: PostgresBinaries | None = None
         self._cluster = PostgresCluster(
             state, superuser=SUPERUSER, timeout_s=settings.server_start_timeout_s
@@ -236,7 +239,8 @@ class _Postgres:
         configuration = self._state.path / "postgresql.conf"
         # What initdb found out about the machine comes first.
         lines = [f"include '{_quoted(self._state.data / configuration.name)}'"]
-        lines += [f"{name} = '{value}'" for name, value in _DEFAULTS.items()]
+        defaults = {**_DEFAULTS, **self._statistics()}
+        lines += [f"{name} = '{value}'" for name, value in defaults.items()]
         with file_errors(configuration):
             replace_file(configuration, "\n".join(lines).encode() + b"\n", user)
         fixed = dict(_FIXED) | {
@@ -248,6 +252,18 @@ class _Postgres:
         options = [f"--{name}={value}" for name, value in fixed.items()]
         command: list[str | Path] = [self._binaries.postgres, "-D", self._state.data, *options]
         return Launch(command=command, socket_directory=sockets)
+
+    def _statistics(self) -> dict[str, str]:
+        """What has the server count what statements take (`index_advice`)."""
+        most = self._statistics_max
+        if not most:
+            return {}
+        return {
+            "shared_preload_libraries": "pg_stat_statements",
+            "pg_stat_statements.max": str(max(most, _STATISTICS_MIN)),
+            # Their texts are not freed of values (manual, F.32).
+            "pg_stat_statements.track_utility": "off",
+        }
 
     async def answers(self, record: ServerRecord) -> bool:
         """Whether the server is ready and knows our password."""

@@ -8,7 +8,6 @@ when opening fails half-way.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
@@ -25,7 +24,6 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_tenant_id
 from tenancy.data_isolation.core.proposal import OrchestrationMode
 from tenancy.data_isolation.core.rules import RuleBook, StrategyName
-from tenancy.data_isolation.core.servers_file import all_servers
 from tenancy.data_isolation.core.settings import EngineConfig, ServerConfig, Settings
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
@@ -41,8 +39,8 @@ from tenancy.data_isolation.engine.batch import Batches
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.bootstrap import Bootstrap, check_installation
 from tenancy.data_isolation.engine.catalog import Catalog
+from tenancy.data_isolation.engine.configured_servers import configured_servers
 from tenancy.data_isolation.engine.credentials import Credentials
-from tenancy.data_isolation.engine.embedded_postgres import EmbeddedPostgres
 from tenancy.data_isolation.engine.executor import Executor
 from tenancy.data_isolation.engine.fleet import Fleet
 from tenancy.data_isolation.engine.fleet_run import FleetProgress, FleetReport, translated
@@ -62,12 +60,11 @@ from tenancy.data_isolation.engine.outcomes import (
 )
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
-from tenancy.data_isolation.engine.polling import in_thread
 from tenancy.data_isolation.engine.proposals import Proposals
 from tenancy.data_isolation.engine.provisioner import Provisioner
+from tenancy.data_isolation.engine.result_cache import ResultCache
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.row_tenants import RowTenants
-from tenancy.data_isolation.engine.server_connection import check_transport
 from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
@@ -77,7 +74,6 @@ from tenancy.data_isolation.engine.warming import warm
 
 #: How far a tenant's rows are counted for the plan of a move.
 PLAN_ROWS_MAX: Final = 1_000_000_000
-_MIGRATION_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
 
 
 class Engine:
@@ -154,9 +150,23 @@ class Engine:
             hear=self._overheard.hear,
         )
         self._batches = Batches(settings=settings, executor=self._executor)
+        self.results = self._result_cache(admin)
         self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
+
+    def _result_cache(self, admin: AdminConnections) -> ResultCache:
+        """What runs the operations of tenants whose results are kept."""
+        return ResultCache(
+            settings=self.settings,
+            executor=self._executor,
+            batches=self._batches,
+            catalog=self.catalog,
+            admin=admin,
+            maker=self._maker,
+            routes=self._routes,
+            shapes=self.shapes,
+        )
 
     # From open to close
 
@@ -172,9 +182,10 @@ class Engine:
         settings.check_levels()
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
-            servers = await _servers(config, settings, stack)
+            servers = await configured_servers(config, settings, stack)
             await Bootstrap(settings=settings, master_key=key, servers=servers).run()
             engine = await cls._connected(settings, servers, key, stack)
+            engine.results.redis.owned = True
             await engine.databases.ensure_all()
             await engine.fleet.prepare()
             await engine.shapes.refresh()
@@ -195,7 +206,7 @@ class Engine:
             raise SetupError("there is no server to attach to; name one in EngineConfig.servers")
         async with AsyncExitStack() as stack:
             key = await master_key(settings)
-            servers = await _servers(config, settings, stack)
+            servers = await configured_servers(config, settings, stack)
             engine = await cls._connected(settings, servers, key, stack)
             if checked:
                 with translated(changing=False):
@@ -243,6 +254,7 @@ class Engine:
 
     async def _close_own(self) -> None:
         await self.loads.close()
+        await self.results.close()
         await self._routes.close()
         await self.moves.close()
         await self.shapes.close()
@@ -348,6 +360,7 @@ class Engine:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "suspended")
+        await self.results.let_go(tenant)
         suspended = await self._provisioner.suspend(tenant)
         await self._let_go(tenant)
         return suspended
@@ -363,9 +376,28 @@ class Engine:
         """Erase the tenant's data, then its name."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "deleted")
+        await self.results.unpin(tenant)
+        await self.results.let_go(tenant)
         await self._let_go(tenant)
         await self._provisioner.delete(tenant)
         await self._let_go(tenant)
+
+    async def keep_results(self, tenant_id: TenantId | str, wanted: bool) -> Tenant:
+        """Keep the tenant's results from now on, or do not: as `ResultCache.switch`."""
+        return await self.results.switch(await self.tenant(tenant_id), wanted)
+
+    async def pin_tenant(self, tenant_id: TenantId | str, wanted: bool) -> None:
+        """Have the tenant ready before it asks, or do not: as `PinnedTenants` has it."""
+        await (self.results.pin if wanted else self.results.unpin)(await self.tenant(tenant_id))
+        self.results.pins.start()
+
+    async def pinned_tenants(self) -> list[TenantId]:
+        """The tenants that are pinned."""
+        return await self.results.pins.pinned()
+
+    async def cache_statistics(self) -> Mapping[str, int]:
+        """What keeping results came to in this process."""
+        return self.results.document()
 
     async def activate(self, tenant_id: TenantId | str) -> Tenant:
         """The tenant, remembered from now on so that its operations do not ask the catalog.
@@ -413,12 +445,7 @@ class Engine:
         Raises `SchemaRefusedError`, `MigrationFailedError` and `MigrationConflictError`; what fails
         for single tenants is in the report.
         """
-        found = _MIGRATION_NAME.fullmatch(name)
-        if found is None:
-            raise InvalidInputError(
-                f"migration {name[:80]!r} is not valid: call it <number>_<name>, as in 0001_users"
-            )
-        await self.fleet.register([Migration(number=int(found[1]), name=found[2], sql=sql)])
+        await self.fleet.register([Migration.called(name, sql)])
         report = await self.fleet.apply(progress=progress)
         await self.shapes.refresh()
         return report
@@ -463,8 +490,9 @@ class Engine:
             if operation.idempotency_key is None:
                 # The usual case, without what is there for all the others.
                 self._executor.use(shapes.newest)
+                runner = self._executor if route.tenant.cache is None else self.results
                 try:
-                    return await self._executor.execute(route, operation, shapes.at(route.key))
+                    return await runner.execute(route, operation, shapes.at(route.key))
                 except TenancyError as error:
                     if not is_worth_another_look(error):
                         raise
@@ -500,9 +528,10 @@ class Engine:
 
         async def work(route: Route) -> list[QueryResult | TenancyError]:
             schema = self.shapes.at(route.key)
+            run = self._batches if route.tenant.cache is None else self.results
             if atomic:
-                return list(await self._batches.together(route, operations, schema))
-            outcomes = await self._batches.apart(route, operations, schema)
+                return list(await run.together(route, operations, schema))
+            outcomes = await run.apart(route, operations, schema)
             refused = [item for item in outcomes if is_refused_login(item)]
             if refused and not any(isinstance(item, QueryResult) for item in outcomes):
                 # No session was there: nothing was done, and the tenant may be elsewhere.
@@ -562,25 +591,8 @@ class Engine:
             raise
 
     async def _run(self, route: Route, operation: Operation, schema: VisibleSchema) -> QueryResult:
+        if route.tenant.cache is not None:
+            return await self.results.execute(route, operation, schema)
         if operation.idempotency_key is not None:
             return await self._batches.once(route, operation, schema)
         return await self._executor.execute(route, operation, schema)
-
-
-async def _servers(
-    config: EngineConfig, settings: Settings, stack: AsyncExitStack
-) -> tuple[ServerConfig, ...]:
-    """The configured servers, or the embedded one, started."""
-    given = tuple(server for server in config.servers if isinstance(server, ServerConfig))
-    named = settings.postgres_server() if not given else None
-    found = given
-    if named is not None:
-        found = await in_thread(all_servers, settings, named)
-    elif not given:
-        embedded = EmbeddedPostgres(settings)
-        stack.push_async_callback(embedded.stop)
-        handle = await embedded.start()
-        found = await in_thread(all_servers, settings, handle.server_config())
-    for server in found:
-        await check_transport(server)
-    return found

@@ -191,7 +191,7 @@ class Executor:
     def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""
         try:
-            statement = self._statement(operation.query, schema)
+            statement = self.statement(operation.query, schema)
             if route.watched:
                 self._hear(route.tenant.tenant_no, statement)
             params = operation.params
@@ -278,7 +278,7 @@ class Executor:
         """Let what is at work end for a while, then close all sessions. Can be called again."""
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
-    def _statement(self, text: str, schema: VisibleSchema) -> Statement:
+    def statement(self, text: str, schema: VisibleSchema) -> Statement:
         """The statement that the guard has read, or its refusal."""
         if schema is not self._texts_schema or type(text) is not str:
             return self._guard.check(text, schema=schema)

@@ -29,6 +29,11 @@ async def open_fences(connection: asyncpg.Connection, epochs: Mapping[TenantNo, 
     )
 
 
+async def raise_fence(connection: asyncpg.Connection, tenant_no: TenantNo, epoch: Epoch) -> None:
+    """Let only statements bound at `epoch` work here, if any work here at all."""
+    await connection.execute(_SQL.statement("raise_fence"), tenant_no, epoch)
+
+
 async def close_fence(connection: asyncpg.Connection, tenant_no: TenantNo, wait_ms: int) -> None:
     """Refuse every statement that starts from now on, and wait for those that are at work.
 

@@ -157,16 +157,24 @@ class Fleet:
                     total=len(behind),
                     progress=progress or (lambda _: None),
                 )
-                firsts = sorted(
-                    (record for record in behind if _comes_first(record)),
-                    key=lambda record: record.kind is not NamespaceKind.REFERENCE,
-                )
-                async with self._registry.template_busy(control):
-                    await run.bring(firsts, at_once=1)
-                if not run.failed:
-                    rest = [record for record in behind if not _comes_first(record)]
-                    await run.bring(rest, at_once=self._settings.migration_concurrency)
+                if behind:
+                    async with self._registry.caches_off(control):
+                        await self._bring(control, run, behind)
                 return run.report()
+
+    async def _bring(
+        self, control: asyncpg.Connection, run: FleetRun, behind: Sequence[NamespaceRecord]
+    ) -> None:
+        """Bring namespaces to the newest version, those first that others are made from."""
+        firsts = sorted(
+            (record for record in behind if _comes_first(record)),
+            key=lambda record: record.kind is not NamespaceKind.REFERENCE,
+        )
+        async with self._registry.template_busy(control):
+            await run.bring(firsts, at_once=1)
+        if not run.failed:
+            rest = [record for record in behind if not _comes_first(record)]
+            await run.bring(rest, at_once=self._settings.migration_concurrency)
 
     async def status(self) -> list[NamespaceStatus]:
         """Where every namespace stands, as the catalog has it."""

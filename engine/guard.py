@@ -35,6 +35,7 @@ from tenancy.data_isolation.engine.guard_rules import (
     check_parameters,
 )
 from tenancy.data_isolation.engine.placeholders import number_placeholders
+from tenancy.data_isolation.engine.repeatable import changed_tables, is_repeatable
 from tenancy.data_isolation.engine.rewriting import Rewriter
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.syntax_tree import (
@@ -142,6 +143,8 @@ class Guard:
             parameter_count=count,
             returns_rows=isinstance(node, pb.SelectStmt) or node.HasField("returning_clause"),
             plain=_is_plain(findings, rewriter.tables, schema),
+            repeatable=is_repeatable(node, findings, rewriter.tables, schema),
+            changes=changed_tables(findings, rewriter.tables, schema),
         )
 
     def _check_size(self, query: str) -> None:

@@ -65,6 +65,7 @@ STEPS: Final[Mapping[str, Sequence[Step]]] = {
         Step(5, _CATALOG_SQL, "catalog_5", _ADMIN),
         Step(6, _CATALOG_SQL, "catalog_6", _ADMIN),
         Step(7, _CATALOG_SQL, "catalog_7", _ADMIN),
+        Step(8, _CATALOG_SQL, "catalog_8", _ADMIN),
     ),
 }
 #: Takes rights from PUBLIC. Needs the owner of PostgreSQL's own functions: a superuser.

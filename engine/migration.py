@@ -29,6 +29,7 @@ from tenancy.data_isolation.engine.migration_rules import describe, is_data, rea
 from tenancy.data_isolation.engine.syntax_tree import Node, Token, Tree, parse, pb, scan, unwrap
 
 _FILE_NAME: Final = re.compile(r"([0-9]{1,9})_([A-Za-z0-9][A-Za-z0-9_-]{0,99})\.sql")
+_NUMBERED_NAME: Final = re.compile(r"([0-9]{1,9})[_-](.+)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _COMMENTS: Final = frozenset({pb.SQL_COMMENT, pb.C_COMMENT})
 _SHOWN_REFUSALS: Final = 20
@@ -50,6 +51,16 @@ class Migration:
             raise InvalidInputError(
                 f"migration {self.number}: the name may have 1 to 100 letters, digits, '_' and '-'"
             )
+
+    @classmethod
+    def called(cls, name: str, sql: str) -> Migration:
+        """The migration of that name, which begins with its number. Raises `InvalidInputError`."""
+        found = _NUMBERED_NAME.fullmatch(name)
+        if found is None:
+            raise InvalidInputError(
+                f"migration {name[:80]!r} is not valid: call it <number>_<name>, as in 0001_users"
+            )
+        return cls(number=int(found[1]), name=found[2], sql=sql)
 
     @property
     def checksum(self) -> bytes:

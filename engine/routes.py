@@ -246,11 +246,16 @@ class Routes:
             now, moved = await self._catalog.moved(self._asked_at, _MOVED_MAX)
             if len(moved) >= _MOVED_MAX:
                 self._known.clear()  # Too many to tell, so everybody is asked for anew.
-            for tenant_id, epoch in moved.items():
+            for tenant_id, (epoch, *cached) in moved.items():
                 route = self._known.get(tenant_id)
-                if route is not None and route.placement.epoch < epoch:
+                if route is None:
+                    continue
+                cache = route.tenant.cache
+                if route.placement.epoch < epoch:
                     del self._known[tenant_id]
                     self._left(route.placement)
+                elif [cache and cache.nonce, bool(cache and cache.serving)] != cached:
+                    del self._known[tenant_id]
             self._asked_at = now
             self._watch(moving.keys())
             self._unsure = len(moving) >= _MOVED_MAX

@@ -7,6 +7,7 @@ removed, so what was read once stays true.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import LiteralString
@@ -18,6 +19,7 @@ from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import MoveState
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
+from tenancy.data_isolation.engine.cache_periods import heard_s
 from tenancy.data_isolation.engine.layout import shared_database
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.schema_script import RegisteredMigration, Script
@@ -127,6 +129,16 @@ class SchemaRegistry:
     async def template_idle(self, control: asyncpg.Connection) -> AsyncIterator[None]:
         """Keep migrations out of template databases, so that they can be cloned."""
         async with self._locked(control, "template_shared"):
+            yield
+
+    @asynccontextmanager
+    async def caches_off(self, control: asyncpg.Connection) -> AsyncIterator[None]:
+        """Keep results of tenants from being kept; nobody gives any from now on."""
+        async with self._locked(control, "caches"):
+            async with as_keeper(control):
+                ended = await control.fetchval(_SQL.statement("end_cache_periods"))
+            if ended:
+                await asyncio.sleep(heard_s(self._settings))
             yield
 
     @asynccontextmanager

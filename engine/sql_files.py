@@ -26,7 +26,10 @@ from tenancy.data_isolation.engine.pinning import pinned
 #: are for connections whose search_path is pg_catalog, or for a login's own session. `fleet.sql`
 #: notes a migration in the transaction that works it out.
 PINNED_FILES: Final = frozenset(
-    {"fleet.sql", "move.sql", "namespace.sql", "overlay.sql", "provisioning.sql", "scoping.sql"}
+    {
+        *("fleet.sql", "move.sql", "namespace.sql", "overlay.sql", "provisioning.sql"),
+        *("result_cache.sql", "scoping.sql"),
+    }
 )
 
 _NAME = re.compile(r"^-- name: *([a-z][a-z0-9_]*) *$", re.MULTILINE)

@@ -27,6 +27,8 @@ class Statement:
     `parameter_names` are the names behind `$1`, `$2`, ... when the source uses `:name`.
     `plain` says that it was proven to leave nothing behind in the session: it names only relations
     that run no code of the schema and calls only built-in functions of the allow-list.
+    `repeatable` says that its result follows from its parameters and the rows of its tables, and
+    `changes` are the tables that it may change, None = any (`repeatable`).
     """
 
     source: str
@@ -39,6 +41,8 @@ class Statement:
     parameter_count: int
     returns_rows: bool
     plain: bool
+    repeatable: bool = False
+    changes: frozenset[str] | None = None
 
     def bind(
         self, params: Sequence[Any] | Mapping[str, Any] | None = (), *, allow_extra: bool = False

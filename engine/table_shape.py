@@ -23,7 +23,7 @@ from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.binding_keys import BindingKeys
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.catalog_records import NamespaceKind
-from tenancy.data_isolation.engine.code_paths import relations_that_run_code
+from tenancy.data_isolation.engine.code_paths import relations_that_run_code, tables_acted_on
 from tenancy.data_isolation.engine.layout import REFERENCE_SCHEMA, shared_database
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.namespace_schema import NamespaceSchema
@@ -78,6 +78,10 @@ class TableShapes:
             return self.newest
         return found[0]
 
+    def version(self, schema: VisibleSchema) -> int | None:
+        """The number of the migration that led to a version; None for one that is forgotten."""
+        return next((number for number, shape in self._versions if shape is schema), None)
+
     def others(self, than: VisibleSchema) -> list[VisibleSchema]:
         """The other versions that are remembered, newest first."""
         return [schema for _, schema in self._versions if schema is not than]
@@ -110,6 +114,11 @@ class TableShapes:
             self._looking.add_done_callback(self._looked)
         return await asyncio.shield(self._looking)
 
+    async def reference(self) -> tuple[VisibleSchema, SchemaSnapshot]:
+        """The newest version as tenants see it, and as it is, read anew."""
+        _, snapshot = await self._read()
+        return _shape(snapshot), snapshot
+
     async def close(self) -> None:
         """Stop looking."""
         if self._looking is not None:
@@ -121,6 +130,12 @@ class TableShapes:
         number = await self._catalog.newest_migration()
         if self._versions and self._versions[0][0] == number:
             return False
+        version, snapshot = await self._read()
+        self._versions.insert(0, (version, _shape(snapshot)))
+        del self._versions[_VERSIONS_MAX:]
+        return True
+
+    async def _read(self) -> tuple[int, SchemaSnapshot]:
         server = ServerName(self._admin.servers[0].name)
         reference = Namespace(
             server=server,
@@ -132,11 +147,7 @@ class TableShapes:
             schema = NamespaceSchema(
                 connection, reference, settings=self._settings, keys=self._keys
             )
-            version = await schema.version() or 0
-            shape = _shape(await schema.snapshot())
-        self._versions.insert(0, (version, shape))
-        del self._versions[_VERSIONS_MAX:]
-        return True
+            return await schema.version() or 0, await schema.snapshot()
 
     def _looked(self, task: asyncio.Task[bool]) -> None:
         self._looking = None
@@ -148,12 +159,13 @@ def _shape(snapshot: SchemaSnapshot) -> VisibleSchema:
     """What tenants see of a schema, with what the guard has to know of it."""
     visible = visible_schema(snapshot)
     running = relations_that_run_code(snapshot)
+    acted_on = tables_acted_on(snapshot)
     # A row type of a table has the column that tenants do not see.
     callable_ones = {item.name for item in snapshot.routines if not item.row_types}
     return replace(
         visible,
         relations={
-            name: replace(relation, runs_code=name in running)
+            name: replace(relation, runs_code=name in running, acts_on=acted_on.get(name, ()))
             for name, relation in visible.relations.items()
         },
         functions=frozenset(visible.functions & callable_ones),

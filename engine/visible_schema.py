@@ -28,6 +28,7 @@ class VisibleRelation:
     reached by a foreign key's action); a schema without functions has no such relation.
     `shapes` are the same columns with their types; empty where only the names are known.
     `apart` says that hybrid tenants keep it in a schema of their own.
+    `acts_on` are the tables that the actions of foreign keys change when its rows are changed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class VisibleRelation:
     runs_code: bool = True
     shapes: tuple[ColumnShape, ...] = ()
     apart: bool = False
+    acts_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ asked is refused, or says what the tenant is not shown, and is thrown away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import TenancyError
@@ -36,12 +36,21 @@ async def warm(
 
     Raises nothing.
     """
-    statement = _look(schema)
-    await _tried(executor.ask(route, statement, ()) for _ in range(_SESSIONS))
+    await bind(executor, route, schema, _SESSIONS)
     await asyncio.sleep(_LISTENING_S)
-    texts = overheard.take(route.tenant.tenant_no)
+    await learn(executor, route, overheard.take(route.tenant.tenant_no), _SESSIONS)
+
+
+async def bind(executor: Executor, route: Route, schema: VisibleSchema, sessions: int) -> None:
+    """Have so many sessions bound to the tenant, which know its tables. Raises nothing."""
+    statement = _look(schema)
+    await _tried(executor.ask(route, statement, ()) for _ in range(sessions))
+
+
+async def learn(executor: Executor, route: Route, texts: Sequence[str], sessions: int) -> None:
+    """Have these texts prepared and planned in so many sessions. Raises nothing."""
     if texts:
-        await _tried(executor.learn(route, texts) for _ in range(_SESSIONS))
+        await _tried(executor.learn(route, texts) for _ in range(sessions))
 
 
 async def _tried(works: Iterable[Awaitable[Any]]) -> None:

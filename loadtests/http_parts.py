@@ -288,7 +288,10 @@ class _Key:
 def _endpoint(gateway: _AtOnce) -> Any:
     nothing: Any = SimpleNamespace()
     services: dict[str, Any] = dict.fromkeys(
-        ("catalog", "orchestrator", "named_operations", "fleet", "relations", "moves", "proposals"),
+        (
+            *("catalog", "orchestrator", "named_operations", "fleet", "relations", "adviser"),
+            *("moves", "proposals"),
+        ),
         nothing,
     )
     return create_api(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,21 +41,9 @@ def apply(
     migrations = read_migrations(directory)
     if not migrations:
         raise CommandError(f"there is no migration in {directory}", "name them like 0001_users.sql")
-    done: list[dict[str, Any]] = []
+    wanted = [{"name": f"{one.number:04d}_{one.name}", "sql": one.sql} for one in migrations]
     with RuntimeClient.connect(Settings.from_env()) as client:
-        for position, migration in enumerate(migrations, start=1):
-            name = f"{migration.number:04d}_{migration.name}"
-            note(f"[{position}/{len(migrations)}] {name} ...")
-            answer = client.post(
-                f"{_PATH}/migrations",
-                {"name": name, "sql": migration.sql},
-                timeout_s=_APPLY_TIMEOUT_S,
-            )
-            done.append(answer)
-            namespaces = answer["namespaces"]
-            note(
-                f"    {namespaces['current']} of {namespaces['total']} copies of the schema have it"
-            )
+        done = _applied(client, wanted)
     last = done[-1]
     if as_json:
         print_json(
@@ -62,6 +51,56 @@ def apply(
         )
     else:
         say(f"the schema is at version {last['version']}")
+
+
+@app.command()
+def advice(
+    make: Annotated[
+        bool, typer.Option("--apply", help="Make these indexes, each by a migration for all.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which indexes would help tenants' statements, from what the servers count of them."""
+    with RuntimeClient.connect(Settings.from_env()) as client:
+        found = client.get(f"{_PATH}/advice")
+        wanted = [item["migration"] for item in found["indexes"]] if make else []
+        done = _applied(client, wanted)
+    if as_json:
+        print_json({**found, "applied": done})
+        return
+    for server in found["servers"]:
+        if server["hint"]:
+            say(f"server {server['server']} ({server['state']}): {server['hint']}")
+    if found["indexes"]:
+        print_table(
+            ("calls", "seconds", "blocks/call", "migration"),
+            [
+                [
+                    f"{item['calls']:,}",
+                    f"{item['total_s']:,.1f}",
+                    f"{item['blocks_per_call']:,.0f}",
+                    item["migration"]["sql"],
+                ]
+                for item in found["indexes"]
+            ],
+        )
+        say("made" if make else "not made; `tenancy schema advice --apply` makes them")
+    elif any(server["state"] == "read" for server in found["servers"]):
+        say("no index would help the statements that were counted")
+
+
+def _applied(
+    client: RuntimeClient, migrations: Sequence[Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """The answers to migrations that are sent one after the other."""
+    done: list[dict[str, Any]] = []
+    for position, migration in enumerate(migrations, start=1):
+        note(f"[{position}/{len(migrations)}] {migration['name']} ...")
+        answer = client.post(f"{_PATH}/migrations", dict(migration), timeout_s=_APPLY_TIMEOUT_S)
+        done.append(answer)
+        namespaces = answer["namespaces"]
+        note(f"    {namespaces['current']} of {namespaces['total']} copies of the schema have it")
+    return done
 
 
 @app.command()

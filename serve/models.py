@@ -374,6 +374,33 @@ class SchemaAnswer(Answer):
     failures: list[NamespaceFailure]
 
 
+class ServerStatisticsAnswer(Answer):
+    """Whether a server's statistics of statements could be read."""
+
+    server: str
+    state: Literal["read", "not_loaded", "not_permitted", "unreachable"]
+    hint: str | None = Field(default=None, description="What to do so that they can be.")
+
+
+class IndexAdviceAnswer(Answer):
+    """An index that would help, and what the statements that would use it have come to."""
+
+    table: str
+    columns: list[str]
+    statements: int = Field(description="Kinds of statement that would use it.")
+    calls: int
+    total_s: float = Field(description="Seconds that PostgreSQL took for all calls.")
+    blocks_per_call: float = Field(description="Blocks of 8 KiB that a call touches.")
+    migration: MigrationBody = Field(description="What POST /v1/schema/migrations takes.")
+
+
+class SchemaAdviceAnswer(Answer):
+    """Indexes that would help, the one first that would save the most. None of them is made."""
+
+    servers: list[ServerStatisticsAnswer]
+    indexes: list[IndexAdviceAnswer]
+
+
 class MigrationAppliedAnswer(MigrationAnswer):
     """A migration that is registered and was brought to every copy of the schema."""
 

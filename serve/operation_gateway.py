@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from tenancy.data_isolation.core.errors import TenancyError, TenantSuspendedError
+from tenancy.data_isolation.core.errors import SetupError, TenancyError, TenantSuspendedError
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId
 from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.core.types import (
@@ -26,6 +26,7 @@ from tenancy.data_isolation.core.types import (
 )
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.strategies.base import TenantGateway
+from tenancy.data_isolation.strategies.performance_optimized_strategy import ResultKeeping
 
 _options: ContextVar[RequestOptions] = ContextVar("tenancy_request_options")
 
@@ -119,6 +120,18 @@ class OperationGateway:
     async def tenant_size(self, tenant_id: TenantId, *, rows_max: int) -> TenantSize:
         """How much data the tenant has, counted until `rows_max` rows."""
         return await self._gateway.tenant_size(tenant_id, rows_max=rows_max)
+
+    async def keep_results(self, tenant_id: TenantId, wanted: bool) -> Tenant:
+        """Keep the tenant's results from now on, or do not."""
+        if not isinstance(self._gateway, ResultKeeping):
+            raise SetupError(f"{type(self._gateway).__name__} keeps no results")
+        return await self._gateway.keep_results(tenant_id, wanted)
+
+    async def cache_statistics(self) -> Mapping[str, int]:
+        """What keeping results came to."""
+        if not isinstance(self._gateway, ResultKeeping):
+            return {}
+        return await self._gateway.cache_statistics()
 
     async def close(self) -> None:
         """Nothing: the gateway below belongs to someone else."""

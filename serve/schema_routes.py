@@ -20,10 +20,12 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import TenantId, TenantNo
 from tenancy.data_isolation.engine.catalog_records import NamespaceState
 from tenancy.data_isolation.engine.fleet_run import FleetReport, NamespaceStatus
+from tenancy.data_isolation.engine.index_advice import SchemaAdvice
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.namespace import Namespace
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.models import (
+    IndexAdviceAnswer,
     MigrationAnswer,
     MigrationAppliedAnswer,
     MigrationBody,
@@ -31,7 +33,9 @@ from tenancy.data_isolation.serve.models import (
     NamespacesAnswer,
     RelationAnswer,
     RelationColumnAnswer,
+    SchemaAdviceAnswer,
     SchemaAnswer,
+    ServerStatisticsAnswer,
 )
 from tenancy.data_isolation.serve.openapi import answers, takes
 from tenancy.data_isolation.serve.requests import Requests, json_answer
@@ -56,6 +60,7 @@ class SchemaRoutes:
         self._fleet = services.fleet
         self._catalog = services.catalog
         self._relations = services.relations
+        self._adviser = services.adviser
         self._requests = requests
         # One migration at a time: the next one has to see what the last one did.
         self._migrating = asyncio.Lock()
@@ -71,6 +76,17 @@ class SchemaRoutes:
             methods=["GET"],
             summary="Show the schema and where its copies stand",
             responses=answers(SchemaAnswer),
+        )
+        add(
+            "/v1/schema/advice",
+            self.advise,
+            methods=["GET"],
+            summary="Show which indexes would help",
+            description=(
+                "From what the servers count of tenants' statements (pg_stat_statements). Nothing "
+                "is changed; send a `migration` of the answer to POST /v1/schema/migrations."
+            ),
+            responses=answers(SchemaAdviceAnswer),
         )
         add(
             "/v1/schema/migrations",
@@ -106,6 +122,11 @@ class SchemaRoutes:
             ],
         )
         return json_answer(answer.model_dump())
+
+    async def advise(self, request: Request) -> Response:
+        """Which indexes would help."""
+        await self._requests.admin(request)
+        return json_answer(_advice(await self._adviser.advice()).model_dump())
 
     async def migrate(self, request: Request) -> Response:
         """Register a migration and apply it everywhere."""
@@ -216,6 +237,27 @@ def _relation(relation: VisibleRelation) -> RelationAnswer:
         ],
         primary_key=list(relation.primary_key),
         sensitive=relation.apart,
+    )
+
+
+def _advice(advice: SchemaAdvice) -> SchemaAdviceAnswer:
+    return SchemaAdviceAnswer(
+        servers=[
+            ServerStatisticsAnswer(server=item.server, state=item.state.value, hint=item.hint)
+            for item in advice.servers
+        ],
+        indexes=[
+            IndexAdviceAnswer(
+                table=item.table,
+                columns=list(item.columns),
+                statements=item.statements,
+                calls=item.calls,
+                total_s=item.total_s,
+                blocks_per_call=item.blocks_per_call,
+                migration=MigrationBody(name=item.migration, sql=item.sql),
+            )
+            for item in advice.indexes
+        ],
     )
 
 

@@ -11,6 +11,7 @@ from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
+from tenancy.data_isolation.engine.index_advice import IndexAdviser
 from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.operation_figures import Figures
@@ -46,6 +47,8 @@ class Services:
     fleet: Fleet
     #: The tenants' tables and views as they are now, in the order of their names.
     relations: Callable[[], Awaitable[Sequence[VisibleRelation]]]
+    #: Says which indexes would help.
+    adviser: IndexAdviser
     #: Plans moves and records them; another process carries them out.
     moves: Moves
     #: What is proposed for tenants; another process proposes.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,11 +14,13 @@ from tenancy.data_isolation.core.errors import (
     InvalidInputError,
     TenancyError,
     TenantNotFoundError,
+    UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName, placed_by
 from tenancy.data_isolation.core.tenant_differences import differences, unlike
 from tenancy.data_isolation.serve.services import Services
+from tenancy.data_isolation.strategies.performance_optimized_strategy import ResultKeeping
 
 #: Tenants of one batch that get logins, schemas or databases at the same time.
 _SINGLY_AT_ONCE: Final = 4
@@ -72,7 +75,7 @@ class TenantCreation:
             [item for name, item in zip(names, contexts, strict=True) if name in present]
         )
         found: dict[int, MadeTenant | TenancyError] = {}
-        rows: list[int] = []
+        rows: dict[int, StrategyName] = {}
         singly: list[int] = []
         seen: set[TenantId] = set()
         for position, (name, context) in enumerate(zip(names, contexts, strict=True)):
@@ -84,8 +87,11 @@ class TenantCreation:
             if known is not None and known.status is not TenantStatus.CREATING:
                 found[position] = _as_it_is(context, known, metadata.get(name, ()))
                 continue
-            if known is None and await self._is_for_rows(context, position, found):
-                rows.append(position)
+            chosen = None
+            if known is None:
+                chosen = await self._chosen_for_rows(context, position, found)
+            if chosen is not None:
+                rows[position] = chosen
             elif position not in found:
                 singly.append(position)
         await self._make_rows(contexts, rows, found)
@@ -106,33 +112,49 @@ class TenantCreation:
             found |= await self._unlike_metadata([context])
         return found
 
-    async def _is_for_rows(
+    async def _chosen_for_rows(
         self,
         context: TenantContext,
         position: int,
         found: dict[int, MadeTenant | TenancyError],
-    ) -> bool:
-        """Whether the rules put a new tenant among the shared rows; a refusal goes to `found`."""
+    ) -> StrategyName | None:
+        """The strategy of a new tenant that the rules put among the shared rows.
+
+        None for one that they put elsewhere; a refusal goes to `found`.
+        """
         try:
             choice = await self._orchestrator.choose_for_new(context, "create_tenant")
         except TenancyError as error:
             found[position] = error
-            return False
-        return choice.placed_by is StrategyName.ROW_LEVEL
+            return None
+        return choice.strategy if choice.placed_by is StrategyName.ROW_LEVEL else None
 
     async def _make_rows(
         self,
         contexts: Sequence[TenantContext],
-        positions: Sequence[int],
+        chosen: Mapping[int, StrategyName],
         found: dict[int, MadeTenant | TenancyError],
     ) -> None:
-        if not positions:
+        if not chosen:
             return
-        made = await self._gateway.create_row_tenants([contexts[place] for place in positions])
-        for position, outcome in zip(positions, made, strict=True):
-            found[position] = (
-                outcome if isinstance(outcome, TenancyError) else MadeTenant(tenant=outcome)
-            )
+        made = await self._gateway.create_row_tenants([contexts[place] for place in chosen])
+        turns = asyncio.Semaphore(_SINGLY_AT_ONCE)
+
+        async def note(position: int, outcome: Tenant | TenancyError) -> None:
+            if isinstance(outcome, TenancyError):
+                found[position] = outcome
+                return
+            try:
+                async with turns:
+                    tenant = await self._kept(outcome, chosen[position])
+            except TenancyError as error:
+                found[position] = error
+            else:
+                found[position] = MadeTenant(tenant=tenant)
+
+        async with asyncio.TaskGroup() as group:
+            for position, outcome in zip(chosen, made, strict=True):
+                group.create_task(note(position, outcome))
 
     async def _make_singly(
         self,
@@ -162,7 +184,19 @@ class TenantCreation:
         tenant = await self._gateway.create_tenant(
             context, level=LEVEL_OF_STRATEGY[holder], hybrid=holder is StrategyName.HYBRID
         )
+        tenant = await self._kept(tenant, choice.strategy)
         return MadeTenant(tenant=tenant, reasons=choice.reasons)
+
+    async def _kept(self, tenant: Tenant, chosen: StrategyName) -> Tenant:
+        """The tenant, with its results kept if that strategy was chosen for it."""
+        if chosen is not StrategyName.PERFORMANCE_OPTIMIZED:
+            return tenant
+        keeping = self._gateway
+        if isinstance(keeping, ResultKeeping):
+            # While Redis does not answer it is noted only, and begins later.
+            with suppress(UnavailableError):
+                tenant = await keeping.keep_results(tenant.tenant_id, True)
+        return tenant
 
 
 def _as_it_is(

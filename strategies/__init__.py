@@ -9,6 +9,10 @@ from tenancy.data_isolation.core.rules import StrategyName
 from tenancy.data_isolation.strategies.base import Strategy, TenantGateway
 from tenancy.data_isolation.strategies.database_level import DatabaseConfig, DatabaseLevelStrategy
 from tenancy.data_isolation.strategies.hybrid_strategy import HybridConfig, HybridStrategy
+from tenancy.data_isolation.strategies.performance_optimized_strategy import (
+    PerformanceConfig,
+    PerformanceOptimizedStrategy,
+)
 from tenancy.data_isolation.strategies.row_level import RowLevelConfig, RowLevelStrategy
 from tenancy.data_isolation.strategies.schema_level import SchemaLevelConfig, SchemaLevelStrategy
 from tenancy.data_isolation.strategies.ultra_advanced_orchestrator import (
@@ -23,6 +27,8 @@ __all__ = [
     "HybridConfig",
     "HybridStrategy",
     "OrchestratorConfig",
+    "PerformanceConfig",
+    "PerformanceOptimizedStrategy",
     "RowLevelConfig",
     "RowLevelStrategy",
     "SchemaLevelConfig",
@@ -41,8 +47,6 @@ _NOT_YET = frozenset(
         "AIConfig",
         "AnalyticsDrivenStrategy",
         "AnalyticsConfig",
-        "PerformanceOptimizedStrategy",
-        "PerformanceConfig",
         "PredictiveScalingStrategy",
         "PredictiveScalingConfig",
         "RealTimeAdaptiveStrategy",

@@ -41,6 +41,7 @@ from tenancy.data_isolation.core.rules import Facts, StrategyName, distribution,
 from tenancy.data_isolation.core.service_levels import checked_targets, compare
 from tenancy.data_isolation.core.settings import EngineConfig
 from tenancy.data_isolation.core.types import Tenant, TenantContext
+from tenancy.data_isolation.strategies import performance_optimized_strategy as optimized
 from tenancy.data_isolation.strategies.base import (
     GatewayLease,
     KnownTenants,
@@ -181,6 +182,7 @@ class UltraAdvancedStrategyOrchestrator:
             SchemaLevelStrategy(),
             DatabaseLevelStrategy(),
             HybridStrategy(),
+            optimized.PerformanceOptimizedStrategy(),
         )
         self._strategies = {strategy.name: strategy for strategy in given}
         fallback = self.config.fallback_strategy
@@ -308,7 +310,8 @@ class UltraAdvancedStrategyOrchestrator:
         if tenant is None:
             return await self.choose_for_new(context, name)
         facts = Facts.of(context, tenant=tenant, operation=name)
-        return self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant))
+        choice = self._policy.for_placed(tenant.tenant_id, facts, placement_of(tenant))
+        return optimized.choice_with_layer(self._strategies, tenant, choice)
 
     def strategy(self, name: str) -> PlacementStrategy:
         """The strategy of that name; `StrategyNotFoundError` lists what exists."""
@@ -438,7 +441,9 @@ class UltraAdvancedStrategyOrchestrator:
     async def _operate(
         self, tenant: Tenant, operation: str, data: Mapping[str, Any]
     ) -> dict[str, Any]:
-        strategy = self.strategy(placed_by(placement_of(tenant)))
+        strategy = optimized.layer_of(self._strategies, tenant) or self.strategy(
+            placed_by(placement_of(tenant))
+        )
         try:
             with self._observed(strategy.name):
                 return await strategy.operate(tenant, operation, data)
@@ -476,6 +481,7 @@ class UltraAdvancedStrategyOrchestrator:
         self._breakers[strategy.name].admit(self._clock.monotonic_s())
         with self._observed(strategy.name):
             tenant = await strategy.create(context)
+        tenant = await optimized.adopted(self._strategies, tenant, choice.strategy)
         self._tell("tenant_created", tenant.tenant_id, f"with {choice.strategy}")
         if choice.instead_of is not None:
             detail = f"{choice.strategy} instead of {choice.instead_of}"

@@ -21,6 +21,7 @@ pytest_plugins = [
     "support.installation",
     "support.oracles",
     "support.two_servers",
+    "support.caching",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

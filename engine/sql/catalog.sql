@@ -311,6 +311,23 @@ drop index catalog.placement_changed_at_idx;
 create index on catalog.placement (role);
 set local role none;
 
+-- name: catalog_8
+set local role tenancy_keeper;
+-- Tenants whose results are kept (cache_switch.py). The nonce is null while nothing may be kept.
+create table catalog.result_cache (
+    tenant_no   bigint primary key references catalog.tenant on delete cascade,
+    nonce       text,
+    version     int not null default 0 check (version >= 0),
+    serving     boolean not null default false,
+    changed_at  timestamptz not null default clock_timestamp(),
+    -- Pinned tenants (pinned_tenants.py): the name under which processes share what they ask for.
+    pinned      text unique,
+    check (nonce is not null or not serving)
+);
+create index on catalog.result_cache (changed_at);
+grant select, insert, update, delete on catalog.result_cache to tenancy_control;
+set local role none;
+
 -- name: add_server
 insert into catalog.server as s (name, region) values ($1, $2)
 on conflict (name) do update set region = excluded.region
@@ -385,8 +402,10 @@ from catalog.tenant where tenant_id = $1;
 
 -- name: tenant
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
+       c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving
 from catalog.tenant t left join catalog.placement p using (tenant_no)
+left join catalog.result_cache c using (tenant_no)
 where t.tenant_id = $1;
 
 -- name: tenant_by_number
@@ -411,17 +430,30 @@ where m.state in ('catching_up', 'verified', 'cutting_over')
 limit $1;
 
 -- name: moved
--- The catalog's time, and tenants whose placement has changed since $1, newest first. Going back by
--- some seconds, because a change is seen when it is committed and has the time at which it was made. New
--- tenants, of which there may be thousands, have changed nothing.
-select clock_timestamp() as now, m.tenant_id, m.epoch
+-- The catalog's time, and tenants whose placement, or whether their results are kept, has changed since
+-- $1, newest first. Going back by some seconds, because a change is seen when it is committed and has
+-- the time at which it was made. New tenants, of which there may be thousands, have changed nothing.
+select clock_timestamp() as now, m.tenant_id, m.epoch, m.nonce, m.serving
 from (select) x
 left join lateral (
-    select t.tenant_id, p.epoch
-    from catalog.placement p join catalog.tenant t using (tenant_no)
-    where p.changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
-      and p.epoch > 1
-    order by p.changed_at desc
+    select t.tenant_id, p.epoch, c.nonce, c.serving
+    from (
+        -- Each once, since as many as the limit are taken for too many to tell.
+        select tenant_no, max(changed_at) as changed_at
+        from (
+            select tenant_no, changed_at from catalog.placement
+            where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+              and epoch > 1
+            union all
+            select tenant_no, changed_at from catalog.result_cache
+            where changed_at > coalesce($1, clock_timestamp()) - interval '10 seconds'
+        ) each
+        group by tenant_no
+    ) changed
+    join catalog.tenant t using (tenant_no)
+    join catalog.placement p on p.tenant_no = t.tenant_no and p.epoch > 1
+    left join catalog.result_cache c on c.tenant_no = t.tenant_no
+    order by changed.changed_at desc
     limit $2
 ) m on true;
 

@@ -44,6 +44,22 @@ select pg_advisory_lock_shared(8387227038471684981);
 -- name: unlock_template_shared
 select pg_advisory_unlock_shared(8387227038471684981);
 
+-- name: lock_caches
+-- Exclusive while migrations are brought to tenants: no period of a result cache begins meanwhile.
+select pg_advisory_lock(8387227038471684983);
+
+-- name: unlock_caches
+select pg_advisory_unlock(8387227038471684983);
+
+-- name: end_cache_periods
+-- Of all tenants whose results are kept; how many there were.
+with ended as (
+    update catalog.result_cache set nonce = null, serving = false, changed_at = clock_timestamp()
+    where nonce is not null
+    returning tenant_no
+)
+select count(*) from ended;
+
 -- name: set_lock_timeout
 select set_config('lock_timeout', $1, false);
 

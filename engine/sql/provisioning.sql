@@ -32,6 +32,10 @@ order by tenant_no
 on conflict (tenant_no) do update set epoch = excluded.epoch, open = true
 where (f.epoch, f.open) is distinct from (excluded.epoch, true) and f.epoch <= excluded.epoch;
 
+-- name: raise_fence
+-- $1 = tenant, $2 = epoch. Closed stays closed.
+update tenancy.fence set epoch = $2 where tenant_no = $1 and epoch < $2;
+
 -- name: close_fence
 update tenancy.fence set open = false where tenant_no = $1 and open;
 

@@ -35,6 +35,7 @@ alter default privileges for role tenancy_keeper grant execute on functions to p
 update tenancy.installation set version = 2 where component = 'tenancy';
 """
 _CATALOG = """
+drop table catalog.result_cache;
 drop trigger count_added on catalog.placement;
 drop trigger count_removed on catalog.placement;
 drop trigger count_changed on catalog.placement;

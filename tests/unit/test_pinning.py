@@ -28,6 +28,8 @@ _ELSEWHERE = {
     "own_tables.sql",
     "shape_comparison.sql",
     "watchdog.sql",
+    # What servers count of statements, on such connections to the maintenance database.
+    "statistics.sql",
     # Setting up a server, on connections of that kind.
     "binding.sql",
     "databases.sql",
