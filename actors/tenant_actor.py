@@ -25,7 +25,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
 from tenancy.data_isolation.actors.configuration import ActorConfiguration, read_configuration
 from tenancy.data_isolation.actors.directory import ActorName, Directory
@@ -57,11 +57,6 @@ from tenancy.data_isolation.core.types import (
 )
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.operation_figures import Figures
-
-if TYPE_CHECKING:
-    pass
-
-_T = TypeVar("_T")
 
 #: Clients whose connection an actor remembers. One that was forgotten connects anew.
 _SESSIONS_MAX = 1_000
