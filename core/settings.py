@@ -481,11 +481,8 @@ class Settings(PerformanceSettings):
         """
         env = os.environ if env is None else env
         hints = get_type_hints(cls)
-        names = {
-            variable_of(item.name): item.name
-            for item in dataclasses.fields(cls)
-            if item.name != "tiers"
-        }
+        fields = (item.name for item in dataclasses.fields(cls) if item.name != "tiers")
+        names = {variable_of(name): name for name in fields}
         values: dict[str, Any] = {}
         limits: dict[str, str] = {}
         for variable, text in env.items():
