@@ -173,6 +173,8 @@ class ActorChannel:
         self._heard_at = 0.0
         self._suspected_at: float | None = None
         self._flush_due = False
+        #: Whether the last reply brought several answers.
+        self._several = False
         self._gathering: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -284,7 +286,8 @@ class ActorChannel:
         at_actor = len(self._sent)
         if not self._calls_under_way or self._cancelled or at_actor < _GATHER_FROM:
             return False
-        if len(self._queue) >= min(at_actor, _GATHER_MAX):
+        # What comes back one by one is slow, and nothing to wait for.
+        if not self._several or len(self._queue) >= min(at_actor, _GATHER_MAX):
             return False
         loop = asyncio.get_running_loop()
         if self._gathering is None:
@@ -348,10 +351,13 @@ class ActorChannel:
         answers = unpack(reply)
         next(answers)
         results = ResultUnpacker()
+        before = len(self._sent)
         for number, outcome in answers:
             entry = self._sent.pop(number, None)
             if entry is not None and not entry.future.done():
                 entry.future.set_result(results.unpack(outcome))
+        if len(self._sent) < before:
+            self._several = before - len(self._sent) > 1
 
     # Losing the actor and finding it again
 

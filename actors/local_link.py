@@ -32,15 +32,17 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from tenancy.data_isolation.actors.channel import ActorLostError
 
-#: Does a request and gives its reply.
-Serve: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+#: Does a request and gives its reply; the set is the caller's, for the names of its sessions.
+Serve: TypeAlias = Callable[[bytes, set[str]], Awaitable[bytes]]
 
-_HEADER: Final = struct.Struct("!IQ")
+_HEADER: Final = struct.Struct("!QQ")
 #: Process, user and group (unix(7), SO_PEERCRED).
 _CREDENTIALS: Final = struct.Struct("iII")
 _SECRET_BYTES: Final = 32
 #: Longest message of one who has shown the secret, and may send the same in calls of the actor.
-_MESSAGE_BYTES_MAX: Final = 1024 * 1024 * 1024
+_MESSAGE_BYTES_MAX: Final = 1 << 36
+#: Replies that a process leaves unread before it is hung up on; the last one may go beyond.
+_UNREAD_BYTES_MAX: Final = 256 * 1024 * 1024
 #: Requests of one connection that may be under way.
 _REQUESTS_MAX: Final = 256
 #: How long a connection may take to show the secret.
@@ -160,21 +162,29 @@ class LocalLink(_Messages):
 class LocalListener:
     """Where an actor takes requests from the processes of its machine."""
 
-    def __init__(self, serve: Serve, connections_max: int) -> None:
+    def __init__(
+        self, serve: Serve, left: Callable[[set[str]], None], connections_max: int
+    ) -> None:
         self.address = LinkAddress(
             b"\0tenancy-" + secrets.token_hex(16).encode(), secrets.token_bytes(_SECRET_BYTES)
         )
         self._serve = serve
+        self._left = left
         self._connections_max = connections_max
         self._connections: set[_Caller] = set()
         self._server: asyncio.AbstractServer | None = None
 
     @classmethod
-    async def open(cls, serve: Serve, connections_max: int) -> LocalListener | None:
-        """Listen; None where the system has no such sockets (only Linux does)."""
+    async def open(
+        cls, serve: Serve, left: Callable[[set[str]], None], connections_max: int
+    ) -> LocalListener | None:
+        """Listen; None where the system has no such sockets (only Linux does).
+
+        `left` is told the sessions of a process that has hung up.
+        """
         if sys.platform != "linux":
             return None
-        listener = cls(serve, connections_max)
+        listener = cls(serve, left, connections_max)
         listening = socket.socket(socket.AF_UNIX)
         try:
             listening.bind(listener.address.name)
@@ -211,6 +221,7 @@ class _Caller(_Messages):
         self._listener = listener
         self._replies: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.TimerHandle | None = None
+        self._sessions: set[str] = set()
         self._known = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -244,14 +255,17 @@ class _Caller(_Messages):
 
     async def _reply(self, number: int, request: bytes) -> None:
         try:
-            reply = await self._listener._serve(request)
+            reply = await self._listener._serve(request, self._sessions)
+            if self._transport.is_closing():
+                return
+            if self._transport.get_write_buffer_size() > _UNREAD_BYTES_MAX:
+                self._transport.abort()
+            else:
+                self.write(number, reply)
         except Exception:
             # Nobody can say any more what was done: the caller has to take the actor for lost.
             _log.exception("a request failed in a way that was not foreseen")
             self._transport.abort()
-            return
-        if not self._transport.is_closing():
-            self.write(number, reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._waiting is not None:
@@ -259,6 +273,8 @@ class _Caller(_Messages):
         for task in self._replies:
             task.cancel()
         self._listener._connections.discard(self)
+        if self._sessions:
+            self._listener._left(self._sessions)
 
     def close(self) -> None:
         """Hang up."""
@@ -269,7 +285,10 @@ def _connected(name: bytes) -> socket.socket | None:
     """A socket that is connected to this user's listener of that name."""
     if sys.platform != "linux":
         return None
-    found = socket.socket(socket.AF_UNIX)
+    try:
+        found = socket.socket(socket.AF_UNIX)
+    except OSError:
+        return None  # This process has all the files open that it may have.
     try:
         found.setblocking(False)
         found.connect(name)

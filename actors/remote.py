@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +73,8 @@ _OPTIONS = {
     "enable_task_events": False,
 }
 _STOP_TIMEOUT_S = 30.0
+#: How long all goes by way of Ray before a connection is looked for again.
+_LOOK_AGAIN_S = 30.0
 _ACTS = logging.getLogger(level_review.__name__)
 
 
@@ -204,7 +205,7 @@ class Actors:
         self._directory = directory
         self._handles: dict[ActorName, Handle] = {}
         self._creating: dict[ActorName, asyncio.Task[Handle]] = {}
-        self._links: dict[ActorName, LocalLink] = {}
+        self._ways: dict[ActorName, _Way] = {}
 
     async def connect(self, name: ActorName) -> Send:
         """What sends requests to the actor, which is started if it is a dedicated one.
@@ -215,15 +216,13 @@ class Actors:
         self._handles.pop(name, None)
         self._hang_up(name)
         handle = await self.handle(name)
-        link = await self._link(name)
-        if link is None:
-            return partial(_send, handle.execute_many)
-        self._links[name] = link
-        return link.send
+        way = self._ways[name] = _Way(handle.execute_many, await self._address(name))
+        await way.look()
+        return way.send
 
     def close(self) -> None:
         """Hang up on all actors."""
-        for name in list(self._links):
+        for name in list(self._ways):
             self._hang_up(name)
 
     async def handle(self, name: ActorName) -> Handle:
@@ -251,20 +250,20 @@ class Actors:
             self._handles.pop(name, None)
             raise ActorLostError(_reason(error)) from None
 
-    async def _link(self, name: ActorName) -> LocalLink | None:
-        """A connection to an actor of this machine; None for any other one."""
+    async def _address(self, name: ActorName) -> LinkAddress | None:
+        """Where the actor takes connections of its machine."""
         if not self._settings.actor_local_connections_max:
             return None
         try:
             address: LinkAddress | None = await self.call(name, "listen")
-        except AttributeError:
-            return None  # It is of an earlier release.
-        return None if address is None else await LocalLink.open(address)
+        except (AttributeError, TenancyError):
+            return None  # It is of an earlier release, or has no answer: it can be called, though.
+        return address
 
     def _hang_up(self, name: ActorName) -> None:
-        link = self._links.pop(name, None)
-        if link is not None:
-            link.close()
+        way = self._ways.pop(name, None)
+        if way is not None:
+            way.close()
 
     def _get(self, name: ActorName) -> Handle:
         """Find the actor, or start it if it is a dedicated one. Blocks."""
@@ -279,6 +278,43 @@ class Actors:
                 f"there are {most} dedicated actors already (TENANCY_DEDICATED_ACTORS_MAX)"
             )
         return _create(name, self._directory, self._path)
+
+
+class _Way:
+    """Sends requests to an actor: on a connection where there is one, else in calls of Ray."""
+
+    def __init__(self, method: Handle, address: LinkAddress | None) -> None:
+        self.link: LocalLink | None = None
+        self._method = method
+        self._address = address
+        self._look_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+
+    async def send(self, message: bytes) -> bytes:
+        """Send a request, and wait for its reply. Raises `ActorLostError`."""
+        if self.link is not None:
+            return await self.link.send(message)
+        loop = asyncio.get_running_loop()
+        if self._address is not None and self._looking is None and loop.time() >= self._look_at:
+            self._looking = loop.create_task(self.look())
+        return await _send(self._method, message)
+
+    async def look(self) -> None:
+        """Get a connection, if there is one to be had; looked for again after a while."""
+        try:
+            if self._address is not None:
+                self.link = await LocalLink.open(self._address)
+        finally:
+            self._looking = None
+            self._look_at = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
+
+    def close(self) -> None:
+        """Hang up."""
+        self._address = None
+        if self._looking is not None:
+            self._looking.cancel()
+        if self.link is not None:
+            self.link.close()
 
 
 def _found(name: ActorName) -> Handle | None:

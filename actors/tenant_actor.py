@@ -95,6 +95,10 @@ class TenantActor:
 
     async def execute_many(self, request: bytes) -> bytes:
         """Start the calls of a request, and give the next answers of its session (`wire.py`)."""
+        return await self._perform(request, set())
+
+    async def _perform(self, request: bytes, sessions: set[str]) -> bytes:
+        """As `execute_many`; adds the session's name to `sessions`."""
         self._calls += 1
         items = unpack(request)
         header = RequestHeader(*next(items))
@@ -102,6 +106,7 @@ class TenantActor:
             host = self._host or await self._opened()
         except TenancyError as error:
             return _refusal(items, error)
+        sessions.add(header.session)
         session = self._session(header.session, host.configuration.settings)
         for number in header.cancelled:
             session.cancel(number)
@@ -308,14 +313,23 @@ class TenantActor:
         close_on(self._loop, self.close)
 
     async def _listen(self) -> LocalListener | None:
-        connections_max = (await self._read()).settings.actor_local_connections_max
+        host = self._host
+        configuration = host.configuration if host else await self._read()
+        connections_max = configuration.settings.actor_local_connections_max
         if not connections_max:
             return None
         try:
-            return await LocalListener.open(self.execute_many, connections_max)
+            return await LocalListener.open(self._perform, self._forsake, connections_max)
         except OSError as error:
             _log.warning("no connections from this machine, all comes by way of Ray: %s", error)
             return None
+
+    def _forsake(self, sessions: set[str]) -> None:
+        """Nobody waits any more for what was asked for in these sessions."""
+        for name in sessions:
+            session = self._sessions.pop(name, None)
+            if session is not None:
+                session.cancel_all()
 
     async def _opened(self) -> TenantHost:
         """The engine with all around it, opened once however many wait for it."""

@@ -274,7 +274,8 @@ class Flights:
             connection,
             exchange,
             plan,
-            shared=shared and several,
+            # Those that it should have travelled with may have dropped out.
+            shared=shared and (several or tickets[0].flying is None),
             time_left=self.time_left,
             long_s=self._long_s if yields else None,
             crowded=self._crowded,

@@ -14,6 +14,7 @@ which have to make room and wait for their turn.
 from __future__ import annotations
 
 import os
+from bisect import insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
@@ -60,7 +61,11 @@ class LongStatements:
     def departed(self, session: Hashable, tenant_no: TenantNo, began: float) -> None:
         """A statement of the tenant went to work in the session."""
         self._began[session] = began
-        self._tenants.setdefault(tenant_no, _Work()).began.append(began)
+        insort(self._tenants.setdefault(tenant_no, _Work()).began, began)
+
+    def counts(self, session: Hashable) -> bool:
+        """Whether what the session does is counted here."""
+        return session in self._began
 
     def landed(
         self, session: Hashable, tenant_no: TenantNo, now: float, *, result_bytes: int

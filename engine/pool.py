@@ -33,6 +33,13 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import TenantNo
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.engine.departure import (
+    EAGER_SESSIONS,
+    GATHER_S,
+    GROWTH_WAIT_S,
+    may_depart,
+    share,
+)
 from tenancy.data_isolation.engine.driver_errors import TOO_MANY_CONNECTIONS, LoginFullError
 from tenancy.data_isolation.engine.long_statements import LongStatements
 from tenancy.data_isolation.engine.session_key import SessionKey
@@ -40,16 +47,6 @@ from tenancy.data_isolation.engine.session_line import Line, Request, least_miss
 
 _log = logging.getLogger(__name__)
 
-#: So many sessions a line opens as soon as it has work for them: enough to keep a server busy with
-#: short statements. Further ones come only when waiting shows that these are held up.
-_EAGER_SESSIONS: Final = 4
-#: So many of a line are at work at the same time with short statements, more only after waiting.
-_EAGER_FLIGHTS: Final = 2
-#: Beside one that is at work, the next goes to work for so many requests, or after so long.
-_CROWD: Final = 16
-_GATHER_S: Final = 0.005
-#: How long a line waits before it asks for a session beyond those.
-_GROWTH_WAIT_S: Final = 0.02
 _TICK_S: Final = 0.01
 #: Every so many ticks all that wait are looked at for deadlines, not only the next in turn.
 _TICKS_PER_INSPECTION: Final = 10
@@ -140,6 +137,7 @@ class ServerPool:
             self._hungry[line.key] = line
         line.tenants.setdefault(tenant_no, deque()).append(request)
         line.waiting += 1
+        line.waiting_alone += request.alone
         self._waiting += 1
         self._waiting_per_tenant[tenant_no] += 1
         if not line.called:
@@ -193,15 +191,20 @@ class ServerPool:
         return min(request.limits.connections_max, self._settings.tenant_connections_max)
 
     def _call(self, line: Line) -> None:
-        line.called = False
+        line.called = line.called_later = False
         self._serve(line)
 
     def _serve(self, line: Line) -> None:
         """Give the line's free sessions to those who wait in it, and open one where that helps."""
-        while line.waiting and line.idle and self._may_depart(line):
+        while line.waiting and line.idle:
+            several = may_depart(line, self.long, self._loop.time())
+            if not several:
+                self._call_later(line)
+                if not line.waiting_alone:
+                    break
             session = self._choose(line)
             before = line.waiting
-            batch = self._collect(line)
+            batch = self._collect(line, several=several)
             if batch:
                 self._take(line, session)
                 self._depart(line, session, batch)
@@ -211,18 +214,12 @@ class ServerPool:
             self._grow(line)
             self._arm()
 
-    def _may_depart(self, line: Line) -> bool:
-        """Whether another session shall go to work beside those that are at work.
-
-        More of them do not make short statements quicker, but each takes fewer along.
-        """
-        first: Request = next(iter(line.tenants.values()))[0]
-        if first.alone or not line.busy:
-            return True
-        waited_s = self._loop.time() - line.since
-        if line.busy < _EAGER_FLIGHTS:
-            return line.waiting >= _CROWD or waited_s >= _GATHER_S
-        return waited_s >= _GROWTH_WAIT_S
+    def _call_later(self, line: Line) -> None:
+        """Serve the line when those who wait have waited for long enough."""
+        due_at = line.since + GATHER_S
+        if not line.called_later and due_at > self._loop.time():
+            line.called_later = True
+            self._loop.call_at(due_at, self._call, line)
 
     def _choose(self, line: Line) -> Any:
         """The free session that is bound to the tenant in turn, else the one used last."""
@@ -234,23 +231,29 @@ class ServerPool:
             last = last or session
         return last
 
-    def _collect(self, line: Line) -> list[Request]:
-        """Requests for one session: its share of those who wait, or one that travels alone."""
-        sessions = max(1, min(len(line.idle) + line.busy, _EAGER_FLIGHTS))
-        share = min(-(-line.waiting // sessions), self._settings.flight_operations_max)
+    def _collect(self, line: Line, *, several: bool) -> list[Request]:
+        """Requests for one session: its share of those who wait, or one that travels alone.
+
+        Unless `several`, only the latter.
+        """
+        most = share(line, self._settings.flight_operations_max)
         batch: list[Request] = []
         size = 0
         now = self._loop.time()
         # Some tenants may be passed over, hence a few more than can be needed.
-        for tenant_no in list(islice(line.tenants, share + _TURN)):
+        for tenant_no in list(islice(line.tenants, most + _TURN)):
             queue = line.tenants[tenant_no]
             first = queue[0]
             if self._flying[tenant_no] >= self._tenant_max(first):
                 continue
             if first.alone and not self.long.may_depart(tenant_no, first.limits, now):
+                # Others are not to be looked for behind it again and again.
+                line.tenants.move_to_end(tenant_no)
+                continue
+            if not several and not first.alone:
                 continue
             taken = 0
-            while queue and len(batch) < share and taken < _TURN:
+            while queue and len(batch) < most and taken < _TURN:
                 request = queue[0]
                 if not request.abandoned:
                     if batch and (request.alone or size + request.size > _FLIGHT_BYTES_MAX):
@@ -259,20 +262,22 @@ class ServerPool:
                     size += request.size
                     taken += 1
                 queue.popleft()
-                self._left(line, tenant_no)
+                self._left(line, request)
                 if not request.abandoned and request.alone:
-                    share = 0
+                    most = 0
             if not queue:
                 del line.tenants[tenant_no]
             elif taken:
                 line.tenants.move_to_end(tenant_no)
-            if len(batch) >= share:
+            if len(batch) >= most:
                 break
         return batch
 
-    def _left(self, line: Line, tenant_no: TenantNo) -> None:
+    def _left(self, line: Line, request: Request) -> None:
         """One request less waits."""
+        tenant_no = request.tenant_no
         line.waiting -= 1
+        line.waiting_alone -= request.alone
         self._waiting -= 1
         self._waiting_per_tenant[tenant_no] -= 1
         if not self._waiting_per_tenant[tenant_no]:
@@ -289,6 +294,8 @@ class ServerPool:
             batch[0].departed_at = now
         if batch[0].alone:
             self.long.departed(session, batch[0].tenant_no, now)
+        else:
+            line.short[session] = len(batch)
         for tenant_no in {request.tenant_no for request in batch}:
             self._flying[tenant_no] += 1
         self._start(self._flight(line, session, batch))
@@ -306,6 +313,7 @@ class ServerPool:
             for request in batch:
                 request.refuse(TenancyError())
         finally:
+            line.short.pop(session, None)
             lead, now = batch[0], self._loop.time()
             spent = self.long.landed(session, lead.tenant_no, now, result_bytes=lead.result_bytes)
             for tenant_no in {request.tenant_no for request in batch}:
@@ -374,8 +382,8 @@ class ServerPool:
             return  # There is one, and none of those who wait may have it now.
         if self._closed or now < line.paused_until or now < self._full_until:
             return
-        wanted = min(line.waiting, _EAGER_SESSIONS)
-        if line.sessions >= wanted and not line.opening and now - line.since >= _GROWTH_WAIT_S:
+        wanted = min(line.waiting, EAGER_SESSIONS)
+        if line.sessions >= wanted and not line.opening and now - line.since >= GROWTH_WAIT_S:
             wanted = line.sessions + 1
         wanted = min(wanted, line.limit)
         while line.sessions < wanted:
@@ -536,7 +544,7 @@ class ServerPool:
             kept = deque(item for item in queue if item.give_up_at > now and not item.abandoned)
             for request in queue:
                 if request.give_up_at <= now or request.abandoned:
-                    self._left(line, tenant_no)
+                    self._left(line, request)
                     request.refuse(self._waited_in_vain(request, now))
             if kept:
                 line.tenants[tenant_no] = kept
@@ -577,7 +585,7 @@ class ServerPool:
         for tenant_no, queue in list(line.tenants.items()):
             while queue:
                 request = queue.popleft()
-                self._left(line, tenant_no)
+                self._left(line, request)
                 request.refuse(error)
             del line.tenants[tenant_no]
         self._tidy(line)

@@ -98,15 +98,18 @@ class Line:
     __slots__ = (
         "busy",
         "called",
+        "called_later",
         "idle",
         "key",
         "limit",
         "opening",
         "paused_until",
         "promised",
+        "short",
         "since",
         "tenants",
         "waiting",
+        "waiting_alone",
     )
 
     def __init__(self, key: SessionKey, limit: int, now: float) -> None:
@@ -115,9 +118,13 @@ class Line:
         #: Tenants in the order of their turns, with their requests in order.
         self.tenants: OrderedDict[TenantNo, deque[Any]] = OrderedDict()
         self.waiting = 0
+        #: Those of them that cannot travel together with others.
+        self.waiting_alone = 0
         #: Free sessions; the one that was used last comes last.
         self.idle: dict[Any, None] = {}
         self.busy = 0
+        #: Sessions at work with what is known to be quick, and how many requests each has.
+        self.short: dict[Any, int] = {}
         self.opening = 0
         #: Sessions of other lines that are being closed to make room for one of this line.
         self.promised = 0
@@ -127,6 +134,8 @@ class Line:
         self.paused_until = 0.0
         #: It will be served in this turn of the event loop.
         self.called = False
+        #: It will be served a moment later.
+        self.called_later = False
 
     @property
     def sessions(self) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import socket
-import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from multiprocessing.connection import Connection as Pipe
 
 import pytest
+import uvloop
 
 from tenancy.data_isolation.actors import local_link
 from tenancy.data_isolation.actors.channel import ActorLostError
@@ -23,15 +24,18 @@ NOBODY = 65_534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-async def echo(request: bytes) -> bytes:
+async def echo(request: bytes, _sessions: set[str]) -> bytes:
     return b"re: " + request
 
 
 @asynccontextmanager
 async def listening(
-    serve: local_link.Serve = echo, *, connections_max: int = 4
+    serve: local_link.Serve = echo,
+    *,
+    left: Callable[[set[str]], None] = len,
+    connections_max: int = 4,
 ) -> AsyncIterator[LocalListener]:
-    listener = await LocalListener.open(serve, connections_max)
+    listener = await LocalListener.open(serve, left, connections_max)
     assert listener is not None
     try:
         yield listener
@@ -48,7 +52,7 @@ async def opened(address: LinkAddress) -> LocalLink:
 async def test_requests_get_their_replies_in_any_order():
     first = asyncio.Event()
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         if request == b"1":
             await first.wait()
         return request * 2
@@ -73,10 +77,29 @@ async def test_messages_of_any_size_arrive_as_they_are(size):
         link.close()
 
 
+def test_it_is_the_same_on_the_event_loop_of_actors():
+    """Ray runs actors on uvloop where that is installed."""
+
+    async def main() -> None:
+        async with listening(connections_max=1) as listener:
+            name, secret = listener.address
+            assert await LocalLink.open(LinkAddress(name, secret[::-1])) is None
+            link = await opened(listener.address)
+            assert await LocalLink.open(listener.address) is None
+            message = os.urandom(3_000_000)
+            assert await link.send(message) == b"re: " + message
+            waits = asyncio.create_task(link.send(b"?" * 100))
+            listener.close()
+            with pytest.raises(ActorLostError):
+                await waits
+
+    uvloop.run(main())
+
+
 async def test_who_stops_waiting_spoils_nothing():
     go = asyncio.Event()
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         await go.wait()
         return request
 
@@ -95,7 +118,7 @@ async def test_who_stops_waiting_spoils_nothing():
 async def test_what_is_under_way_is_lost_with_the_actor():
     came = asyncio.Event()
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         came.set()
         await asyncio.Event().wait()
         return request
@@ -113,7 +136,7 @@ async def test_what_is_under_way_is_lost_with_the_actor():
 
 
 async def test_a_request_that_fails_in_an_unforeseen_way_hangs_up(caplog):
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         raise ZeroDivisionError(request)
 
     async with listening(serve) as listener:
@@ -123,10 +146,12 @@ async def test_a_request_that_fails_in_an_unforeseen_way_hangs_up(caplog):
     assert "not foreseen" in caplog.text
 
 
-async def test_work_for_one_who_hung_up_is_stopped():
+async def test_who_has_hung_up_is_told_of_with_its_sessions():
     came, stopped = asyncio.Event(), asyncio.Event()
+    gone: list[set[str]] = []
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
+        sessions.add("s1")
         came.set()
         try:
             await asyncio.Event().wait()
@@ -134,12 +159,13 @@ async def test_work_for_one_who_hung_up_is_stopped():
             stopped.set()
         return request
 
-    async with listening(serve) as listener:
+    async with listening(serve, left=gone.append) as listener:
         link = await opened(listener.address)
         waits = asyncio.create_task(link.send(b"?"))
         await came.wait()
         link.close()
         await stopped.wait()
+        assert gone == [{"s1"}]
         with pytest.raises(ActorLostError):
             await waits
 
@@ -147,7 +173,7 @@ async def test_work_for_one_who_hung_up_is_stopped():
 async def test_without_the_secret_nobody_is_served():
     served: list[bytes] = []
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         served.append(request)
         return request
 
@@ -192,7 +218,7 @@ async def test_so_many_connections_and_no_more():
 async def test_so_many_requests_of_a_connection_and_no_more(monkeypatch):
     monkeypatch.setattr(local_link, "_REQUESTS_MAX", 2)
 
-    async def serve(request: bytes) -> bytes:
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
         await asyncio.Event().wait()
         return request
 
@@ -200,6 +226,47 @@ async def test_so_many_requests_of_a_connection_and_no_more(monkeypatch):
         link = await opened(listener.address)
         ends = await asyncio.gather(*(link.send(b"?") for _ in range(3)), return_exceptions=True)
         assert [type(end) for end in ends] == [ActorLostError] * 3
+
+
+async def test_who_reads_no_replies_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr(local_link, "_UNREAD_BYTES_MAX", 1_000_000)
+
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
+        return b"x" * 1_000_000
+
+    async with listening(serve) as listener:
+        _, writer = await stranger(listener.address.name)
+        writer.write(framed(0, listener.address.secret))
+
+        async def ask_for_ever() -> None:
+            while True:
+                writer.write(framed(1, b"more"))
+                await writer.drain()
+                await asyncio.sleep(0)
+
+        with pytest.raises(ConnectionError):
+            await ask_for_ever()
+        writer.close()
+
+
+async def test_another_users_listener_and_caller_are_refused_whoever_runs_this(monkeypatch):
+    async with listening() as listener:
+        monkeypatch.setattr(local_link.os, "geteuid", lambda: NOBODY)
+        assert local_link._connected(listener.address.name) is None
+        reader, writer = await stranger(listener.address.name)
+        writer.write(framed(0, listener.address.secret))
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_with_too_many_open_files_there_is_no_connection(monkeypatch):
+    def full(*_args: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async with listening() as listener:
+        monkeypatch.setattr(local_link.socket, "socket", full)
+        assert await LocalLink.open(listener.address) is None
 
 
 async def test_where_nobody_listens_there_is_no_connection():
@@ -243,7 +310,7 @@ async def stranger(name: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 def framed(number: int, message: bytes) -> bytes:
-    return struct.pack("!IQ", len(message), number) + message
+    return local_link._HEADER.pack(len(message), number) + message
 
 
 def _in_another_process(work: object, *args: object) -> object:

@@ -157,19 +157,25 @@ async def test_concurrent_operations_share_calls(start):
         assert 0 < calls <= 125
 
 
+def linked_actors(client):
+    """The actors that the client has a connection to."""
+    return [name for name, way in client.gateway._actors._ways.items() if way.link is not None]
+
+
 async def test_on_the_actor_s_machine_operations_need_no_calls_of_ray(start):
     running = await start()
     await make_tenants(running.engine, "acme")
     async with connect() as client, running.client(actor_local_connections_max=0) as other:
         for each, linked in ((client, [SHARED]), (other, [])):
             assert (await each.execute("acme", "select 1")).rows == [[1]]
-            assert list(each.gateway._actors._links) == linked
-        link = client.gateway._actors._links[SHARED]
+            assert linked_actors(each) == linked
+        link = client.gateway._actors._ways[SHARED].link
         # When it breaks off without the actor, there is another one.
         link.close()
         assert (await client.execute("acme", "select 2")).rows == [[2]]
-        assert client.gateway._actors._links[SHARED] is not link
-    assert client.gateway._actors._links == {}
+        assert linked_actors(client) == [SHARED]
+        assert client.gateway._actors._ways[SHARED].link is not link
+    assert linked_actors(client) == []
 
 
 async def test_an_actor_that_takes_no_connections_is_called_by_ray(start):
@@ -178,7 +184,7 @@ async def test_an_actor_that_takes_no_connections_is_called_by_ray(start):
     # The client would use one.
     async with running.client(actor_local_connections_max=8) as client:
         assert (await client.execute("acme", "select 1")).rows == [[1]]
-        assert client.gateway._actors._links == {}
+        assert linked_actors(client) == []
 
 
 async def test_concurrent_first_uses_activate_a_tenant_once(start):

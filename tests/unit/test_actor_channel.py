@@ -163,6 +163,23 @@ async def test_concurrent_operations_travel_together(make, actor):
     assert channel.statistics.calls <= 3
 
 
+async def test_beside_slow_calls_a_quick_one_waits_for_no_others(make, actor):
+    channel = make()
+    slow = [asyncio.create_task(_perform(channel, "hold")) for _ in range(10)]
+    await _until(lambda: actor.held == len(slow))
+    # What comes back one by one shows that there is nothing to gather.
+    for number in range(3):
+        await _perform(channel, number)
+        assert channel._gathering is None
+    # The control: once several have come back together, a small queue grows for a moment.
+    await asyncio.gather(*(_perform(channel, number) for number in range(20)))
+    late = asyncio.create_task(_perform(channel, 5))
+    await _until(lambda: channel._gathering is not None)
+    await late
+    actor.gate.set()
+    await asyncio.gather(*slow)
+
+
 async def test_an_operation_alone_travels_alone(make):
     # The control of the test before: calls are counted, and one that cannot coalesce is one call.
     channel = make()

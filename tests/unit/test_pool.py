@@ -172,6 +172,37 @@ async def test_what_travels_alone_shares_its_session_with_nobody():
             assert len(flight) == 1 or not any(want.alone for want in flight)
 
 
+async def test_what_travels_alone_does_not_wait_for_what_gathers():
+    async with stage() as scene:
+        # So many sessions that some are left when the first ones have taken theirs.
+        ready = [scene.want(1, alone=True) for _ in range(8)]
+        await settle(lambda: all(want.session for want in ready))
+        for want in ready:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in ready))
+        first = [scene.want(n) for n in range(16)]
+        await settle(lambda: all(want.session for want in first))
+        short, alone = [scene.want(n) for n in range(3)], scene.want(20, alone=True)
+        await turns(6)
+        assert alone.session is not None
+        assert not any(want.session for want in short), "they gather"
+        # After a moment they go to work, although those before them have not come back.
+        await settle(lambda: all(want.session for want in short))
+        assert not any(want.done.done() for want in first)
+
+
+async def test_requests_that_are_held_leave_nothing_behind_when_they_go():
+    async with stage(connection_wait_ms=20) as scene:
+        wants = [scene.want(n % 3, alone=n % 2 == 0) for n in range(40)]
+        await settle(lambda: sum(want.done.done() for want in wants) >= 20)
+        for want in wants:
+            want.released.set()
+        await settle(lambda: all(want.done.done() for want in wants))
+        await turns()
+        (line,) = scene.pool._lines.values()
+        assert (line.waiting, line.waiting_alone, line.short) == (0, 0, {})
+
+
 async def test_tenants_take_turns_however_much_one_of_them_wants():
     async with stage(tenant_connections_max=1, server_connections_max=1) as scene:
         first = scene.want(1)
