@@ -128,10 +128,11 @@ $(SCHEMATHESIS)/.installed: tests/schemathesis-requirements.txt
 schemathesis: $(STAMP) $(SCHEMATHESIS)/.installed
 	$(BIN)/python tests/schemathesis_long.py --seconds $(SCHEMATHESIS_SECONDS)
 
-# The wheel, in an environment of its own and away from the checkout.
+# The wheel, in an environment of its own and away from the checkout. What building warns of is an
+# error: that a file is left out, above all.
 wheel: $(STAMP)
 	rm -rf build dist
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	PYTHONWARNINGS=error $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 		--wheel-dir dist .
 	$(PYTHON) -m venv --clear dist/venv
 	dist/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl

@@ -57,8 +57,10 @@ _TURNED_AWAY = OverloadedError | RateLimitedError | StatementTimeoutError
 _GRACE_S = 2.0
 #: How often deadlines are looked at.
 _SWEEP_S = 0.25
-#: With so many operations under way, as many are gathered for the next call, for so long.
-_GATHER_COUNT = 16
+#: With so many operations at the actor, as many as there are, up to a number, are gathered for the
+#: next call, for so long.
+_GATHER_FROM = 6
+_GATHER_MAX = 16
 _GATHER_S = 0.003
 _PROBE_FIRST_S = 0.05
 _PROBE_MAX_S = 1.0
@@ -279,9 +281,10 @@ class ActorChannel:
 
         Nagle's rule (RFC 896). Where little is under way nothing waits.
         """
-        if not self._calls_under_way or self._cancelled or len(self._sent) < _GATHER_COUNT:
+        at_actor = len(self._sent)
+        if not self._calls_under_way or self._cancelled or at_actor < _GATHER_FROM:
             return False
-        if len(self._queue) >= _GATHER_COUNT:
+        if len(self._queue) >= min(at_actor, _GATHER_MAX):
             return False
         loop = asyncio.get_running_loop()
         if self._gathering is None:

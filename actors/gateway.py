@@ -267,6 +267,7 @@ class ActorGateway:
         if self._asked is not None:
             self._asked.cancel()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        self._actors.close()
 
     # Ways
 

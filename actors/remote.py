@@ -39,6 +39,7 @@ from tenancy.data_isolation.actors.directory import (
     is_dedicated,
     is_shared,
 )
+from tenancy.data_isolation.actors.local_link import LinkAddress, LocalLink
 from tenancy.data_isolation.actors.move_actor import MoveActor
 from tenancy.data_isolation.actors.tenant_actor import TenantActor
 from tenancy.data_isolation.core.errors import (
@@ -203,6 +204,7 @@ class Actors:
         self._directory = directory
         self._handles: dict[ActorName, Handle] = {}
         self._creating: dict[ActorName, asyncio.Task[Handle]] = {}
+        self._links: dict[ActorName, LocalLink] = {}
 
     async def connect(self, name: ActorName) -> Send:
         """What sends requests to the actor, which is started if it is a dedicated one.
@@ -211,8 +213,18 @@ class Actors:
         `ActorLostError`, and `OverloadedError` when there may be no more dedicated actors.
         """
         self._handles.pop(name, None)
+        self._hang_up(name)
         handle = await self.handle(name)
-        return partial(_send, handle.execute_many)
+        link = await self._link(name)
+        if link is None:
+            return partial(_send, handle.execute_many)
+        self._links[name] = link
+        return link.send
+
+    def close(self) -> None:
+        """Hang up on all actors."""
+        for name in list(self._links):
+            self._hang_up(name)
 
     async def handle(self, name: ActorName) -> Handle:
         """The actor's handle; raises as `connect` does."""
@@ -238,6 +250,21 @@ class Actors:
         except RayError as error:
             self._handles.pop(name, None)
             raise ActorLostError(_reason(error)) from None
+
+    async def _link(self, name: ActorName) -> LocalLink | None:
+        """A connection to an actor of this machine; None for any other one."""
+        if not self._settings.actor_local_connections_max:
+            return None
+        try:
+            address: LinkAddress | None = await self.call(name, "listen")
+        except AttributeError:
+            return None  # It is of an earlier release.
+        return None if address is None else await LocalLink.open(address)
+
+    def _hang_up(self, name: ActorName) -> None:
+        link = self._links.pop(name, None)
+        if link is not None:
+            link.close()
 
     def _get(self, name: ActorName) -> Handle:
         """Find the actor, or start it if it is a dedicated one. Blocks."""

@@ -20,25 +20,31 @@ _MEMORY_BYTES: Final = (64 * 1024, INT4_MAX * 1024)
 CONNECTIONS_MAX: Final = 262_143
 #: The most processes that Linux gives numbers to (proc(5), /proc/sys/kernel/pid_max).
 _PROCESSES_MAX: Final = 4_194_304
+#: Files that a process may open, at most, on Linux unless that is changed (proc(5), nr_open).
+_FILES_MAX: Final = 1_048_576
 _YEAR_S: Final = 31_536_000.0
 _SHOWN_CHARACTERS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The least and the most that a setting may be, both included, and who says so."""
+    """The least and the most that a setting may be, both included, and who says so.
+
+    `or_zero` = it may also be 0, which is less than the least and means something of its own.
+    """
 
     least: float
     most: float
     source: str = ""
+    or_zero: bool = False
 
     def check(self, variable: str, value: float) -> None:
         """Raise `SettingError`, naming the variable, for what is outside or no number."""
-        if not self.least <= value <= self.most:
+        if not self.least <= value <= self.most and not (self.or_zero and value == 0):
             source = f" ({self.source})" if self.source else ""
             raise SettingError(
-                f"{variable} is {_shown(str(value))}; it must be from {_whole(self.least)} to "
-                f"{_whole(self.most)}{source}"
+                f"{variable} is {_shown(str(value))}; it must be {'0, or ' * self.or_zero}from "
+                f"{_whole(self.least)} to {_whole(self.most)}{source}"
             )
 
 
@@ -59,6 +65,8 @@ def _whole(number: float) -> str:
 
 _MILLISECONDS: Final = Bounds(1, INT4_MAX, "PostgreSQL counts milliseconds in 4 bytes")
 _SECONDS: Final = Bounds(1e-3, 10 * _YEAR_S, "10 years")
+#: How often something is looked at again.
+_LOOKS: Final = Bounds(0.01, 10 * _YEAR_S, "who looks more often than that does nothing else")
 _BYTES: Final = Bounds(1, 1 << 60, "1 EiB")
 _RATE: Final = Bounds(1e-3, 1e9)
 _PERCENT: Final = Bounds(0.1, 100)
@@ -97,12 +105,22 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     "provisioning_tenants_max": Bounds(1, 1_000, "each takes two of the server's locks"),
     "stream_piece_bytes": Bounds(1_024, 1 << 24, "a message each; 16 MiB"),
     "traces_sample_percent": Bounds(0, 100, "0 = what callers trace"),
+    "traces_per_s_max": Bounds(0.01, 100_000, "more is nothing to look at"),
     "credential_cache_ms": Bounds(1, 1_000, "so that revocations hold within a second"),
     "watchdog_tick_ms": Bounds(1, 500, "who looks less often than each second does not watch"),
-    "measurement_window_s": Bounds(0, 3_600, "0 = nothing is measured; an hour"),
+    "measurement_window_s": Bounds(
+        1, 3_600, "0 = nothing is measured; each window is written to a file; an hour", or_zero=True
+    ),
+    "load_window_s": Bounds(0.1, 86_400, "each window is written to the catalog; a day"),
+    "move_poll_s": _LOOKS,
+    "move_follow_s": _LOOKS,
+    "schema_refresh_s": _LOOKS,
+    "named_operation_refresh_s": _LOOKS,
     "metrics_top_tenants_max": Bounds(0, 100, "each is a series of its own"),
     "http_tls_hsts_s": Bounds(0, 100 * _YEAR_S, "100 years"),
     "operations_per_s": _RATE,
+    "actor_calls_max": Bounds(1, 200, "of each process, all of which wait at the actor"),
+    "actor_local_connections_max": Bounds(0, _FILES_MAX, "0 = none; each is an open file"),
     "shared_actors": _PROCESSES,
     "dedicated_actors_max": _PROCESSES,
     "http_replicas": _PROCESSES,

@@ -300,10 +300,11 @@ class Settings(PerformanceSettings):
     measurement_bytes_max: int = 512 * 1024 * 1024
     #: Busiest tenants of the last window that `/metrics` names; 0 = none.
     metrics_top_tenants_max: int = 0
-    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), and how many
-    #: of 100 requests that nobody else traces are.
+    #: Where spans of traced requests go (OTLP over HTTP; nothing is traced without), how many of
+    #: 100 requests that nobody else traces are, and of all in a second, in one HTTP process.
     traces_endpoint: str | None = field(default=None, repr=False)
     traces_sample_percent: float = 100.0
+    traces_per_s_max: float = 50.0
 
     #: Rows of a tenant of level ROW that are deleted in one transaction.
     removal_batch_rows_max: int = 10_000
@@ -327,6 +328,8 @@ class Settings(PerformanceSettings):
     actor_sent_operations_max: int = 4_000
     actor_calls_max: int = 3
     actor_call_bytes_max: int = 1024 * 1024
+    #: Connections that an actor takes from processes of its machine; 0 = all of them call by Ray.
+    actor_local_connections_max: int = 256
     #: How long a finished operation waits in its actor for others, to travel back with them.
     actor_reply_wait_ms: int = 5
     #: How long operations wait for an actor that starts or restarts.
@@ -478,11 +481,8 @@ class Settings(PerformanceSettings):
         """
         env = os.environ if env is None else env
         hints = get_type_hints(cls)
-        names = {
-            variable_of(item.name): item.name
-            for item in dataclasses.fields(cls)
-            if item.name != "tiers"
-        }
+        fields = (item.name for item in dataclasses.fields(cls) if item.name != "tiers")
+        names = {variable_of(name): name for name in fields}
         values: dict[str, Any] = {}
         limits: dict[str, str] = {}
         for variable, text in env.items():

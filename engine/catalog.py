@@ -28,7 +28,6 @@ from tenancy.data_isolation.core.errors import (
     PlacementChangedError,
     ServerNotFoundError,
     TenancyError,
-    TenantExistsError,
     TenantNotFoundError,
 )
 from tenancy.data_isolation.core.identifiers import (
@@ -44,6 +43,7 @@ from tenancy.data_isolation.core.identifiers import (
 )
 from tenancy.data_isolation.core.rules import STRATEGY_OF_LEVEL, StrategyName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
+from tenancy.data_isolation.core.tenant_differences import unlike
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Placement,
@@ -124,10 +124,11 @@ class Catalog:
                 raise _missing(error, None, placement.server) from None
         if added is None:
             found = await self.pool.row(_SQL.statement("same_tenant"), *values)
+            tenant = await self.tenant(TenantId(context.tenant_id))
             if found is None or not found["same"]:
-                raise TenantExistsError(
-                    f"tenant {context.tenant_id} exists already with other properties"
-                )
+                names = await self.unlike_metadata([context])
+                raise unlike(context, tenant, names.get(tenant.tenant_id, ()))
+            return tenant
         return await self.tenant(TenantId(context.tenant_id))
 
     async def add_row_tenants(
@@ -152,6 +153,17 @@ class Catalog:
             raise _missing(error, None, placement.server) from None
         rows = await self.pool.rows(_SQL.statement("given_tenants"), *values)
         return {TenantId(row["tenant_id"]): (tenant_of_row(row), row["same"]) for row in rows}
+
+    async def unlike_metadata(
+        self, contexts: Sequence[TenantContext]
+    ) -> dict[TenantId, Sequence[str]]:
+        """Of those tenants that there are, the names in their metadata with other values."""
+        rows = await self.pool.rows(
+            _SQL.statement("unlike_metadata"),
+            [context.tenant_id for context in contexts],
+            [_json(context.metadata) for context in contexts],
+        )
+        return {TenantId(row["tenant_id"]): row["names"] for row in rows}
 
     async def tenants_named(self, names: Sequence[TenantId]) -> dict[TenantId, Tenant]:
         """Those of the tenants of these names that there are."""

@@ -335,7 +335,7 @@ class Executor:
         """Whether a statement that takes long has to make room for others that do."""
         pool = self._pools.get(ticket.key.server)
         return pool is not None and pool.long.crowded(
-            ticket.tenant_no, ticket.departed_at, ticket.limits, self._loop.time()
+            ticket.flying, ticket.tenant_no, ticket.departed_at, ticket.limits, self._loop.time()
         )
 
     async def _open(self, key: SessionKey) -> Connection:

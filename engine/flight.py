@@ -36,7 +36,7 @@ from tenancy.data_isolation.engine.descriptions import Descriptions
 from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport, statement_error
 from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat, too_large
 from tenancy.data_isolation.engine.ticket import Ticket
-from tenancy.data_isolation.engine.time_limit import TimeLimit
+from tenancy.data_isolation.engine.time_limit import PATIENCE_S, TimeLimit
 from tenancy.data_isolation.engine.transaction import Transaction, UndoneError
 from tenancy.data_isolation.engine.wire import Exchange
 
@@ -290,12 +290,21 @@ class Flights:
         self._weigh(plan, bytes_max)
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
-        quick = self._loop.time() - started < _QUICK_S and exchange.bytes_read < _SMALL_BYTES
-        if not several and not again and quick:
-            self._remember(self._quick, tickets[0].text)
-            if self._let_alone and plan.sections[0].error is None:
-                self._let_alone.pop((tickets[0].tenant_no, tickets[0].text), None)
+        if not several and not again:
+            took_s = self._loop.time() - started
+            self._learn_pace(
+                tickets[0], took_s, exchange.bytes_read, plan.sections[0].error is None
+            )
         return again
+
+    def _learn_pace(self, ticket: Ticket, took_s: float, size: int, done: bool) -> None:
+        """What a flight of one tells of the next statement with this text."""
+        if took_s < _QUICK_S and size < _SMALL_BYTES:
+            self._remember(self._quick, ticket.text)
+            if self._let_alone and done:
+                self._let_alone.pop((ticket.tenant_no, ticket.text), None)
+        elif took_s >= PATIENCE_S and not ticket.alone:
+            self._leave_alone(ticket)
 
     def _weigh(self, plan: Plan, bytes_max: int) -> None:
         """Each operation answers for its own rows, whoever it travelled with."""

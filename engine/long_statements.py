@@ -3,8 +3,8 @@
 Whoever runs a stream of statements that take long gets one processor after the other, since
 PostgreSQL knows no shares. So a tenant that has one at work, or had one a moment ago, runs no more
 than its type may at the same time; and beyond one for each tenant, all together run no more than
-leave a processor to the others. Statements that are known to be quick travel together and are not
-counted here.
+leave a processor to the others. Statements that are known to be quick are not counted here, until
+one of them takes long after all.
 
 Who is not known yet begins with as many, and each statement that ends quickly gives room for one
 more. What turns out long among more than may be is let go on for a moment only: `crowded` says then
@@ -14,6 +14,7 @@ which have to make room and wait for their turn.
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,16 +54,24 @@ class LongStatements:
         self.long_s = settings.long_statement_ms / 1_000
         self._server_max = server_long_statements_max(settings)
         self._tenants: dict[TenantNo, _Work] = {}
+        #: When the statement of a session began that is counted.
+        self._began: dict[Hashable, float] = {}
 
-    def departed(self, tenant_no: TenantNo, now: float) -> None:
-        """A statement of the tenant went to work."""
-        self._tenants.setdefault(tenant_no, _Work()).began.append(now)
+    def departed(self, session: Hashable, tenant_no: TenantNo, began: float) -> None:
+        """A statement of the tenant went to work in the session."""
+        self._began[session] = began
+        self._tenants.setdefault(tenant_no, _Work()).began.append(began)
 
-    def landed(self, tenant_no: TenantNo, began: float, now: float, *, result_bytes: int) -> bool:
-        """The statement that began then has ended; whether its session is spent.
+    def landed(
+        self, session: Hashable, tenant_no: TenantNo, now: float, *, result_bytes: int
+    ) -> bool:
+        """What the session did for the tenant has ended; whether the session is spent.
 
         A large result keeps this process busy instead of the server, and counts as well.
         """
+        began = self._began.pop(session, None)
+        if began is None:
+            return False
         work = self._tenants[tenant_no]
         work.began.remove(began)
         long = now - began >= self.long_s
@@ -91,11 +100,16 @@ class LongStatements:
         work = self._tenants.get(tenant_no)
         return work is not None and self._is_long(work, now)
 
-    def crowded(self, tenant_no: TenantNo, began: float, limits: TierLimits, now: float) -> bool:
-        """Whether a statement that turned out long has to make room for those before it."""
-        work = self._tenants.get(tenant_no)
-        if work is None:
-            return False
+    def crowded(
+        self, session: Hashable, tenant_no: TenantNo, began: float, limits: TierLimits, now: float
+    ) -> bool:
+        """Whether a statement that turned out long has to make room for those before it.
+
+        One that was known to be quick counts from now on.
+        """
+        if session not in self._began:
+            self.departed(session, tenant_no, began)
+        work = self._tenants[tenant_no]
         own = sum(other < began for other in work.began)
         if own >= limits.long_statements_max or not own:
             return bool(own)

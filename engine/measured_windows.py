@@ -14,7 +14,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import log2
 from time import monotonic
@@ -323,10 +323,13 @@ class MeasuredWindows:
             tenants=(*self._tenants.values(), *self._earlier),
         )
 
-    def forget(self, tenant_no: TenantNo) -> None:
-        """Keep nothing of a tenant."""
+    def forget(self, tenant_no: TenantNo) -> MeasuredWindow:
+        """Keep nothing of a tenant; what there was of it in the present window."""
+        present = self.present()
         self._tenants.pop(tenant_no, None)
         self._earlier = [item for item in self._earlier if item.tenant_no != tenant_no]
+        gone = tuple(item for item in present.tenants if item.tenant_no == tenant_no)
+        return replace(present, tenants=gone)
 
     # Cells
 

@@ -82,7 +82,8 @@ class Measurements:
 
     async def forget(self, tenant_no: TenantNo) -> None:
         """Keep nothing of a tenant that is erased. What cannot be done now is done by `tidy`."""
-        self.windows.forget(tenant_no)
+        # Sums name nobody, and what was told to Prometheus must not become less.
+        add_window(self._levels, self.windows.forget(tenant_no))
         self._top = ()
         await self._forget({tenant_no})
 

@@ -13,6 +13,8 @@ from tenancy.data_isolation.engine.measured_windows import Cell, MeasuredWindow
 
 #: In place of the level of tenants that there was no room to tell apart.
 _NO_LEVEL: Final = "other"
+_COUNTS: Final = ("rows", "result_bytes", "cache_hits")
+_SUMS: Final = ("latency_s", "queue_s", "busy_s", *_COUNTS)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,6 +53,29 @@ class LevelFigures:
         self.rows += cell.rows
         self.result_bytes += cell.result_bytes
         self.cache_hits += cell.cache_hits
+
+    def covers(self, earlier: LevelFigures) -> bool:
+        """Whether no count is less than it was. Times are added up in another order each time."""
+        return (
+            all(self.outcomes[key] >= count for key, count in earlier.outcomes.items())
+            and all(self.latencies[key] >= count for key, count in earlier.latencies.items())
+            and all(getattr(self, name) >= getattr(earlier, name) for name in _COUNTS)
+        )
+
+    def since(self, earlier: LevelFigures) -> LevelFigures:
+        """What was added since these figures were `earlier`, which they cover."""
+        return LevelFigures(
+            outcomes=self.outcomes - earlier.outcomes,
+            latencies=self.latencies - earlier.latencies,
+            **{name: max(getattr(self, name) - getattr(earlier, name), 0) for name in _SUMS},
+        )
+
+    def include(self, other: LevelFigures) -> None:
+        """Count others in."""
+        self.outcomes.update(other.outcomes)
+        self.latencies.update(other.latencies)
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,6 +43,11 @@ _log = logging.getLogger(__name__)
 #: So many sessions a line opens as soon as it has work for them: enough to keep a server busy with
 #: short statements. Further ones come only when waiting shows that these are held up.
 _EAGER_SESSIONS: Final = 4
+#: So many of a line are at work at the same time with short statements, more only after waiting.
+_EAGER_FLIGHTS: Final = 2
+#: Beside one that is at work, the next goes to work for so many requests, or after so long.
+_CROWD: Final = 16
+_GATHER_S: Final = 0.005
 #: How long a line waits before it asks for a session beyond those.
 _GROWTH_WAIT_S: Final = 0.02
 _TICK_S: Final = 0.01
@@ -211,10 +216,13 @@ class ServerPool:
 
         More of them do not make short statements quicker, but each takes fewer along.
         """
-        if line.busy < _EAGER_SESSIONS or self._loop.time() - line.since >= _GROWTH_WAIT_S:
-            return True
         first: Request = next(iter(line.tenants.values()))[0]
-        return first.alone
+        if first.alone or not line.busy:
+            return True
+        waited_s = self._loop.time() - line.since
+        if line.busy < _EAGER_FLIGHTS:
+            return line.waiting >= _CROWD or waited_s >= _GATHER_S
+        return waited_s >= _GROWTH_WAIT_S
 
     def _choose(self, line: Line) -> Any:
         """The free session that is bound to the tenant in turn, else the one used last."""
@@ -228,7 +236,7 @@ class ServerPool:
 
     def _collect(self, line: Line) -> list[Request]:
         """Requests for one session: its share of those who wait, or one that travels alone."""
-        sessions = max(1, len(line.idle) + line.busy)
+        sessions = max(1, min(len(line.idle) + line.busy, _EAGER_FLIGHTS))
         share = min(-(-line.waiting // sessions), self._settings.flight_operations_max)
         batch: list[Request] = []
         size = 0
@@ -277,18 +285,15 @@ class ServerPool:
         line.since = now = self._loop.time()
         if line.waiting:
             self._hungry.move_to_end(line.key)
-        lead = batch[0] if batch[0].alone else None
-        if lead is not None:
-            lead.departed_at = now
-            self.long.departed(lead.tenant_no, now)
+        if len(batch) == 1:
+            batch[0].departed_at = now
+        if batch[0].alone:
+            self.long.departed(session, batch[0].tenant_no, now)
         for tenant_no in {request.tenant_no for request in batch}:
             self._flying[tenant_no] += 1
-        self._start(self._flight(line, session, batch, None if lead is None else now))
+        self._start(self._flight(line, session, batch))
 
-    async def _flight(
-        self, line: Line, session: Any, batch: list[Request], alone_since: float | None
-    ) -> None:
-        spent = False
+    async def _flight(self, line: Line, session: Any, batch: list[Request]) -> None:
         try:
             await self._fly(session, batch)
         except asyncio.CancelledError:
@@ -301,13 +306,8 @@ class ServerPool:
             for request in batch:
                 request.refuse(TenancyError())
         finally:
-            if alone_since is not None:
-                spent = self.long.landed(
-                    batch[0].tenant_no,
-                    alone_since,
-                    self._loop.time(),
-                    result_bytes=batch[0].result_bytes,
-                )
+            lead, now = batch[0], self._loop.time()
+            spent = self.long.landed(session, lead.tenant_no, now, result_bytes=lead.result_bytes)
             for tenant_no in {request.tenant_no for request in batch}:
                 self._flying[tenant_no] -= 1
                 if not self._flying[tenant_no]:

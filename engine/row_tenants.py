@@ -12,7 +12,7 @@ Rules this module keeps:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
@@ -23,6 +23,7 @@ from tenancy.data_isolation.core.errors import (
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId
 from tenancy.data_isolation.core.settings import Settings
+from tenancy.data_isolation.core.tenant_differences import unlike
 from tenancy.data_isolation.core.types import (
     IsolationLevel,
     Tenant,
@@ -119,8 +120,9 @@ class RowTenants:
         known = await self._catalog.add_row_tenants(contexts, wanted)
         found: _Outcomes = {}
         begun: list[Tenant] = []
-        for name, (tenant, same) in known.items():
-            against = _against(tenant, server, same=same)
+        other = await self._others(contexts, known)
+        for name, (tenant, _) in known.items():
+            against = other.get(name) or _against(tenant, server)
             if against is not None:
                 found[name] = against
             elif tenant.status is TenantStatus.CREATING:
@@ -133,6 +135,25 @@ class RowTenants:
             name = TenantId(context.tenant_id)
             found.setdefault(name, TenantSuspendedError(f"tenant {name} was erased meanwhile"))
         return found
+
+    async def _others(
+        self,
+        contexts: Sequence[TenantContext],
+        known: Mapping[TenantId, tuple[Tenant, bool]],
+    ) -> dict[TenantId, TenantExistsError]:
+        """Tenants that are there and are not what was asked for, and in what."""
+        others = {
+            name: context
+            for context in contexts
+            if (name := TenantId(context.tenant_id)) in known and not known[name][1]
+        }
+        if not others:
+            return {}
+        names = await self._catalog.unlike_metadata([*others.values()])
+        return {
+            name: unlike(context, known[name][0], names.get(name, ()))
+            for name, context in others.items()
+        }
 
     async def _finished(self, begun: Sequence[Tenant], server: ServerName) -> _Outcomes:
         """Tenants that are known to the catalog, made."""
@@ -156,11 +177,9 @@ class RowTenants:
         }
 
 
-def _against(tenant: Tenant, server: ServerName, *, same: bool) -> TenancyError | None:
+def _against(tenant: Tenant, server: ServerName) -> TenancyError | None:
     """Why a tenant that there is cannot be taken for the wanted one."""
     name, placement = tenant.tenant_id, tenant.placement
-    if not same:
-        return TenantExistsError(f"tenant {name} exists already with other properties")
     if tenant.status is TenantStatus.DELETING:
         return TenantSuspendedError(f"tenant {name} is being deleted; wait for it")
     if placement is None:

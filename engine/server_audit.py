@@ -269,11 +269,9 @@ def _listening(config: ServerConfig, found: Mapping[str, Any]) -> Iterator[Findi
 
 
 def _budget(config: ServerConfig, settings: Settings, most: int, kept: int) -> Iterator[Finding]:
-    wanted = (
-        settings.server_connections_max
-        + settings.admin_connections_max
-        + settings.catalog_connections_max
-    )
+    each = settings.admin_connections_max + settings.catalog_connections_max
+    processes = settings.http_replicas
+    wanted = settings.server_connections_max + processes * each
     if wanted > most - kept:
         fitting = most - kept - wanted + settings.server_connections_max
         advice = f"set TENANCY_SERVER_CONNECTIONS_MAX={fitting}"
@@ -285,7 +283,9 @@ def _budget(config: ServerConfig, settings: Settings, most: int, kept: int) -> I
             server=config.name,
             database="",
             subject="setting max_connections",
-            problem=f"leaves {most - kept} connections, and the runtime may want {wanted}",
+            problem=f"leaves {most - kept} connections, and the runtime may want {wanted}: "
+            f"{settings.server_connections_max} for tenants, and {each} for each of {processes} "
+            f"process{'' if processes == 1 else 'es'} that answer{'s' * (processes == 1)} HTTP",
             advice=advice,
         )
 

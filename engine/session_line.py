@@ -72,7 +72,7 @@ class Request(ABC):
         self.limits = limits
         #: Whether it cannot travel together with others.
         self.alone = False
-        #: When (event loop's time) a session began to work for it alone.
+        #: When (event loop's time) a session began to work for it and for nobody else.
         self.departed_at = 0.0
         #: Bytes that its results had on the way from the server.
         self.result_bytes = 0

@@ -15,7 +15,7 @@ from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange
 
 #: A statement that takes longer holds up those that travel with it.
-_PATIENCE_S: Final = 0.05
+PATIENCE_S: Final = 0.05
 _LOOK_S: Final = 0.025
 
 
@@ -62,7 +62,7 @@ class TimeLimit:
             self._long.cancel()
 
     def _limit(self, seat: Seat) -> float:
-        return _PATIENCE_S if self._shared else self._time_left(seat.ticket)
+        return PATIENCE_S if self._shared else self._time_left(seat.ticket)
 
     def _make_room(self) -> None:
         """Cancel a statement that takes long where enough of them run, to be run in its turn."""

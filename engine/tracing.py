@@ -108,12 +108,21 @@ class Tracing:
         return cls(provider)
 
     def begin(
-        self, name: str, parent: TraceContext | None, attributes: Mapping[str, Any], *, server: bool
+        self,
+        name: str,
+        parent: TraceContext | None,
+        attributes: Mapping[str, Any],
+        *,
+        server: bool,
+        began_ns: int | None = None,
     ) -> Traced | None:
-        """A span that has to be ended; None when this trace is not recorded."""
+        """A span that has to be ended; None when this trace is not recorded.
+
+        `began_ns` is when it began (`time.time_ns`), where that is not now.
+        """
         kind = self._trace.SpanKind.SERVER if server else self._trace.SpanKind.INTERNAL
         context = self._trace.set_span_in_context(self._remote(parent))
-        span = self._tracer.start_span(name, context, kind, attributes)
+        span = self._tracer.start_span(name, context, kind, attributes, start_time=began_ns)
         return span if span.is_recording() else None
 
     @contextmanager
@@ -124,6 +133,19 @@ class Tracing:
             yield
         finally:
             _current.reset(token)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What this task asks for meanwhile is part of no span, until it says `follow`."""
+        token = _current.set(None)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def follow(self, span: Traced) -> None:
+        """What this task asks for from now on is part of the span; see `apart`."""
+        _current.set(span)
 
     def end(self, span: Traced, outcome: object) -> None:
         """The span's work is done; an error in `outcome`, or None for nobody waits, is told."""

@@ -31,6 +31,7 @@ _SUMS: Final = (
 )
 _MOST: Final = ("latency_max_s", "queue_max_s")
 _SKETCH: Final = ("latency_buckets", "latency_counts")
+_TABLES: Final = "tables"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,8 @@ class Usage:
     tenant_id: str | None
     fingerprint: str
     kind: str | None
+    #: The schema's tables that the statement names; of all its statements together, for a tenant.
+    tables: tuple[str, ...]
     operations: int
     operations_per_s: float
     refused: int
@@ -103,16 +106,19 @@ def busiest(
     by: Measure = Measure.BUSY,
     limit: int = 20,
     tenant_id: str | None = None,
+    fingerprint: str | None = None,
     per_tenant: bool = False,
 ) -> list[Usage]:
     """Tenants' kinds of statement that came to most, the first one to the most. Blocks.
 
-    `per_tenant` adds up all kinds of a tenant.
+    `tenant_id` and `fingerprint` leave out all others. `per_tenant` adds up all kinds of a tenant.
     """
-    table = read_windows(home, since=since, until=until, columns=(*_KEY, *_SUMS, *_MOST, *_SKETCH))
+    columns = (*_KEY, *_SUMS, *_MOST, *_SKETCH, _TABLES)
+    table = read_windows(home, since=since, until=until, columns=columns)
     totals = {name: pc.sum(table[name]).as_py() for name in ("busy_s", "cpu_s")}
-    if tenant_id is not None:
-        table = table.filter(pc.equal(table["tenant_id"], tenant_id))
+    for name, wanted in (("tenant_id", tenant_id), ("fingerprint", fingerprint)):
+        if wanted is not None:
+            table = table.filter(pc.equal(table[name], wanted))
     key = [name for name in _KEY if not per_tenant or name.startswith("tenant")]
     grouped = table.group_by(key, use_threads=False).aggregate(
         [(name, "sum") for name in _SUMS] + [(name, "max") for name in _MOST]
@@ -120,7 +126,7 @@ def busiest(
     rows = [_plain(row) for row in grouped.to_pylist()]
     rows.sort(key=lambda row: _rank(row, by), reverse=True)
     elapsed_s = max((until - since).total_seconds(), 1e-9)
-    return [_usage(row, _latencies(table, key, row), totals, elapsed_s) for row in rows[:limit]]
+    return [_usage(row, _of_group(table, key, row), totals, elapsed_s) for row in rows[:limit]]
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,14 +157,19 @@ def _rank(row: Mapping[str, Any], by: Measure) -> float:
     return value or 0.0
 
 
-def _latencies(table: pa.Table, key: list[str], row: Mapping[str, Any]) -> Counter[int]:
-    """The sketches of one group, added up."""
-    found: Counter[int] = Counter()
+def _of_group(table: pa.Table, key: list[str], row: Mapping[str, Any]) -> pa.Table:
+    """The rows of one group."""
     wanted: Any = None
     for name in key:
         same = _same(table[name], row[name])
         wanted = same if wanted is None else pc.and_(wanted, same)
-    for part in table.filter(wanted).select(list(_SKETCH)).to_batches():
+    return table.filter(wanted)
+
+
+def _latencies(group: pa.Table) -> Counter[int]:
+    """The sketches of one group, added up."""
+    found: Counter[int] = Counter()
+    for part in group.select(list(_SKETCH)).to_batches():
         for buckets, counts in zip(part.column(0), part.column(1), strict=True):
             for bucket, count in zip(buckets.as_py(), counts.as_py(), strict=True):
                 found[bucket] += count
@@ -173,10 +184,11 @@ def _same(column: pa.ChunkedArray, value: Any) -> Any:
 
 def _usage(
     row: Mapping[str, Any],
-    latencies: Counter[int],
+    group: pa.Table,
     totals: Mapping[str, float | None],
     elapsed_s: float,
 ) -> Usage:
+    latencies = _latencies(group)
     operations, timed = row["operations"], sum(latencies.values())
     same = ("tenant_no", "tenant_id", "refused", "failed", "unavailable", "cancelled")
     plain = ("cache_hits", "rows", "result_bytes", "latency_max_s", "queue_max_s", "sampled")
@@ -185,6 +197,7 @@ def _usage(
         **{name: row[name] for name in (*same, *plain, *known)},
         fingerprint=row.get("fingerprint", "all"),
         kind=row.get("kind"),
+        tables=tuple(sorted(pc.unique(pc.list_flatten(group[_TABLES])).to_pylist())),
         operations_per_s=operations / elapsed_s,
         latency_mean_s=row["latency_s"] / timed if timed else None,
         latency_p50_s=quantile_s(latencies, 0.50),

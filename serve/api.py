@@ -38,6 +38,7 @@ from tenancy.data_isolation.serve.problems import (
 )
 from tenancy.data_isolation.serve.proposal_routes import ProposalRoutes
 from tenancy.data_isolation.serve.query_routes import QueryRoutes
+from tenancy.data_isolation.serve.request_trace import RequestTraces
 from tenancy.data_isolation.serve.requests import Requests
 from tenancy.data_isolation.serve.schema_routes import SchemaRoutes
 from tenancy.data_isolation.serve.services import Services
@@ -99,7 +100,9 @@ def create_api(services: Services, lifespan: Lifespan | None = None) -> Edge:
         admission=admission,
         metrics=metrics,
         express=queries.express(),
-        tracing=services.tracing,
+        traces=None
+        if services.tracing is None
+        else RequestTraces(services.tracing, settings.traces_per_s_max),
     )
 
 

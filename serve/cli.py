@@ -1,4 +1,4 @@
-"""The command `tenancy`.
+"""The commands of `tenancy`; `command` is what starts them.
 
 Exit statuses: 0 done, 1 an error, 2 wrong usage, 130 interrupted; a command about moves has 4 when
 its `--timeout` is over while the move goes on, and `tenancy status` 3 for stopped and 4 for
@@ -80,11 +80,6 @@ def _common(
     """
 
 
-def main() -> None:
-    """Run the command; the process ends with its exit status."""
-    raise SystemExit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """Run the command with these arguments; the exit status. Never a traceback."""
     try:
@@ -145,4 +140,4 @@ def _told(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(sys.argv[1:]))

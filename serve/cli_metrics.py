@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _LIMIT_MAX: Final = 1_000
 _COLUMNS: Final = (
-    *("tenant", "statement", "kind", "ops", "ops/s", "errors", "hits", "p50 ms", "p95 ms"),
-    *("p99 ms", "queue ms", "busy s", "busy %", "cpu s", "rows", "bytes"),
+    *("tenant", "statement", "kind", "tables", "ops", "ops/s", "errors", "hits", "p50 ms"),
+    *("p95 ms", "p99 ms", "queue ms", "busy s", "busy %", "cpu s", "rows", "bytes"),
 )
 
 app = typer.Typer(no_args_is_help=True)
@@ -43,6 +43,10 @@ def top(
         float, typer.Option("--last", min=1, max=315_360_000, help="In the last so many seconds.")
     ] = 3_600.0,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Of this tenant alone.")] = None,
+    statement: Annotated[
+        str | None,
+        typer.Option("--statement", help="Of this SQL alone, whatever values stand in it."),
+    ] = None,
     per_tenant: Annotated[
         bool, typer.Option("--per-tenant", help="All statements of a tenant in one line.")
     ] = False,
@@ -51,7 +55,11 @@ def top(
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List the tenants and kinds of statement that took most, of windows that have ended."""
+    """List the tenants and kinds of statement that took most, of windows that have ended.
+
+    A kind is told by its fingerprint and the tables that it names: texts are not kept. Which kind a
+    text is, --statement finds out.
+    """
     # Imported late: it takes a moment, and every other command does without.
     try:
         from tenancy.data_isolation.engine.window_reader import busiest
@@ -70,6 +78,7 @@ def top(
             by=by,
             limit=limit,
             tenant_id=None if tenant is None else parse_tenant_id(tenant),
+            fingerprint=None if statement is None else _fingerprint(statement),
             per_tenant=per_tenant,
         )
     except OSError as error:
@@ -82,6 +91,7 @@ def top(
         return
     if not found:
         whose = "" if tenant is None else f" of tenant {tenant!r}"
+        whose += "" if statement is None else f" of statement {_fingerprint(statement)}"
         note(
             f"nothing{whose} was measured in the last {last_s:g} s; windows are told when they end"
         )
@@ -89,6 +99,16 @@ def top(
     print_table(_COLUMNS, [_row(item) for item in found])
     lines = f"{len(found)} line{'' if len(found) == 1 else 's'}"
     note(f"({lines}, of the last {last_s:g} s, by {by.value}; a window is told when it has ended)")
+
+
+def _fingerprint(statement: str) -> str:
+    """The fingerprint that the guard gives to the text. Raises `StatementSyntaxError`."""
+    from tenancy.data_isolation.engine.placeholders import number_placeholders
+    from tenancy.data_isolation.engine.syntax_tree import fingerprint, parse
+
+    text = number_placeholders(statement).text
+    parse(text)  # It says what is wrong with a text that is no SQL.
+    return fingerprint(text)
 
 
 def _plain(item: Usage) -> dict[str, Any]:
@@ -101,6 +121,7 @@ def _row(item: Usage) -> tuple[str, ...]:
         item.tenant_id or "(others)",
         item.fingerprint,
         item.kind or "",
+        ", ".join(item.tables),
         f"{item.operations:,}",
         f"{item.operations_per_s:,.2f}",
         f"{errors:,}",

@@ -24,6 +24,8 @@ from tenancy.data_isolation.serve.move_follower import (
     asking,
 )
 from tenancy.data_isolation.serve.move_words import (
+    at_words,
+    backlog_words,
     bytes_words,
     next_step,
     place_words,
@@ -191,7 +193,10 @@ def list_moves(
     if as_json:
         print_json({"moves": found, "next": following})
         return
-    columns = ("move_id", "tenant_id", "state", "phase", "from", "to", "rows", "created_at")
+    columns = (
+        *("move_id", "tenant_id", "state", "phase", "from", "to", "tenant at", "rows"),
+        "created_at",
+    )
     print_table(columns, [_row(item) for item in found])
     note(f"({len(found)} move{'' if len(found) == 1 else 's'})")
 
@@ -407,16 +412,18 @@ def _print(found: dict[str, Any]) -> None:
         ("state", state),
         ("from", place_words(found["source"])),
         ("to", place_words(found["target"])),
+        ("tenant at", at_words(found)),
         ("priority", found["priority"] or None),
         ("copied", f"{copied}, {how['tables_copied']} of {how['tables_total']} tables"),
         ("took", _took(how)),
         ("left", time_left(how)),
-        ("behind", None if found["settled"] else how["backlog_rows"] or None),
+        ("behind", None if found["settled"] else backlog_words(how)),
         ("attempts", how["cutover_attempts"] or None),
         ("failures", how["failures"] or None),
         ("error", found["error"]),
         ("begun", found["created_at"]),
-        ("open since", found["opened_at"]),
+        # Of one that is over: it is not open any more.
+        ("open since" if found["state"] == "open" else "was opened", found["opened_at"]),
         ("confirms", found["confirms_at"]),
     ]
     print_fields([(name, value) for name, value in fields if value is not None])
@@ -465,6 +472,7 @@ def _row(found: dict[str, Any]) -> list[Any]:
         *(found[name] for name in ("move_id", "tenant_id", "state", "phase")),
         place_words(found["source"]),
         place_words(found["target"]),
+        at_words(found),
         how["rows_total"],
         found["created_at"],
     ]

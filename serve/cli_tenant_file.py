@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -168,10 +169,12 @@ def _there(outcome: _Outcome) -> str:
 def _opened(path: Path) -> Iterator[tuple[TextIO, int | None]]:
     """The file and its size in bytes; `-` is standard input, of which the size is not known."""
     if str(path) == "-":
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
         yield sys.stdin, None
         return
     try:
-        file = path.open(encoding="utf-8", newline="")
+        file = path.open(encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror}", status=STATUS_USAGE) from None
     with file:

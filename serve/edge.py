@@ -20,11 +20,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenancy.data_isolation.core.errors import TenancyError
-from tenancy.data_isolation.core.trace_context import TraceContext
-from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.serve.admission import Admission, Admitted
 from tenancy.data_isolation.serve.http_metrics import NO_ROUTE, HttpMetrics
 from tenancy.data_isolation.serve.problems import for_caller, problem_response, unexpected_response
+from tenancy.data_isolation.serve.request_trace import RequestTraces
 from tenancy.data_isolation.serve.streamed_answer import AnswerCutError
 
 #: Endpoints by the last part of the path below `/v1/tenants/{tenant_id}/`.
@@ -52,13 +51,13 @@ class Edge:
         admission: Admission,
         metrics: HttpMetrics,
         express: Express,
-        tracing: Tracing | None = None,
+        traces: RequestTraces | None = None,
     ) -> None:
         self._app = app
         self._admission = admission
         self._metrics = metrics
         self._express = express
-        self._tracing = tracing
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -68,10 +67,10 @@ class Edge:
         started_s = time.perf_counter()
         answer = _Sending(send, private=scope["path"].startswith(_PRIVATE_PREFIX))
         try:
-            if self._tracing is None or scope["path"] in _PROBES:
+            if self._traces is None or scope["path"] in _PROBES:
                 await self._serve(scope, receive, answer)
             else:
-                await self._traced(self._tracing, scope, receive, answer)
+                await self._traced(self._traces, scope, receive, answer)
         except asyncio.CancelledError:
             # The client is gone, or the process ends; there is nobody to answer.
             answer.status = answer.status or _STATUS_CANCELLED
@@ -81,22 +80,14 @@ class Edge:
             self._metrics.record(_route(scope), _method(scope), answer.status or 500, elapsed_s)
 
     async def _traced(
-        self, tracing: Tracing, scope: Scope, receive: Receive, answer: _Sending
+        self, traces: RequestTraces, scope: Scope, receive: Receive, answer: _Sending
     ) -> None:
         """Serve one request with a span, in the trace that the client names if it names one."""
-        found = [value for name, value in scope["headers"] if name == b"traceparent"]
-        # More than one is none (W3C Trace Context, 3.2.1).
-        parent = TraceContext.of(found[0].decode("latin-1")) if len(found) == 1 else None
-        method = _method(scope)
-        span = tracing.begin(method, parent, {"http.request.method": method}, server=True)
-        if span is None:
-            await self._serve(scope, receive, answer)
-            return
-        try:
-            with tracing.following(span):
+        with traces.tracing(scope, _method(scope)) as trace:
+            try:
                 await self._serve(scope, receive, answer)
-        finally:
-            tracing.answered(span, method, _route(scope), answer.status or _STATUS_CANCELLED)
+            finally:
+                trace.answered(_route(scope), answer.status or _STATUS_CANCELLED)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Sending) -> None:
         admitted: Admitted | None = None

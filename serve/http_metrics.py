@@ -97,7 +97,7 @@ class HttpMetrics:
         `tenants` are those that each strategy holds; None = they are not known now. `operations` is
         what the tenant actors tell.
         """
-        self._operations.figures = operations
+        self._operations.take(operations)
         for level in IsolationLevel:
             holding = [name for name, at in LEVEL_OF_STRATEGY.items() if at is level]
             count = math.nan if tenants is None else sum(tenants.get(name, 0) for name in holding)

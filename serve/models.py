@@ -119,6 +119,12 @@ class TenantBatchBody(Body):
     tenants: list[TenantBody]
 
 
+class TenantBatchEnvelope(Body):
+    """A `TenantBatchBody` as it is read: each tenant is checked by itself."""
+
+    tenants: list[Any]
+
+
 class TenantsAnswer(Answer):
     """One page of tenants in the order of their ids. `next` is the `after` of the next page."""
 

@@ -16,6 +16,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from tenancy.data_isolation.serve.move_words import (
+    backlog_words,
     bytes_words,
     next_step,
     rate_words,
@@ -222,8 +223,9 @@ def _more(how: dict[str, Any]) -> str:
     parts = [bytes_words(how["bytes_copied"])] if how["bytes_copied"] else []
     if how["rows_copied"] >= RATE_ROWS_MIN:
         parts.append(rate_words(how))
-    if how["backlog_rows"]:
-        parts.append(f"{how['backlog_rows']:,} behind")
+    backlog = backlog_words(how)
+    if backlog is not None:
+        parts.append(f"{backlog} behind")
     left = time_left(how)
     if left is not None:
         parts.append(f"{left} left")

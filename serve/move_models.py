@@ -44,6 +44,8 @@ class MovePhase(StrEnum):
     PREPARING = "preparing"
     COPYING = "copying"
     CATCHING_UP = "catching_up"
+    #: The sides are equal; the tenant is still at the source, and will be held in a moment.
+    VERIFIED = "verified"
     CUTTING_OVER = "cutting_over"
     #: The tenant works at the target, and somebody has to decide: confirm, or roll back.
     OPEN = "open"
@@ -307,7 +309,7 @@ _PHASES = {
     MoveState.PREPARING: MovePhase.PREPARING,
     MoveState.COPYING: MovePhase.COPYING,
     MoveState.CATCHING_UP: MovePhase.CATCHING_UP,
-    MoveState.VERIFIED: MovePhase.CUTTING_OVER,
+    MoveState.VERIFIED: MovePhase.VERIFIED,
     MoveState.CUTTING_OVER: MovePhase.CUTTING_OVER,
     MoveState.OPEN: MovePhase.OPEN,
 }

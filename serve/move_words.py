@@ -37,6 +37,23 @@ def place_words(place: dict[str, Any]) -> str:
     return f"{place['isolation_level']} on {place['server']}"
 
 
+def at_words(found: dict[str, Any]) -> str:
+    """Where the tenant works now."""
+    match found["state"]:
+        case "open" | "confirmed":
+            return place_words(found["target"])
+        case "cutting_over":
+            return "held for a moment"
+        case _:
+            return place_words(found["source"])
+
+
+def backlog_words(how: dict[str, Any]) -> str | None:
+    """How much of what was changed is still to be copied; None when nothing is known to be."""
+    count = how["backlog_rows"]
+    return f"{count:,} changed row{'' if count == 1 else 's'}" if count else None
+
+
 def time_left(how: dict[str, Any]) -> str | None:
     """How long it still takes to copy; None when it is done, and when nothing is known."""
     # What is said after a few rows says nothing.

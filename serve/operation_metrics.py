@@ -6,7 +6,6 @@ Actors have no HTTP, so each scrape asks them. By actor and isolation level, nev
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -18,15 +17,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from tenancy.data_isolation.actors.directory import ActorName, is_dedicated
+from tenancy.data_isolation.actors.directory import ActorName
 from tenancy.data_isolation.core.latency_buckets import BUCKETS_PER_DOUBLING, SMALLEST_S
-from tenancy.data_isolation.engine.operation_figures import Figures, LevelFigures, TopTenant
+from tenancy.data_isolation.engine.operation_figures import Figures, TopTenant
+from tenancy.data_isolation.serve.lasting_figures import ActorFigures, label_of
 
 #: Bounds of the histogram, in doublings of a microsecond: 0.26 ms to 16.8 s. They are bounds of the
 #: sketch's own buckets, so that nothing is counted on the wrong side.
 _DOUBLINGS: Final = range(8, 25)
-#: Actors of single tenants are one: their names have the tenants' numbers.
-_DEDICATED: Final = "dedicated"
 _LABELS: Final = ("actor", "level")
 _SUMS: Final = (
     ("queue_s", "tenancy_operation_queue_seconds", "Time that operations waited for a session."),
@@ -38,12 +36,18 @@ _SUMS: Final = (
 
 
 class OperationCollector(Collector):
-    """The figures that were fetched last."""
+    """The figures that were fetched last, and what they have come to."""
 
     def __init__(self, top_max: int) -> None:
         """`top_max` is how many tenants are named at most."""
         self._top_max = top_max
-        self.figures: Mapping[ActorName, Figures | None] = {}
+        self._figures: Mapping[ActorName, Figures | None] = {}
+        self._lasting = ActorFigures()
+
+    def take(self, figures: Mapping[ActorName, Figures | None]) -> None:
+        """Tell of these figures from now on; None = the actor does not answer."""
+        self._figures = figures
+        self._lasting.take(figures)
 
     def collect(self) -> Iterator[Metric]:
         """Everything, once for each actor and level."""
@@ -55,14 +59,11 @@ class OperationCollector(Collector):
             "Measured windows by what became of them.",
             labels=("actor", "outcome"),
         )
-        for name, found in _by_label(self.figures):
-            answered = [item for item in found if item is not None]
-            up.add_metric((name,), len(answered) / len(found))
-            for outcome, number in (
-                ("written", sum(item.windows_written for item in answered)),
-                ("lost", sum(item.windows_lost for item in answered)),
-            ):
-                written.add_metric((name, outcome), number)
+        for name, found in _by_label(self._figures):
+            up.add_metric((name,), sum(item is not None for item in found) / len(found))
+        for name, known in self._lasting.found.items():
+            written.add_metric((name, "written"), known.windows_written)
+            written.add_metric((name, "lost"), known.windows_lost)
         yield up
         yield written
         yield from self._levels()
@@ -76,15 +77,14 @@ class OperationCollector(Collector):
             "tenancy_operation_seconds", "Time of operations in their actor.", labels=_LABELS
         )
         sums = [CounterMetricFamily(name, text, labels=_LABELS) for _, name, text in _SUMS]
-        for name, found in _by_label(self.figures):
-            for level, figures in _by_level(found):
+        for name, known in self._lasting.found.items():
+            for level, figures in sorted(known.levels.items()):
                 labels = (name, level)
-                for outcome in sorted({key for item in figures for key in item.outcomes}):
-                    count = sum(item.outcomes[outcome] for item in figures)
+                for outcome, count in sorted(figures.outcomes.items()):
                     operations.add_metric((*labels, outcome), count)
-                seconds.add_metric(labels, _buckets(figures), sum(i.latency_s for i in figures))
+                seconds.add_metric(labels, _buckets(figures.latencies), figures.latency_s)
                 for (field, _, _), metric in zip(_SUMS, sums, strict=True):
-                    metric.add_metric(labels, sum(getattr(item, field) for item in figures))
+                    metric.add_metric(labels, getattr(figures, field))
         yield operations
         yield seconds
         yield from sums
@@ -92,7 +92,7 @@ class OperationCollector(Collector):
     def _top(self) -> Iterator[Metric]:
         if not self._top_max:
             return
-        told = [item for found in self.figures.values() if found for item in found.top]
+        told = [item for found in self._figures.values() if found for item in found.top]
         told.sort(key=lambda item: item.busy_s / item.window_s, reverse=True)
         top: dict[str, TopTenant] = {}
         for item in told[: self._top_max]:
@@ -118,23 +118,12 @@ def _by_label(
 ) -> list[tuple[str, list[Figures | None]]]:
     found: dict[str, list[Figures | None]] = {}
     for name, item in sorted(figures.items()):
-        found.setdefault(_DEDICATED if is_dedicated(name) else name, []).append(item)
+        found.setdefault(label_of(name), []).append(item)
     return list(found.items())
 
 
-def _by_level(figures: list[Figures | None]) -> list[tuple[str, list[LevelFigures]]]:
-    found: dict[str, list[LevelFigures]] = {}
-    for item in figures:
-        for level, of_level in item.levels.items() if item else ():
-            found.setdefault(level, []).append(of_level)
-    return sorted(found.items())
-
-
-def _buckets(figures: list[LevelFigures]) -> list[tuple[str, float]]:
-    """The sketches as Prometheus has histograms: how many took no longer than each bound."""
-    counts: Counter[int] = Counter()
-    for item in figures:
-        counts.update(item.latencies)
+def _buckets(counts: Mapping[int, int]) -> list[tuple[str, float]]:
+    """A sketch as Prometheus has histograms: how many took no longer than each bound."""
     found: list[tuple[str, float]] = []
     for doubling in _DOUBLINGS:
         below = sum(n for at, n in counts.items() if at < doubling * BUCKETS_PER_DOUBLING)

@@ -63,6 +63,11 @@ class Replicas:
     number: int | None = None
     autoscaling: Autoscaling | None = None
 
+    @property
+    def most(self) -> int:
+        """How many there can be at the same time."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.number or 1
+
     def options(self) -> dict[str, Any]:
         """What `ray.serve.deployment` is told."""
         if self.autoscaling is None:

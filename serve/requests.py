@@ -16,6 +16,7 @@ from tenancy.data_isolation.serve.json_documents import dump_json, parse_json
 from tenancy.data_isolation.serve.models import Body
 from tenancy.data_isolation.serve.problems import note_tenant
 from tenancy.data_isolation.serve.request_bodies import checked, read_json, read_shape, read_text
+from tenancy.data_isolation.serve.request_trace import authenticated
 from tenancy.data_isolation.serve.services import Services
 
 _JSON = "application/json"
@@ -32,7 +33,7 @@ class Requests:
     async def admin(self, request: Request) -> None:
         """Let administrators pass; `UnauthenticatedError`, `AccessDeniedError`."""
         check_parameters(request)
-        (await self._authenticator.caller(request.headers)).require_admin()
+        (await self._known(request)).require_admin()
         note_tenant(request, request.query_params.get("tenant_id"))
 
     async def tenant(self, request: Request, name: str) -> TenantId:
@@ -57,7 +58,7 @@ class Requests:
         The request counts as one of the caller's, when that is a tenant (`RateLimitedError`).
         """
         check_parameters(request)
-        caller = await self._authenticator.caller(request.headers)
+        caller = await self._known(request)
         if caller.tenant_id is not None:
             admitted(request).take_tenant(caller.tenant_id)
         return caller
@@ -65,12 +66,18 @@ class Requests:
     async def caller_of(self, request: Request, name: str) -> tuple[Caller, TenantId]:
         """The caller, and the tenant that the path names."""
         check_parameters(request)
-        caller = await self._authenticator.caller(request.headers)
+        caller = await self._known(request)
         if caller.tenant_id is None:
             note_tenant(request, name)
         tenant_id = caller.reach(name)
         admitted(request).take_tenant(tenant_id)
         return caller, tenant_id
+
+    async def _known(self, request: Request) -> Caller:
+        """Who sends the request; `UnauthenticatedError`."""
+        caller = await self._authenticator.caller(request.headers)
+        authenticated(request.scope)
+        return caller
 
     async def body(self, request: Request, shape: type[_Shape]) -> _Shape:
         """The body as an object of that shape."""

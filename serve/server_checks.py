@@ -7,6 +7,7 @@ other way to see why, or to mend it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from tenancy.data_isolation.actors.configuration import configuration_path, read_configuration
 from tenancy.data_isolation.core import EngineConfig, ServerConfig, Settings, TenancyError
 from tenancy.data_isolation.core.crypto import MasterKey
-from tenancy.data_isolation.core.errors import SetupError
+from tenancy.data_isolation.core.errors import SettingError, SetupError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.move import MoveId
 from tenancy.data_isolation.core.servers_file import all_servers
@@ -45,6 +46,7 @@ from tenancy.data_isolation.engine.patch_level import patch_level_told
 from tenancy.data_isolation.engine.server_facts import ServerFacts, read_facts
 from tenancy.data_isolation.engine.server_look import ServerLook
 from tenancy.data_isolation.serve.check import Check, failed, fine, found, warned
+from tenancy.data_isolation.serve.replicas_file import replicas
 from tenancy.data_isolation.serve.runtime_state import RuntimeDirectory
 
 _CLOCK_WARN_S, _CLOCK_FAIL_S = 2.0, 30.0
@@ -173,6 +175,9 @@ async def check_servers(
             if config is None:
                 yield fine("servers", "nothing runs, so they were not looked at")
                 return
+            config, wrong = _with_replicas(config)
+            if wrong is not None:
+                yield wrong
             examination = await _Examination.begin(config, options, stack)
             async for check in examination.checks():
                 yield check
@@ -208,6 +213,20 @@ async def _engine_config(
     handle = await embedded.start()
     servers = all_servers(settings, handle.server_config())
     return EngineConfig(servers=servers, settings=settings)
+
+
+def _with_replicas(config: EngineConfig) -> tuple[EngineConfig, Check | None]:
+    """The configuration with as many processes that answer HTTP as there can be.
+
+    Each has connections of its own. What is wrong with the file that says it is told as well.
+    """
+    settings = config.resolved_settings()
+    try:
+        most = replicas(settings).most
+    except SettingError as error:
+        return config, failed("replicas", error.detail, "correct the file, then `tenancy up`")
+    counted = dataclasses.replace(settings, http_replicas=most)
+    return dataclasses.replace(config, settings=counted), None
 
 
 class _Examination:

@@ -13,12 +13,12 @@ from tenancy.data_isolation.core.choice import Choice
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
     TenancyError,
-    TenantExistsError,
     TenantNotFoundError,
     UnavailableError,
 )
 from tenancy.data_isolation.core.identifiers import TenantId
 from tenancy.data_isolation.core.rules import LEVEL_OF_STRATEGY, StrategyName, placed_by
+from tenancy.data_isolation.core.tenant_differences import differences, unlike
 from tenancy.data_isolation.serve.services import Services
 from tenancy.data_isolation.strategies.performance_optimized_strategy import ResultKeeping
 
@@ -52,12 +52,11 @@ class TenantCreation:
             present = await self._catalog.tenant(TenantId(context.tenant_id))
         except TenantNotFoundError:
             present = None
-        if (
-            present is not None
-            and present.status is not TenantStatus.CREATING
-            and not (repeatable and _asks_for(context, present))
-        ):
-            raise _exists(present)
+        if present is not None and present.status is not TenantStatus.CREATING:
+            names = await self._catalog.unlike_metadata([context])
+            metadata = names.get(present.tenant_id, ())
+            if not repeatable or differences(context, present, metadata):
+                raise unlike(context, present, metadata)
         if present is None:
             # It need not be looked for once more.
             choice = await self._orchestrator.choose_for_new(context, "create_tenant")
@@ -72,6 +71,9 @@ class TenantCreation:
         """
         names = [TenantId(context.tenant_id) for context in contexts]
         present = await self._catalog.tenants_named(names)
+        metadata = await self._unlike_metadata(
+            [item for name, item in zip(names, contexts, strict=True) if name in present]
+        )
         found: dict[int, MadeTenant | TenancyError] = {}
         rows: dict[int, StrategyName] = {}
         singly: list[int] = []
@@ -83,10 +85,7 @@ class TenantCreation:
             seen.add(name)
             known = present.get(name)
             if known is not None and known.status is not TenantStatus.CREATING:
-                same = _asks_for(context, known)
-                found[position] = (
-                    MadeTenant(tenant=known, created=False) if same else _exists(known)
-                )
+                found[position] = _as_it_is(context, known, metadata.get(name, ()))
                 continue
             chosen = None
             if known is None:
@@ -98,6 +97,20 @@ class TenantCreation:
         await self._make_rows(contexts, rows, found)
         await self._make_singly(contexts, singly, found)
         return [found[position] for position in range(len(contexts))]
+
+    async def _unlike_metadata(
+        self, contexts: Sequence[TenantContext]
+    ) -> dict[TenantId, Sequence[str] | TenancyError]:
+        """As the catalog has it; of one whose metadata cannot be stored, why that is."""
+        try:
+            return {**await self._catalog.unlike_metadata(contexts)} if contexts else {}
+        except TenancyError as error:
+            if error.retryable or len(contexts) == 1:
+                return dict.fromkeys((TenantId(item.tenant_id) for item in contexts), error)
+        found: dict[TenantId, Sequence[str] | TenancyError] = {}
+        for context in contexts:
+            found |= await self._unlike_metadata([context])
+        return found
 
     async def _chosen_for_rows(
         self,
@@ -186,16 +199,12 @@ class TenantCreation:
         return tenant
 
 
-def _exists(tenant: Tenant) -> TenantExistsError:
-    return TenantExistsError(f"tenant {tenant.tenant_id} exists already; use another id")
-
-
-def _asks_for(context: TenantContext, tenant: Tenant) -> bool:
-    """Whether making the tenant with this context would give the tenant that there is."""
-    level = tenant.placement.level if tenant.placement else None
-    return (
-        context.tenant_type is tenant.tenant_type
-        and (context.isolation_level is None or context.isolation_level is level)
-        and context.region == tenant.region
-        and tuple(context.compliance) == tenant.compliance
-    )
+def _as_it_is(
+    context: TenantContext, tenant: Tenant, metadata: Sequence[str] | TenancyError
+) -> MadeTenant | TenancyError:
+    """The tenant that there is, if it is what was asked for."""
+    if isinstance(metadata, TenancyError):
+        return metadata
+    if differences(context, tenant, metadata):
+        return unlike(context, tenant, metadata)
+    return MadeTenant(tenant=tenant, created=False)

@@ -47,9 +47,10 @@ class TenantLine:
 def read_tenants(lines: Iterable[str], defaults: Mapping[str, Any]) -> Iterator[TenantLine]:
     """The tenants of a file; `defaults` holds where a line says nothing.
 
-    Raises `InvalidInputError` for what is no such file.
+    Bytes that are no UTF-8 are in `lines` as Python's `surrogateescape` has them: read with errors,
+    a file would fail pieces ahead of its line. Raises `InvalidInputError` for what is no such file.
     """
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(_in_utf8(lines), strict=True)
     try:
         names = [name.removeprefix(_MARK).strip() for name in next(reader, [])]
         _check(names)
@@ -58,8 +59,15 @@ def read_tenants(lines: Iterable[str], defaults: Mapping[str, Any]) -> Iterator[
                 yield _line(reader.line_num, names, cells, defaults)
     except csv.Error as error:
         raise InvalidInputError(f"line {reader.line_num} is no CSV: {error}") from None
-    except UnicodeDecodeError:
-        raise InvalidInputError(f"line {reader.line_num + 1} is not in UTF-8") from None
+
+
+def _in_utf8(lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"line {number} is not in UTF-8") from None
+        yield line
 
 
 def _check(names: list[str]) -> None:

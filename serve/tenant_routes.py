@@ -21,11 +21,13 @@ from tenancy.data_isolation.serve.models import (
     TenantAnswer,
     TenantBatchAnswer,
     TenantBatchBody,
+    TenantBatchEnvelope,
     TenantBody,
     TenantsAnswer,
 )
 from tenancy.data_isolation.serve.openapi import answers, option_headers, takes
 from tenancy.data_isolation.serve.problems import problem
+from tenancy.data_isolation.serve.request_bodies import checked
 from tenancy.data_isolation.serve.request_options import RequestOptions
 from tenancy.data_isolation.serve.requests import Requests, json_answer, no_content
 from tenancy.data_isolation.serve.services import Services
@@ -69,8 +71,9 @@ class TenantRoutes:
             methods=["POST"],
             summary="Make many tenants",
             description=(
-                "Each gets what it would get by itself, or an error in its place; one that is "
-                "there already and is the same is no error, so that a batch can be sent again. "
+                "Each gets what it would get by itself, or an error in its place, whatever is "
+                "wrong with it: only what is no list of `tenants` is refused as a whole. One that "
+                "is there already and is the same is no error, so that a batch can be sent again. "
                 "Tenants of level row are made together, hundreds in a second."
             ),
             responses=answers(TenantBatchAnswer, body=True),
@@ -133,7 +136,7 @@ class TenantRoutes:
     async def create_many(self, request: Request) -> Response:
         """Make many tenants where the rules put them."""
         await self._requests.admin(request)
-        body = await self._requests.body(request, TenantBatchBody)
+        body = await self._requests.body(request, TenantBatchEnvelope)
         limit = self._settings.batch_operations_max
         if len(body.tenants) > limit:
             raise RequestTooLargeError(
@@ -144,7 +147,7 @@ class TenantRoutes:
         refused: dict[int, TenancyError] = {}
         for position, item in enumerate(body.tenants):
             try:
-                contexts[position] = _context(item)
+                contexts[position] = _context(checked(item, TenantBody))
             except TenancyError as error:
                 refused[position] = error
         made = await self._creation.many([*contexts.values()])

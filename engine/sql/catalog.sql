@@ -468,6 +468,16 @@ limit $2;
 -- name: metadata
 select metadata::text from catalog.tenant where tenant_no = $1;
 
+-- name: unlike_metadata
+-- Of the tenants of $1, the names in their metadata that have other values in $2, as JSON.
+select t.tenant_id, array(
+    select coalesce(here.key, wanted.key)
+    from jsonb_each(t.metadata) here full join jsonb_each(x.metadata::jsonb) wanted using (key)
+    where here.value is distinct from wanted.value
+    order by 1) as names
+from unnest($1::text[], $2::text[]) as x (tenant_id, metadata)
+join catalog.tenant t on t.tenant_id = x.tenant_id;
+
 -- name: count_by_strategy
 -- And of how many changes that is the sum.
 select level, hybrid, sum(tenants)::bigint as tenants, count(*) as changes

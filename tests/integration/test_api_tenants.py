@@ -120,8 +120,14 @@ async def test_a_second_tenant_of_the_same_id_is_a_conflict(api: HttpApi):
     await api.tenant("acme", "row")
 
     again = await api.admin.post("/v1/tenants", json={"tenant_id": "acme"})
+    other = await api.admin.post(
+        "/v1/tenants", json={"tenant_id": "acme", "tenant_type": "free", "metadata": {"plan": 1}}
+    )
 
     assert (again.status_code, again.json()["type"]) == (409, "urn:tenancy:problem:tenant-exists")
+    assert "exists already, just as it was asked for" in again.json()["detail"]
+    assert other.status_code == 409
+    assert "tenant_type is standard, not free; metadata differs in 'plan'" in other.json()["detail"]
 
 
 async def test_with_an_idempotency_key_a_repeated_creation_gets_the_first_answer(api: HttpApi):

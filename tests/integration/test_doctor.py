@@ -419,6 +419,14 @@ async def test_a_budget_that_does_not_fit_the_server(stage: Stage):
     install = dataclasses.replace(install, settings=settings)
     assert await dataclasses.replace(stage, install=install).findings() == []
 
+    # Each process that answers HTTP has connections of its own.
+    settings = dataclasses.replace(settings, http_replicas=2)
+    install = dataclasses.replace(install, settings=settings)
+    (finding,) = await dataclasses.replace(stage, install=install).findings()
+    each = settings.admin_connections_max + settings.catalog_connections_max
+    assert finding.advice == f"set TENANCY_SERVER_CONNECTIONS_MAX={fitting - each}"
+    assert f"and {each} for each of 2 processes that answer HTTP" in finding.problem
+
 
 async def test_lines_of_pg_hba_are_mended_by_the_command_as_it_is_told(stage: Stage):
     path = stage.install.server.directory / "data" / "pg_hba.conf"

@@ -110,7 +110,10 @@ def _running(settings: Settings) -> Iterator[str]:
 
 @pytest.mark.timeout(180)
 def test_an_installation_at_rest_is_looked_at_mended_and_accepted(
-    doctor: Doctor, home: Path, capfd: pytest.CaptureFixture[str]
+    doctor: Doctor,
+    home: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     assert detail(doctor(), "servers") == "nothing runs, so they were not looked at"
     settings = Settings(home=home)
@@ -124,6 +127,7 @@ def test_an_installation_at_rest_is_looked_at_mended_and_accepted(
 
     with _running(settings) as dsn:
         assert "nothing changed since" in detail(doctor(), "drift")
+        _check_replicas(doctor, home / "replicas.toml", monkeypatch)
         asyncio.run(_break(dsn, settings.database))
         broken = doctor(status=1)
         assert of(broken, "fail") == {"roles", "functions"}
@@ -148,6 +152,18 @@ def test_an_installation_at_rest_is_looked_at_mended_and_accepted(
         assert "was not written by this installation" in forged["detail"]
         doctor("--accept")
         assert of(doctor(), "warn") == {"ways out"}
+
+
+def _check_replicas(doctor: Doctor, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many processes as there can be have their connections."""
+    monkeypatch.setenv("TENANCY_HTTP_REPLICAS_FILE", str(file))
+    file.write_text("[autoscaling_config]\nmax_replicas = 9\ntarget_ongoing_requests = 5\n")
+    assert "for each of 9 processes that answer HTTP" in detail(doctor(), "settings")
+    file.write_text("[autoscaling_config]\n")
+    wrong = doctor(status=1)
+    assert "max_replicas" in detail(wrong, "replicas")
+    assert detail(wrong, "settings") == "none that is dangerous"
+    monkeypatch.delenv("TENANCY_HTTP_REPLICAS_FILE")
 
 
 def _check_text(capfd: pytest.CaptureFixture[str]) -> None:

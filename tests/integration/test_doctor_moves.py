@@ -29,6 +29,8 @@ from tenancy.data_isolation.engine.move_rescue import carry_on
 from tenancy.data_isolation.engine.server_look import ServerLook
 from tenancy.data_isolation.engine.sql_files import SqlFile
 
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
+
 ROW, SCHEMA = IsolationLevel.ROW, IsolationLevel.SCHEMA
 WAIT_S = 30.0
 QUICK: dict[str, Any] = {

@@ -218,6 +218,41 @@ async def test_a_tenant_of_long_statements_does_not_take_the_sessions_of_others(
         assert waited.retryable
 
 
+async def test_statements_that_were_quick_before_count_when_they_take_long(install):
+    text = "select count(*) from generate_series(1, $1::bigint) n"
+    async with (
+        opened(
+            install,
+            tiers=tiers(long_statements_max=1),
+            long_statement_ms=50,
+            tenant_connections_max=4,
+        ) as engine,
+        install.connected() as admin,
+    ):
+        await make_tenant(engine, "heavy")
+        await known_as_quick(engine, "heavy", text, 1)
+        at_work = (
+            "select count(*) from pg_stat_activity where usename = 'tenancy_rows' "
+            "and state = 'active' and query like '%generate_series(1, $1::bigint)%' "
+        )
+        running: list[asyncio.Task[Any]] = []
+        for n in range(3):
+            # Each flies by itself: those before it have left.
+            assert await may_travel(engine, "heavy", text, 1)
+            running.append(
+                asyncio.create_task(ask(engine, "heavy", text, 3_000_000_000 + n, deadline_s=3))
+            )
+            await until(lambda: not engine._executor.statistics()[SERVER][1])
+        seen = []
+        while not all(task.done() for task in running):
+            long = f"{at_work} and clock_timestamp() - query_start > interval '400 ms'"
+            seen.append(await admin.fetchval(long))
+        assert max(seen) == 1
+        assert not await may_travel(engine, "heavy", text, 1)
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+        assert {type(item) for item in outcomes} <= {StatementTimeoutError, RateLimitedError}
+
+
 async def test_so_many_operations_per_second_and_at_the_same_time(install):
     # One more in 100 s: no machine is slow enough for it to come before the end.
     async with opened(

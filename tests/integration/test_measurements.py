@@ -199,14 +199,30 @@ async def test_an_actor_measures_and_forgets_who_is_erased(install, monkeypatch,
         assert figures.levels["row"].outcomes["done"] == 3
 
         await actor.query("acme", READ, [1])
+        done = (await actor.figures()).levels["row"].outcomes["done"]
         await actor.delete_tenant("acme")
-        assert (await actor.figures()).top == ()
+        figures = await actor.figures()
+        assert figures.top == ()
+        # Nothing of it is kept but a sum, which must not fall.
+        assert figures.levels["row"].outcomes["done"] == done == 4
     finally:
         await actor.close()
 
     assert await asyncio.to_thread(run, ["metrics", "top", "--json"]) == 0
     (usage,) = json.loads(capsys.readouterr().out)["usage"]
     assert (usage["tenant_id"], usage["operations"], usage["busy_share"]) == ("globex", 1, 1.0)
+    assert usage["tables"] == ["users"]
+    assert await asyncio.to_thread(run, ["metrics", "top"]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line[:4] == ["globex", usage["fingerprint"], "read", "users"]
+    for statement, told in (
+        ("select email from users where id = 77", True),
+        ("select email from users where id = :id", True),
+        ("select id from users where id = 77", False),
+    ):
+        assert await asyncio.to_thread(run, ["metrics", "top", "--statement", statement]) == 0
+        assert ("globex" in capsys.readouterr().out) is told
+    assert await asyncio.to_thread(run, ["metrics", "top", "--statement", "selec"]) == 1
     assert await asyncio.to_thread(run, ["metrics", "top", "--tenant", "acme"]) == 0
     assert "acme" not in capsys.readouterr().out
 

@@ -19,6 +19,8 @@ from tenancy.data_isolation.core.move import Move, MoveState, MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, TenantContext
 from tenancy.data_isolation.engine.engine import Engine
 
+pytestmark = pytest.mark.migrated("0001_users", TABLES)
+
 ROW, SCHEMA, DATABASE = IsolationLevel.ROW, IsolationLevel.SCHEMA, IsolationLevel.DATABASE
 MAIN = ServerName("main")
 WAIT_S = 40.0
@@ -105,7 +107,8 @@ async def opened_pair(two_servers: TwoServers, *, tables: bool = True) -> AsyncI
         "move_follow_s": 0.05,
         "move_warm_ms": 10,
         "placement_refresh_ms": 50,
-        "move_chunk_rows": 20,
+        # Less would make many pieces of what is written meanwhile, and each takes as long.
+        "move_chunk_rows": 100,
         **FLAT_OUT,
         "move_owner_timeout_s": 1.0,
         "move_retry_s": 0.2,
@@ -121,7 +124,7 @@ async def filled(
     engine: Engine, name: str, level: IsolationLevel = ROW, server: ServerName = MAIN
 ) -> list[list[Any]]:
     await engine.create_tenant(TenantContext(tenant_id=name), level=level, server=server)
-    text = "insert into users (id, email) select n, n || '@x' from generate_series(1, 50) n"
+    text = "insert into users (id, email) select n, n || '@x' from generate_series(1, 250) n"
     await ask(engine, name, text)
     return await contents(engine, name)
 

@@ -133,7 +133,7 @@ _MOMENT = "select owner, now()::text from notes"
 async def test_reads_of_several_tenants_are_one_transaction_each_with_its_own_rows(
     engine, monkeypatch
 ):
-    monkeypatch.setattr(time_limit, "_PATIENCE_S", 30.0)
+    monkeypatch.setattr(time_limit, "PATIENCE_S", 30.0)
     for name in _TENANTS:
         # Until the runtime has asked who is about to move, each tenant's fence is asked for first.
         while engine._routes.known(name) is None:

@@ -28,6 +28,9 @@ async def test_each_of_a_batch_has_its_own_outcome(api: HttpApi):
         {"tenant_id": "No Name"},
         {"tenant_id": "c", "isolation_level": "row", "region": "nowhere"},
         {"tenant_id": "d", "isolation_level": "row", "metadata": {"plan": "x"}},
+        {"tenant_id": "e", "tenant_type": "gold"},
+        {"tenant_id": "e", "colour": "red"},
+        "e",
     ]
 
     made = await api.admin.post(PATH, json={"tenants": wanted})
@@ -37,11 +40,14 @@ async def test_each_of_a_batch_has_its_own_outcome(api: HttpApi):
     told = [
         item.get("created", item.get("error", {}).get("status")) for item in made.json()["results"]
     ]
-    assert told == [True, True, False, 422, 409, 422, 422, True]
+    assert told == [True, True, False, 422, 409, 422, 422, True, 422, 422, 422]
+    wrong = [item["error"] for item in made.json()["results"][-3:]]
+    assert [item["errors"][0]["field"] for item in wrong[:2]] == ["tenant_type", "colour"]
+    assert "tenant_type: " in wrong[0]["detail"]
     repeated = [
         item.get("created", item.get("error", {}).get("status")) for item in again.json()["results"]
     ]
-    assert repeated == [False, False, False, 422, 409, 422, 422, False]
+    assert repeated == [False, False, False, 422, 409, 422, 422, False, 422, 422, 422]
     first = made.json()["results"][0]["tenant"]
     assert first == (await api.admin.get("/v1/tenants/a")).json()
     for name in ("a", "b", "d"):
@@ -57,16 +63,59 @@ async def test_a_batch_that_is_none_is_refused_and_only_operators_make_tenants(m
     wish = {"tenant_id": "a"}
     for body, status in (
         ({"tenants": [wish] * 4}, 413),
-        ({"tenants": [{"tenant_id": "a", "colour": "red"}]}, 422),
+        ({"tenants": [wish], "colour": "red"}, 422),
         ({"tenants": wish}, 422),
         ([wish], 422),
         ({"tenants": []}, 200),
+        ({"tenants": [{"tenant_id": "a", "tenant_type": "gold"}]}, 200),
     ):
         with subtests.test(body=body):
             assert (await api.admin.post(PATH, json=body)).status_code == status
     assert (await tenant.post(PATH, json={"tenants": [wish]})).status_code == 403
     assert (await api.anonymous.post(PATH, json={"tenants": [wish]})).status_code == 401
     assert [item.tenant_id for item in await api.engine.tenants()] == ["acme"]
+
+
+async def test_a_tenant_that_is_there_is_the_same_only_if_all_that_is_asked_for_is(
+    api: HttpApi, subtests
+):
+    there = {
+        "tenant_id": "there",
+        "tenant_type": "premium",
+        "isolation_level": "schema",
+        "compliance": ["gdpr"],
+        "metadata": {"plan": "x", "n": 1, "kept": [1, {"a": None}]},
+    }
+    made = await api.admin.post(PATH, json={"tenants": [there]})
+    assert made.json()["results"][0]["created"] is True, made.text
+    left_out = {name: value for name, value in there.items() if name != "isolation_level"}
+    for same in (there, left_out, there | {"metadata": there["metadata"] | {"n": 1.0}}):
+        with subtests.test(same=same):
+            again = await api.admin.post(PATH, json={"tenants": [same]})
+            assert again.json()["results"][0].get("created") is False, again.text
+    for change, told in (
+        ({"metadata": {"plan": "y", "n": True, "m": 2}}, "metadata differs in 'kept', 'm', 'n', "),
+        ({"metadata": {}}, "metadata differs in 'kept', 'n', 'plan'"),
+        ({"tenant_type": "free"}, "tenant_type is premium, not free"),
+        ({"isolation_level": "row"}, "isolation_level is schema, not row"),
+        ({"region": "europe"}, "region is none, not europe"),
+        ({"compliance": []}, "compliance is gdpr, not none"),
+    ):
+        with subtests.test(change=change):
+            other = there | change
+            batch = await api.admin.post(PATH, json={"tenants": [{"tenant_id": "ok"}, other]})
+            single = await api.admin.post(
+                "/v1/tenants", json=other, headers={"Idempotency-Key": "again"}
+            )
+            problem = batch.json()["results"][1]["error"]
+            for found in (problem, single.json()):
+                assert found["status"] == 409
+                assert found["type"] == "urn:tenancy:problem:tenant-exists"
+                assert told in found["detail"]
+    wrong = there | {"metadata": {"plan": "\0"}}
+    batch = await api.admin.post(PATH, json={"tenants": [{"tenant_id": "ok"}, wrong]})
+    assert batch.json()["results"][0].get("created") is False
+    assert batch.json()["results"][1]["error"]["status"] != 409
 
 
 async def test_tenants_are_counted_by_what_has_changed(api: HttpApi):
@@ -143,6 +192,16 @@ async def test_a_batch_that_is_turned_away_is_sent_again(
 
     assert said.json()["created"] == 2
     assert seen == [PATH] * 3
+
+
+async def test_the_line_is_told_that_is_not_in_utf_8(running: RunningApi, tmp_path: Path):
+    path = tmp_path / "latin.csv"
+    lines = [b"tenant_id,metadata", *(b"t%04d," % number for number in range(2_000)), b"x,\xe9"]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+    said = await running.run("tenant", "create", "--from", str(path), "--level", "row", status=2)
+
+    assert "line 2002 is not in UTF-8" in said.err
 
 
 async def test_wrong_use_is_told_and_makes_nothing(running: RunningApi, tmp_path: Path, subtests):

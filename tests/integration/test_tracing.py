@@ -48,6 +48,14 @@ class Stage:
     async def post(self, body: Any, path: str = "query", **headers: str) -> httpx.Response:
         return await self._client.post(f"/v1/tenants/acme/{path}", json=body, headers=headers)
 
+    async def stranger(self, **headers: str) -> int:
+        """The status that somebody with a wrong key gets."""
+        wrong = {"Authorization": "Bearer nobody's"} | headers
+        answer = await self._client.post("/v1/tenants/acme/query", json=READ, headers=wrong)
+        nowhere = await self._client.get("/v1/nothing", headers=wrong)
+        assert nowhere.status_code == 404
+        return answer.status_code
+
     async def end(self) -> None:
         """Have all spans sent."""
         await self._actor.close()
@@ -163,6 +171,32 @@ async def test_what_is_not_sampled_or_malformed_begins_no_span_of_that_trace(mak
     ]
     assert len({span.trace_id for span in collector.spans}) == 1
     assert [s.attributes["tenancy.operations"] for s in collector.named("tenant actor")] == [2]
+
+
+async def test_whoever_is_not_known_decides_nothing(make_stage, collector):
+    stage = await make_stage(traces_per_s_max=0.01)
+    for number in range(1, 21):
+        assert await stage.stranger(traceparent=f"00-{number:032x}-{SPAN}-01") == 401
+        assert await stage.stranger() == 401
+    # Nor have they taken from what others may have.
+    assert (await stage.post(READ, traceparent=f"00-{TRACE}-{SPAN}-01")).status_code == 200
+    await stage.end()
+
+    assert {span.trace_id for span in collector.spans} == {TRACE}
+    assert len(collector.spans) == 3
+
+
+async def test_whoever_decides_no_more_are_traced_than_may_be(make_stage, collector):
+    stage = await make_stage(traces_per_s_max=0.01)
+    for number in range(1, 21):
+        header = f"00-{number:032x}-{SPAN}-01"
+        assert (await stage.post(READ, traceparent=header)).status_code == 200
+        assert (await stage.post(READ)).status_code == 200
+    await stage.end()
+
+    assert [span.trace_id for span in collector.named("POST ")] == [f"{1:032x}"]
+    # Flights say less here: the actor is in the process of the gateway, whose task called it first.
+    assert [span.trace_id for span in collector.named("tenant actor")] == [f"{1:032x}"]
 
 
 async def test_nothing_is_traced_without_an_endpoint(make_stage, collector):

@@ -22,6 +22,8 @@ from tenancy.data_isolation.core.types import Operation, TenantType
 ACME = TenantId("acme")
 SHARED = "tenancy-shared-default-0"
 INSERT = "insert into orders (id, note) values ($1, $2)"
+#: Everything goes by way of Ray, as it does between machines.
+BY_RAY = {"actor_local_connections_max": 0}
 ENDLESS = "select count(*) from generate_series(1, 1000000) a, generate_series(1, 1000000) b"
 
 
@@ -75,11 +77,15 @@ async def _write(client, numbers, ledger, *, keyed, until):
             return
 
 
-@pytest.mark.parametrize("keyed", [False, True], ids=["without keys", "with keys"])
-async def test_a_killed_actor_loses_no_acknowledged_write_and_doubles_none(start, keyed):
+@pytest.mark.parametrize(
+    ("keyed", "settings"),
+    [(False, {}), (True, {}), (False, BY_RAY)],
+    ids=["without keys", "with keys", "in calls of Ray"],
+)
+async def test_a_killed_actor_loses_no_acknowledged_write_and_doubles_none(start, keyed, settings):
     running = await start()
     await make_tenants(running.engine, "acme")
-    async with connect() as client:
+    async with running.client(**settings) as client:
         ledger, until, numbers = Ledger(), asyncio.Event(), itertools.count(1)
         await client.execute(ACME, "select 1")
         writers = [

@@ -37,6 +37,7 @@ from tenancy.data_isolation.engine.window_reader import read_windows
 from tenancy.data_isolation.strategies import OrchestratorConfig, UltraAdvancedStrategyOrchestrator
 from tenancy.data_isolation.strategies.base import TenantGateway
 
+SHARED = "tenancy-shared-default-0"
 INSERT = "insert into orders (id, note) values ($1, $2)"
 SELECT = "select id, note from orders where id = $1"
 #: Runs until it is stopped, on any machine.
@@ -154,6 +155,30 @@ async def test_concurrent_operations_share_calls(start):
         calls = (await _statistics(client))["calls"] - before
         assert all(result.rows == [[1, "x"]] for result in results)
         assert 0 < calls <= 125
+
+
+async def test_on_the_actor_s_machine_operations_need_no_calls_of_ray(start):
+    running = await start()
+    await make_tenants(running.engine, "acme")
+    async with connect() as client, running.client(actor_local_connections_max=0) as other:
+        for each, linked in ((client, [SHARED]), (other, [])):
+            assert (await each.execute("acme", "select 1")).rows == [[1]]
+            assert list(each.gateway._actors._links) == linked
+        link = client.gateway._actors._links[SHARED]
+        # When it breaks off without the actor, there is another one.
+        link.close()
+        assert (await client.execute("acme", "select 2")).rows == [[2]]
+        assert client.gateway._actors._links[SHARED] is not link
+    assert client.gateway._actors._links == {}
+
+
+async def test_an_actor_that_takes_no_connections_is_called_by_ray(start):
+    running = await start(actor_local_connections_max=0)
+    await make_tenants(running.engine, "acme")
+    # The client would use one.
+    async with running.client(actor_local_connections_max=8) as client:
+        assert (await client.execute("acme", "select 1")).rows == [[1]]
+        assert client.gateway._actors._links == {}
 
 
 async def test_concurrent_first_uses_activate_a_tenant_once(start):

@@ -79,6 +79,41 @@ def test_every_number_has_bounds_and_the_error_names_them(field):
         assert f"from {least} to {most}" in told.replace("from 0.0 ", "from 0 ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("measurement_window_s", 1e-9, "is 1e-09; it must be 0, or from 1 to 3600 (0 = nothing is"),
+        ("measurement_window_s", -1.0, "must be 0, or from 1 to 3600"),
+        ("load_window_s", 0.0, "must be from 0.1 to 86400"),
+        ("move_poll_s", 0.0, "must be from 0.01"),
+        ("move_follow_s", 1e-9, "must be from 0.01"),
+        ("schema_refresh_s", 1e-9, "must be from 0.01"),
+        ("named_operation_refresh_s", 1e-9, "must be from 0.01"),
+    ],
+)
+def test_what_happens_again_and_again_has_a_least_time_between(name, value, told):
+    with pytest.raises(SettingError) as caught:
+        Settings(**{name: value})
+    assert told in caught.value.detail
+
+
+def test_a_window_of_nothing_measures_nothing():
+    assert Settings(measurement_window_s=0).measurement_window_s == 0
+
+
+def test_no_other_setting_that_has_to_be_more_than_nothing_may_be_almost_nothing():
+    """A billionth is what somebody writes who did not mean it."""
+    numbers = [item.name for item in _NUMBERS if isinstance(getattr(Settings(), item.name), float)]
+    taken = []
+    for name in numbers:
+        try:
+            Settings(**{name: 1e-9})
+        except SettingError:
+            continue
+        taken.append(name)
+    assert set(taken) == {"http_tls_hsts_s", "traces_sample_percent"}
+
+
 def test_a_value_of_any_length_makes_a_message_that_can_be_read():
     with pytest.raises(SettingError, match="TENANCY_RESULT_ROWS_MAX") as caught:
         Settings.from_env({"TENANCY_RESULT_ROWS_MAX": "9" * 4_000})

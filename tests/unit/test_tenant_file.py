@@ -69,6 +69,15 @@ def test_what_is_wrong_with_a_line_is_told_with_it_and_the_others_are_read(cells
     assert told in (wrong.error or "")
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_line_is_told_that_is_not_in_utf_8(number):
+    lines = ["tenant_id,region\n", "a,x\n", "b,y\n"]
+    lines[number - 1] = lines[number - 1].replace(",", "\udce9,")
+
+    with pytest.raises(InvalidInputError, match=f"line {number} is not in UTF-8"):
+        list(read_tenants(lines, DEFAULTS))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -94,16 +94,48 @@ def test_settings_are_listed_also_for_whoever_has_misspelt_one(monkeypatch, caps
 
     assert run(["status"]) == 1
     assert "`tenancy settings` lists all" in capsys.readouterr().err
-    assert run(["settings", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["settings"]
+    assert run(["settings", "--json"]) == 1
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    listed = document["settings"]
     assert {"variable": "TENANCY_HTTP_PORT", "default": 8000, "set": None} in listed
     assert {"variable": "TENANCY_FREE_LOCKS_MAX", "default": 500, "set": None} in listed
+    (problem,) = document["problems"]
+    assert problem.startswith("TENANCY_HTP_PORT is not a setting; did you mean TENANCY_HTTP_PORT ")
+    assert told.err == f"error: {problem}\n"
+
+
+def test_everything_that_is_wrong_with_settings_is_told_at_once(monkeypatch, capsys):
+    monkeypatch.setenv("TENANCY_HTP_PORT", "1")
+    monkeypatch.setenv("TENANCY_HTTP_PORT", "70000")
+    monkeypatch.setenv("TENANCY_DATABASE", "")
+
+    assert run(["settings"]) == 1
+    told = capsys.readouterr()
+    errors = [line for line in told.err.splitlines() if line.startswith("error: ")]
+    assert [line.split()[1] for line in errors] == [
+        "TENANCY_DATABASE",
+        "TENANCY_HTP_PORT",
+        "TENANCY_HTTP_PORT",
+    ]
+    assert "TENANCY_STATEMENT_TIMEOUT_MS" in told.out
+
+
+def test_settings_that_do_not_go_together_are_told(monkeypatch, capsys):
+    monkeypatch.setenv("TENANCY_SCHEMA_PROMOTE_ROWS", "5000000")
+    assert run(["settings", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+    monkeypatch.setenv("TENANCY_SCHEMA_DEMOTE_ROWS", "6000000")
+    assert run(["settings", "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "it must be below TENANCY_SCHEMA_PROMOTE_ROWS" in problem
 
 
 def test_settings_tell_what_is_set_but_no_secret(monkeypatch, capsys):
     monkeypatch.setenv("TENANCY_HTTP_PORT", "8100")
+    secret = "5e5a3e" + "00" * 29
     for name in ("MASTER_KEY", "POSTGRES_DSN", "REDIS_URL"):
-        monkeypatch.setenv(f"TENANCY_{name}", "sesame")
+        monkeypatch.setenv(f"TENANCY_{name}", secret)
 
     assert run(["settings", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["settings"]

@@ -171,6 +171,9 @@ def test_the_busiest_are_added_up_over_windows(tmp_path):
     assert (usage[0].operations, usage[0].busy_s, usage[0].cpu_s) == (30, 9.0, 7.5)
     assert (usage[0].busy_share, usage[0].cpu_share) == (0.5, pytest.approx(1 / 3))
     assert usage[0].operations_per_s == pytest.approx(0.05)
+    assert usage[0].tables == ("users",)
+    assert found(per_tenant=True)[0].tables == ("users",)
+    assert [len(found(fingerprint=wanted)) for wanted in ("f", "g")] == [3, 0]
     assert usage[0].latency_p50_s < usage[0].latency_p99_s
     assert [item.tenant_no for item in found(tenant_id="t-1", by=Measure.ROWS)] == [1]
     assert [item.fingerprint for item in found(per_tenant=True)] == ["all"] * 3
