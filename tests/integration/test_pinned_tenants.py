@@ -66,8 +66,8 @@ async def logins(install: Install, role: str) -> set[int]:
         return {row["pid"] for row in rows}
 
 
-async def test_after_a_start_a_pinned_tenant_is_ready(install, own_redis):
-    async with caching(install, own_redis, **CALM) as engine:
+async def test_after_a_start_a_pinned_tenant_is_ready(install, a_redis):
+    async with caching(install, a_redis, **CALM) as engine:
         for name, level in LEVELS.items():
             await make_tenant(engine, name, level)
         for name in PINNED:
@@ -76,7 +76,7 @@ async def test_after_a_start_a_pinned_tenant_is_ready(install, own_redis):
         await ask(engine, "globex", COUNT)
         tenants = {name: await engine.tenant(name) for name in PINNED}
 
-    async with caching(install, own_redis, **CALM) as engine:
+    async with caching(install, a_redis, **CALM) as engine:
         for name in PINNED:
             await filled(engine, name)
         assert engine.results.statistics.filled_ahead == 2 * len(PINNED)
@@ -107,8 +107,8 @@ async def ask_count(engine: Engine, tenant: str) -> int:
     return int(found)
 
 
-async def test_after_a_migration_results_are_there_before_they_are_asked_for(install, own_redis):
-    async with caching(install, own_redis, **CALM) as engine:
+async def test_after_a_migration_results_are_there_before_they_are_asked_for(install, a_redis):
+    async with caching(install, a_redis, **CALM) as engine:
         await make_tenant(engine)
         await pinned(engine, "acme")
         first = (await engine.tenant("acme")).cache.nonce
@@ -125,8 +125,8 @@ async def test_after_a_migration_results_are_there_before_they_are_asked_for(ins
         assert engine.results.statistics.filled_ahead == before
 
 
-async def test_pins_are_bounded_and_end(install, own_redis: OwnRedis):
-    async with caching(install, own_redis, pinned_tenants_max=1, **CALM) as engine:
+async def test_pins_are_bounded_and_end(install, a_redis: OwnRedis):
+    async with caching(install, a_redis, pinned_tenants_max=1, **CALM) as engine:
         for name in ("acme", "globex"):
             await make_tenant(engine, name)
         await pinned(engine, "acme")
@@ -152,8 +152,8 @@ async def test_pins_are_bounded_and_end(install, own_redis: OwnRedis):
         assert engine.results.hot.pinned == {}
 
 
-async def test_where_nothing_may_be_shared_nothing_is_remembered(install, own_redis: OwnRedis):
-    async with caching(install, own_redis, cache_shared_bytes_max=1, **CALM) as engine:
+async def test_where_nothing_may_be_shared_nothing_is_remembered(install, a_redis: OwnRedis):
+    async with caching(install, a_redis, cache_shared_bytes_max=1, **CALM) as engine:
         await make_tenant(engine)
         await pinned(engine, "acme")
         (name,) = engine.results.hot.pinned.values()
@@ -162,9 +162,9 @@ async def test_where_nothing_may_be_shared_nothing_is_remembered(install, own_re
         await store.close()
 
 
-async def test_a_pinned_tenant_is_not_passivated(install, own_redis: OwnRedis):
-    _, path = actor_file(install, redis_url=own_redis.url, tenant_idle_s=0.001, **SETTINGS, **CALM)
-    async with caching(install, own_redis) as engine:
+async def test_a_pinned_tenant_is_not_passivated(install, a_redis: OwnRedis):
+    _, path = actor_file(install, redis_url=a_redis.url, tenant_idle_s=0.001, **SETTINGS, **CALM)
+    async with caching(install, a_redis) as engine:
         for name in ("acme", "globex"):
             await make_tenant(engine, name)
     actor = TenantActor("tenancy-shared-default-0", str(path))
@@ -194,8 +194,8 @@ async def test_a_pinned_tenant_is_not_passivated(install, own_redis: OwnRedis):
         await actor.close()
 
 
-async def test_the_strategy_pins_tenants_that_there_are_and_that_come(install, own_redis):
-    async with caching(install, own_redis, pinned_tenants_max=2, **CALM) as engine:
+async def test_the_strategy_pins_tenants_that_there_are_and_that_come(install, a_redis):
+    async with caching(install, a_redis, pinned_tenants_max=2, **CALM) as engine:
         await make_tenant(engine)
         strategy = PerformanceOptimizedStrategy(
             PerformanceConfig(pinned_tenants=["acme", "later", "too-late"])

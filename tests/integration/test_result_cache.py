@@ -51,9 +51,9 @@ async def rows(engine: Engine, query: str, *params: Any) -> list[list[Any]]:
     ],
 )
 async def test_a_result_is_given_again_until_its_tables_are_written(
-    install, own_redis, level, hybrid
+    install, a_redis, level, hybrid
 ):
-    async with caching(install, own_redis) as engine:
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine, level=level, hybrid=hybrid)
         await kept(engine)
         assert await how(engine, COUNT) == "misses"
@@ -71,8 +71,8 @@ async def test_a_result_is_given_again_until_its_tables_are_written(
         assert await how(engine, PLANS) == "hits_memory"
 
 
-async def test_what_is_given_again_is_measured_as_a_hit(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_what_is_given_again_is_measured_as_a_hit(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         await kept(engine)
         windows = MeasuredWindows(engine.settings, SystemClock())
@@ -92,8 +92,8 @@ async def test_what_is_given_again_is_measured_as_a_hit(install, own_redis):
         assert counted == {"users": (4, 3, 4, 0), "plans": (5, 4, 0, 0), UNREAD: (2, 0, 0, 2)}
 
 
-async def test_nobody_is_cached_who_did_not_ask_for_it(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_nobody_is_cached_who_did_not_ask_for_it(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         for _ in range(3):
             assert await how(engine, COUNT) == ""
@@ -104,8 +104,8 @@ async def test_nobody_is_cached_who_did_not_ask_for_it(install, own_redis):
             assert await how(engine, COUNT) == ""
 
 
-async def test_processes_share_results_and_see_each_others_writes(install, own_redis):
-    async with caching(install, own_redis) as one, caching(install, own_redis) as two:
+async def test_processes_share_results_and_see_each_others_writes(install, a_redis):
+    async with caching(install, a_redis) as one, caching(install, a_redis) as two:
         await make_tenant(one)
         await kept(one)
         await settled(two)
@@ -120,8 +120,8 @@ async def test_processes_share_results_and_see_each_others_writes(install, own_r
             assert await rows(writer, COUNT) == [[number]]
 
 
-async def test_batches_and_writes_with_a_key_are_announced(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_batches_and_writes_with_a_key_are_announced(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         await kept(engine)
         assert await rows(engine, COUNT) == [[3]]
@@ -136,8 +136,8 @@ async def test_batches_and_writes_with_a_key_are_announced(install, own_redis):
             assert await rows(engine, COUNT) == [[6]]
 
 
-async def test_what_foreign_keys_and_triggers_change_counts_as_written(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_what_foreign_keys_and_triggers_change_counts_as_written(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await engine.apply_migration(
             "0002_log",
             """
@@ -163,10 +163,8 @@ async def test_what_foreign_keys_and_triggers_change_counts_as_written(install, 
         assert await rows(engine, log) == [[1]]
 
 
-async def test_a_read_that_began_before_a_write_is_not_kept_after_it(
-    install, own_redis, monkeypatch
-):
-    async with caching(install, own_redis) as engine, caching(install, own_redis) as other:
+async def test_a_read_that_began_before_a_write_is_not_kept_after_it(install, a_redis, monkeypatch):
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
         await make_tenant(engine)
         await kept(engine)
         await settled(other)
@@ -185,8 +183,8 @@ async def test_a_read_that_began_before_a_write_is_not_kept_after_it(
         assert await rows(other, COUNT) == [[4]]
 
 
-async def test_one_asks_for_what_many_want(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_one_asks_for_what_many_want(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         await kept(engine)
         before = engine.results.statistics.misses
@@ -196,13 +194,13 @@ async def test_one_asks_for_what_many_want(install, own_redis):
         assert engine.results.statistics.joined == 49
 
 
-async def test_values_come_back_as_they_were_whoever_changes_them(install, own_redis):
+async def test_values_come_back_as_they_were_whoever_changes_them(install, a_redis):
     query = (
         "select id, 1.50::numeric, 0.1::float8, -0.0::float8, 'NaN'::float8, 1e300::float8, "
         "'{\"a\": [1, 2.50, 1e400]}'::jsonb, array[true, null], null, 9223372036854775807, "
         "'\\x00ff'::bytea, 'é\"\n', 1.0::float8 from users order by id"
     )
-    async with caching(install, own_redis) as engine:
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         fresh = await ask(engine, "acme", query)
         await kept(engine)
@@ -214,12 +212,12 @@ async def test_values_come_back_as_they_were_whoever_changes_them(install, own_r
         assert repr(await ask(engine, "acme", query)) == repr(fresh)
 
 
-async def test_a_result_that_is_too_large_or_too_old_is_not_given(install, own_redis):
+async def test_a_result_that_is_too_large_or_too_old_is_not_given(install, a_redis):
     """And memory is bounded."""
     wide = "select repeat('x', $1) from plans"
     settings = {"cache_result_bytes_max": 2_000, "cache_age_s": 0.001, "cache_shared_bytes_max": 1}
     settings["cache_tenant_bytes_max"] = 4_000
-    async with caching(install, own_redis, **settings) as engine:
+    async with caching(install, a_redis, **settings) as engine:
         await make_tenant(engine)
         await ask(engine, "acme", "insert into plans values (1, 'a')")
         await kept(engine)
@@ -271,9 +269,9 @@ async def test_a_redis_that_was_started_again_is_not_believed(install, own_redis
         assert (await engine.tenant("acme")).cache.nonce not in (None, first)
 
 
-async def test_who_cannot_reach_redis_ends_the_keeping_for_those_who_can(install, own_redis):
-    nowhere = dataclasses.replace(own_redis, url="redis://127.0.0.1:1/0")
-    async with caching(install, own_redis) as engine, caching(install, nowhere) as lonely:
+async def test_who_cannot_reach_redis_ends_the_keeping_for_those_who_can(install, a_redis):
+    nowhere = dataclasses.replace(a_redis, url="redis://127.0.0.1:1/0")
+    async with caching(install, a_redis) as engine, caching(install, nowhere) as lonely:
         await make_tenant(engine)
         await kept(engine)
         assert await rows(engine, COUNT) == [[3]]
@@ -286,8 +284,8 @@ async def test_who_cannot_reach_redis_ends_the_keeping_for_those_who_can(install
 # Processes die
 
 
-async def test_a_write_that_was_announced_and_never_ended(install, own_redis):
-    async with caching(install, own_redis, cache_lost_write_s=0.2) as engine:
+async def test_a_write_that_was_announced_and_never_ended(install, a_redis):
+    async with caching(install, a_redis, cache_lost_write_s=0.2) as engine:
         await make_tenant(engine)
         tenant = await kept(engine)
         assert await rows(engine, COUNT) == [[3]]
@@ -302,8 +300,8 @@ async def test_a_write_that_was_announced_and_never_ended(install, own_redis):
         assert await how(engine, COUNT) == "hits_memory"
 
 
-async def test_a_write_that_was_given_up_counts_as_under_way(install, own_redis):
-    async with caching(install, own_redis) as engine, install.connected() as admin:
+async def test_a_write_that_was_given_up_counts_as_under_way(install, a_redis):
+    async with caching(install, a_redis) as engine, install.connected() as admin:
         await make_tenant(engine)
         await kept(engine)
         assert await rows(engine, COUNT) == [[3]]
@@ -321,9 +319,9 @@ async def test_a_write_that_was_given_up_counts_as_under_way(install, own_redis)
         assert await how(engine, COUNT) == "stale_avoided under_way"
 
 
-async def test_a_period_that_was_begun_by_half_is_finished(install, own_redis):
+async def test_a_period_that_was_begun_by_half_is_finished(install, a_redis):
     """The process died after the catalog had the new epoch, and before the fence had it."""
-    async with caching(install, own_redis) as engine:
+    async with caching(install, a_redis) as engine:
         tenant = await make_tenant(engine)
         await engine.catalog.pool.write(
             SqlFile("result_cache.sql").statement("want_cache"), tenant.tenant_no
@@ -354,8 +352,8 @@ async def test_a_period_that_was_begun_by_half_is_finished(install, own_redis):
 # The tenant's life goes on
 
 
-async def test_a_suspended_tenant_gets_no_result_anywhere(install, own_redis):
-    async with caching(install, own_redis) as engine, caching(install, own_redis) as other:
+async def test_a_suspended_tenant_gets_no_result_anywhere(install, a_redis):
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
         await make_tenant(engine)
         await kept(engine)
         await settled(other)
@@ -373,33 +371,31 @@ async def test_a_suspended_tenant_gets_no_result_anywhere(install, own_redis):
             await ask(other, "acme", COUNT)
 
 
-async def test_a_migration_that_changes_rows_leaves_no_old_result(install, own_redis):
-    async with caching(install, own_redis) as engine, caching(install, own_redis) as other:
+async def test_a_migration_that_changes_rows_leaves_no_old_result(install, a_redis):
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
         await make_tenant(engine)
         await kept(engine)
         await settled(other)
         await rows(other, COUNT)
         assert await how(other, COUNT) == "hits_memory"
-        await engine.apply_migration("0002_fewer", "delete from users where id = 1")
+        # With a foreign key's action that only the newest version has.
+        await engine.apply_migration(
+            "0002_fewer",
+            "delete from users where id = 1; create table pets (id integer primary key, "
+            "owner integer references users on delete cascade)",
+        )
         assert await rows(other, COUNT) == [[2]]
         await settled(other)
         assert await rows(other, COUNT) == [[2]]
         assert (await engine.tenant("acme")).cache.version == 2
-        # A foreign key's action that only the newest version has.
-        await engine.apply_migration(
-            "0003_pets",
-            "create table pets (id integer primary key, owner integer references users "
-            "on delete cascade)",
-        )
-        await settled(other)
         await ask(other, "acme", "insert into pets values (1, 2)")
         assert await rows(other, "select count(*) from pets") == [[1]]
         await ask(engine, "acme", "delete from users where id = 2")
         assert await rows(other, "select count(*) from pets") == [[0]]
 
 
-async def test_a_tenant_that_is_moved_takes_its_switch_along(install, own_redis):
-    async with caching(install, own_redis) as engine, caching(install, own_redis) as other:
+async def test_a_tenant_that_is_moved_takes_its_switch_along(install, a_redis):
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
         await make_tenant(engine)
         await kept(engine)
         await settled(other)
@@ -423,8 +419,8 @@ async def test_a_tenant_that_is_moved_takes_its_switch_along(install, own_redis)
         assert await rows(other, COUNT) == [[number + 1]]
 
 
-async def test_what_is_not_repeatable_is_asked_each_time(install, own_redis):
-    async with caching(install, own_redis) as engine:
+async def test_what_is_not_repeatable_is_asked_each_time(install, a_redis):
+    async with caching(install, a_redis) as engine:
         await make_tenant(engine)
         await kept(engine)
         for query, params in (
@@ -442,9 +438,9 @@ async def test_what_is_not_repeatable_is_asked_each_time(install, own_redis):
         assert SETTINGS["cache_statement_min_us"] == 0
 
 
-async def test_refused_while_the_tenant_is_on_its_way(install, own_redis):
+async def test_refused_while_the_tenant_is_on_its_way(install, a_redis):
     """An operation that is refused for an old epoch has announced itself in vain, and ends."""
-    async with caching(install, own_redis) as engine:
+    async with caching(install, a_redis) as engine:
         tenant = await make_tenant(engine)
         await kept(engine)
         async with install.connected() as admin:

@@ -234,8 +234,8 @@ def mixed_flights(stage: Stage) -> list[int]:
     return found
 
 
-async def test_answers_are_those_of_postgresql(install, own_redis):
-    async with staged(install, own_redis) as stage:
+async def test_answers_are_those_of_postgresql(install, a_redis):
+    async with staged(install, a_redis) as stage:
         for engine in stage.engines:
             await known_as_quick(engine, PLAIN, REGISTER)
         mixed = mixed_flights(stage)
@@ -297,15 +297,15 @@ def forgets_foreign_keys(patch: pytest.MonkeyPatch, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("broken", [says_nothing, forgets_foreign_keys])
-async def test_the_comparison_finds_a_cache_that_is_broken(install, own_redis, monkeypatch, broken):
-    async with staged(install, own_redis) as stage:
+async def test_the_comparison_finds_a_cache_that_is_broken(install, a_redis, monkeypatch, broken):
+    async with staged(install, a_redis) as stage:
         broken(monkeypatch, stage)
         await stage.play(CASCADE, 0)
         assert stage.differences
 
 
 @pytest.mark.parametrize("broken", [says_nothing, tells_too_late])
-async def test_the_register_finds_a_cache_that_is_broken(install, own_redis, monkeypatch, broken):
-    async with staged(install, own_redis) as stage:
+async def test_the_register_finds_a_cache_that_is_broken(install, a_redis, monkeypatch, broken):
+    async with staged(install, a_redis) as stage:
         broken(monkeypatch, stage)
         assert await stage.register(5)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from support.engines import ask
 from support.install import Install
+from support.ram_disk import server_directory
 from tenancy.data_isolation.core.settings import EngineConfig, Settings
 from tenancy.data_isolation.core.types import QueryResult, Tenant
 from tenancy.data_isolation.engine.embedded_redis import EmbeddedRedis
@@ -34,6 +37,23 @@ class OwnRedis:
     server: EmbeddedRedis
     url: str
     pid: int
+
+
+@pytest.fixture(scope="session")
+def redis_home() -> Iterator[Path]:
+    """A home that the server's user can reach."""
+    directory = server_directory()
+    yield directory / "home"
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def a_redis(redis_home: Path) -> Iterator[OwnRedis]:
+    """A Redis server that goes on when the test is over: starting one takes a while."""
+    server = EmbeddedRedis(Settings(home=redis_home))
+    handle = asyncio.run(server.start())
+    yield OwnRedis(server, handle.url, handle.pid)
+    asyncio.run(server.stop())
 
 
 @pytest.fixture
