@@ -28,10 +28,13 @@ def differences(context: TenantContext, tenant: Tenant, metadata: Sequence[str])
 def unlike(context: TenantContext, tenant: Tenant, metadata: Sequence[str]) -> TenantExistsError:
     """The error for a tenant that is there and is not the one that was asked for."""
     found = differences(context, tenant, metadata)
-    told = f", and is not as it was asked for: {'; '.join(found)}" if found else ""
+    if not found:
+        return TenantExistsError(
+            f"tenant {tenant.tenant_id} exists already, just as it was asked for"
+        )
     return TenantExistsError(
-        f"tenant {tenant.tenant_id} exists already{told or ', just as it was asked for'}; "
-        "use another id"
+        f"tenant {tenant.tenant_id} exists already, and is not as it was asked for: "
+        f"{'; '.join(found)}; use another id"
     )
 
 

@@ -104,11 +104,13 @@ class TenantCache:
     `nonce` names one period in which every write is announced before it can be committed; None
     while there is none. `version` is the version of the tenant's tables in that period. `serving`
     says that every write that was not announced has ended, so that results may be kept and given.
+    `ended_s` is when the last period ended (`time.monotonic` of the process that asked).
     """
 
     nonce: str | None = None
     version: int = 0
     serving: bool = False
+    ended_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -78,8 +78,12 @@ class AnnouncedWrites:
         """Count what the block writes; it puts outcomes of a batch into the list."""
         outcomes: list[QueryResult | TenancyError] = []
         nonce = cache.nonce
-        if nonce is None:
+        if not cache.serving:
+            # Also one that was begun and not finished: who began it may have died.
             self._switch.begin_later(route.tenant)
+        if nonce is None and (changes is None or changes):
+            # Somebody may not have heard yet that the last one is over, and give what it had.
+            await self._switch.settled(cache)
         if nonce is None or (changes is not None and not changes) or self._switch.has_ended(nonce):
             yield outcomes
             return
@@ -102,9 +106,6 @@ class AnnouncedWrites:
             ended = not any(isinstance(item, OutcomeUnknownError) for item in outcomes)
         except PlacementChangedError:
             ended = True
-            if not cache.serving:
-                # Who began the period may have died before PostgreSQL knew of it.
-                self._switch.begin_later(route.tenant)
             raise
         except TenancyError as error:
             ended = not isinstance(error, OutcomeUnknownError)

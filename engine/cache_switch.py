@@ -22,12 +22,18 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, Final
 
-from tenancy.data_isolation.core.errors import OverloadedError, TenancyError, UnavailableError
+from tenancy.data_isolation.core.errors import (
+    OverloadedError,
+    ServerUnavailableError,
+    TenancyError,
+    UnavailableError,
+)
 from tenancy.data_isolation.core.identifiers import Epoch, ServerName, TenantId, TenantNo
 from tenancy.data_isolation.core.settings import Settings
-from tenancy.data_isolation.core.types import Tenant, TenantStatus
+from tenancy.data_isolation.core.types import Tenant, TenantCache, TenantStatus
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.cache_periods import heard_s
 from tenancy.data_isolation.engine.cache_store import CacheStore, NoAnswerError
@@ -76,6 +82,8 @@ class CacheSwitch:
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._beginning: dict[TenantNo, asyncio.Task[None]] = {}
+        #: Each takes several of the few connections of the admin.
+        self._one = asyncio.Semaphore(1)
         #: Periods that this process has begun and ended.
         self.begun = 0
         self.ended = 0
@@ -96,7 +104,16 @@ class CacheSwitch:
 
     async def unwant(self, tenant: Tenant) -> None:
         """Keep none any more."""
-        await self.end_of(tenant)
+        await self._catalog.pool.write(_SQL.statement("unwant_cache"), tenant.tenant_no)
+        if tenant.cache is not None and tenant.cache.nonce is not None:
+            self._store.drop(tenant.cache.nonce)
+        await asyncio.sleep(heard_s(self._settings))
+        # Who began a period and died may have left PostgreSQL behind the catalog.
+        fresh = await self._catalog.tenant(tenant.tenant_id)
+        if fresh.placement is not None:
+            with provisioning(tenant.tenant_id):
+                async with self._maker.home(fresh.placement) as home:
+                    await raise_fence(home, tenant.tenant_no, fresh.placement.epoch)
         await self._catalog.pool.write(_SQL.statement("forget_cache"), tenant.tenant_no)
         self._forget(tenant.tenant_id)
 
@@ -116,11 +133,24 @@ class CacheSwitch:
         return before
 
     async def end_of(self, tenant: Tenant) -> None:
-        """End the tenant's period, if there is one; when this returns, nobody gives its results."""
-        if tenant.cache is not None and tenant.cache.nonce is not None:
+        """End the tenant's period, if there is one; when this returns, nobody gives its results.
+
+        For a tenant that is not active any more, so that no other one begins.
+        """
+        if tenant.cache is None:
+            return
+        if tenant.cache.nonce is not None:
             await self.end(tenant, tenant.cache.nonce)
+        await self.settled(tenant.cache)
 
     # For who runs operations
+
+    async def settled(self, cache: TenantCache) -> None:
+        """Wait until everybody has heard of the end of the last period, or knows nothing."""
+        if cache.ended_s is not None:
+            left_s = cache.ended_s + heard_s(self._settings) - monotonic()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
 
     def has_ended(self, nonce: str) -> bool:
         """Whether this process has seen that period end, and everybody has heard of it."""
@@ -137,7 +167,12 @@ class CacheSwitch:
         if task is None:
             task = self._ending[nonce] = self._loop.create_task(self._end(tenant, nonce))
             task.add_done_callback(lambda done: self._is_over(nonce, done))
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ServerUnavailableError("the runtime is closing; nothing was done") from None
+            raise
 
     def begin_later(self, tenant: Tenant) -> None:
         """Begin a period, or finish beginning it, beside everything else; not too often."""
@@ -200,6 +235,10 @@ class CacheSwitch:
 
     async def _begin(self, tenant_id: TenantId) -> None:
         """Have a period in force and served, whatever was done of it already."""
+        async with self._one:
+            await self._begin_next(tenant_id)
+
+    async def _begin_next(self, tenant_id: TenantId) -> None:
         tenant = await self._catalog.tenant(tenant_id)
         if tenant.placement is None or tenant.status is not TenantStatus.ACTIVE:
             return
@@ -231,9 +270,10 @@ class CacheSwitch:
                     placement.epoch,
                     epoch,
                     nonce,
+                    heard_s(self._settings),
                 )
                 if version is None:
-                    return  # It is being moved, or its tables are behind.
+                    return  # It is being moved, its tables are behind, or a period has just ended.
             await raise_fence(home, tenant.tenant_no, epoch)
             await self._drained(home, tenant.tenant_no)
         await self._catalog.pool.write(_SQL.statement("serve"), tenant.tenant_no, nonce)

@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 import asyncpg
@@ -533,8 +534,12 @@ def _cache(row: asyncpg.Record) -> TenantCache | None:
     serving = row.get("cache_serving")
     if serving is None:
         return None
+    ended_s = row["cache_ended_s"]
     return TenantCache(
-        nonce=row["cache_nonce"], version=row["cache_version"], serving=bool(serving)
+        nonce=row["cache_nonce"],
+        version=row["cache_version"],
+        serving=bool(serving),
+        ended_s=None if ended_s is None else monotonic() - ended_s,
     )
 
 

@@ -33,6 +33,7 @@ from tenancy.data_isolation.core.types import (
     Tenant,
     TenantContext,
     TenantSize,
+    TenantStatus,
 )
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.batch import Batches
@@ -298,11 +299,9 @@ class Engine:
         self, contexts: Sequence[TenantContext], *, server: ServerName | None = None
     ) -> list[Tenant | TenancyError]:
         """Make many tenants at level ROW, in chunks; in the place of one that fails, its error."""
+        maker, provisioner = self._maker, self._provisioner
         tenants = RowTenants(
-            settings=self.settings,
-            catalog=self.catalog,
-            maker=self._maker,
-            provisioner=self._provisioner,
+            settings=self.settings, catalog=self.catalog, maker=maker, provisioner=provisioner
         )
         return await tenants.create(contexts, server=server)
 
@@ -360,9 +359,9 @@ class Engine:
         """Refuse the tenant's operations from now on; those at work have ended on return."""
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "suspended")
-        await self.results.let_go(tenant)
         suspended = await self._provisioner.suspend(tenant)
-        await self._let_go(tenant)
+        await self.results.let_go(suspended)
+        await self._let_go(suspended)
         return suspended
 
     async def resume_tenant(self, tenant_id: TenantId | str) -> Tenant:
@@ -377,6 +376,9 @@ class Engine:
         tenant = await self.tenant(tenant_id)
         await self.moves.check_free(tenant, "deleted")
         await self.results.unpin(tenant)
+        if tenant.cache is not None and tenant.status is TenantStatus.ACTIVE:
+            # While the catalog has the tenant, everybody hears of the end of its kept results.
+            tenant = await self._provisioner.suspend(tenant)
         await self.results.let_go(tenant)
         await self._let_go(tenant)
         await self._provisioner.delete(tenant)
@@ -396,11 +398,11 @@ class Engine:
         return await self.results.pins.pinned()
 
     async def cache_statistics(self) -> Mapping[str, int]:
-        """What keeping results came to in this process."""
+        """As `ResultCache.document`."""
         return self.results.document()
 
     async def activate(self, tenant_id: TenantId | str) -> Tenant:
-        """The tenant, remembered from now on so that its operations do not ask the catalog.
+        """The tenant, remembered so that its operations do not ask the catalog.
 
         Raises `TenantNotFoundError` and, when it takes no operations, `TenantSuspendedError`.
         """
@@ -425,7 +427,6 @@ class Engine:
         self._aside(warm(self._executor, route, self.shapes.newest, self._overheard))
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it beside everything else."""
         task = asyncio.get_running_loop().create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)

@@ -232,6 +232,11 @@ def _advised(
             blocks_per_call=sum(item.blocks for item in items) / sum(item.calls for item in items),
         )
         for (table, columns), items in found.items()
+        # One that another one begins with serves its statements as well.
+        if not any(
+            other == table and more != columns and more[: len(columns)] == columns
+            for other, more in found
+        )
     ]
     return sorted(advice, key=lambda item: -item.total_s)[:_ADVICE_MAX]
 

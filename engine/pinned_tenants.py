@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.errors import NotFoundError, TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantId, TenantNo
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import Tenant
@@ -189,7 +189,7 @@ class PinnedTenants:
     async def _is_ours(self, tenant_id: TenantId) -> bool:
         try:
             return self._holder.represents(await self._routes.tenant(tenant_id))
-        except TenancyError:
+        except NotFoundError:
             return False  # Erased meanwhile.
 
     async def _ready(self, number: TenantNo, pinned: _Pinned) -> bool:

@@ -77,6 +77,8 @@ _NEWEST: Final = 0.2
 #: many all the same.
 _WORTH: Final = 2.0
 _TRY_EVERY: Final = 128
+#: What Redis took is believed a little less with each read that did without it.
+_FADES: Final = 0.99
 #: Parameters beyond this are not looked at.
 _ARGUMENT_BYTES_MAX: Final = 4_096
 #: Results given to a tenant that make it a hot one, and how often that is halved.
@@ -367,6 +369,8 @@ class ResultCache:
         if time_s * 1e6 >= least_us and time_s >= _WORTH * self._look_s:
             return False
         self._passed_by += 1
+        # What a burst has made of it does not last.
+        self._look_s *= _FADES
         return self._passed_by % _TRY_EVERY != 0
 
     def _is_believed(self, route: Route) -> bool:

@@ -136,9 +136,10 @@ class SchemaRegistry:
         """Keep results of tenants from being kept; nobody gives any from now on."""
         async with self._locked(control, "caches"):
             async with as_keeper(control):
-                ended = await control.fetchval(_SQL.statement("end_cache_periods"))
+                wait_s = heard_s(self._settings)
+                ended = await control.fetchval(_SQL.statement("end_cache_periods"), wait_s)
             if ended:
-                await asyncio.sleep(heard_s(self._settings))
+                await asyncio.sleep(wait_s)
             yield
 
     @asynccontextmanager

@@ -67,7 +67,13 @@ def advice(
         done = _applied(client, wanted)
     if as_json:
         print_json({**found, "applied": done})
-        return
+    else:
+        _tell(found, make=make)
+    if make and not any(server["state"] == "read" for server in found["servers"]):
+        raise CommandError("no server counts statements, so nothing was made")
+
+
+def _tell(found: Mapping[str, Any], *, make: bool) -> None:
     for server in found["servers"]:
         if server["hint"]:
             say(f"server {server['server']} ({server['state']}): {server['hint']}")
@@ -84,7 +90,11 @@ def advice(
                 for item in found["indexes"]
             ],
         )
-        say("made" if make else "not made; `tenancy schema advice --apply` makes them")
+        if make:
+            names = ", ".join(item["migration"]["name"] for item in found["indexes"])
+            say(f"made as {names}; keep them among your migrations, with the texts above")
+        else:
+            say("not made; `tenancy schema advice --apply` makes them")
     elif any(server["state"] == "read" for server in found["servers"]):
         say("no index would help the statements that were counted")
 

@@ -12,6 +12,8 @@ from tenancy.data_isolation.core import Tenant, TenantContext, TenantStatus
 from tenancy.data_isolation.core.choice import Choice
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
+    OverloadedError,
+    SetupError,
     TenancyError,
     TenantNotFoundError,
     UnavailableError,
@@ -194,7 +196,7 @@ class TenantCreation:
         keeping = self._gateway
         if isinstance(keeping, ResultKeeping):
             # While Redis does not answer it is noted only, and begins later.
-            with suppress(UnavailableError):
+            with suppress(UnavailableError, OverloadedError, SetupError):
                 tenant = await keeping.keep_results(tenant.tenant_id, True)
         return tenant
 

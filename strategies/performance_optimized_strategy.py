@@ -18,6 +18,7 @@ from tenancy.data_isolation.core.errors import (
     ConflictError,
     InvalidInputError,
     LimitError,
+    OverloadedError,
     SettingError,
     SetupError,
     TenantNotFoundError,
@@ -169,7 +170,7 @@ class PerformanceOptimizedStrategy(PlacementStrategy):
         if tenant.cache is None:
             try:
                 adopted = await self._keeping().keep_results(tenant.tenant_id, True)
-            except UnavailableError as error:
+            except (UnavailableError, OverloadedError, SetupError) as error:
                 _log.warning("tenant %s: %s", tenant.tenant_id, error)
         if pin and tenant.tenant_id in self._to_pin:
             self._to_pin.discard(tenant.tenant_id)
@@ -183,7 +184,7 @@ class PerformanceOptimizedStrategy(PlacementStrategy):
 
     async def forgo(self, tenant_id: TenantId | str) -> Tenant:
         """Keep none of the tenant's results any more; when this returns, nobody gives any."""
-        tenant = await self._keeping().keep_results(TenantId(tenant_id), False)
+        tenant = await self._keeping().keep_results(parse_tenant_id(tenant_id), False)
         self._forget(tenant.tenant_id)
         return tenant
 

@@ -320,6 +320,9 @@ create table catalog.result_cache (
     version     int not null default 0 check (version >= 0),
     serving     boolean not null default false,
     changed_at  timestamptz not null default clock_timestamp(),
+    -- When the last period ended; false while the row is about to go.
+    ended_at    timestamptz,
+    wanted      boolean not null default true,
     -- Pinned tenants (pinned_tenants.py): the name under which processes share what they ask for.
     pinned      text unique,
     check (nonce is not null or not serving)
@@ -403,7 +406,8 @@ from catalog.tenant where tenant_id = $1;
 -- name: tenant
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
        p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
-       c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving
+       c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving,
+       extract(epoch from clock_timestamp() - c.ended_at)::float8 as cache_ended_s
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 left join catalog.result_cache c using (tenant_no)
 where t.tenant_id = $1;

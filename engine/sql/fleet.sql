@@ -52,13 +52,17 @@ select pg_advisory_lock(8387227038471684983);
 select pg_advisory_unlock(8387227038471684983);
 
 -- name: end_cache_periods
--- Of all tenants whose results are kept; how many there were.
+-- Of all tenants whose results are kept; how many ended now, or so lately ($1 seconds) that not everybody
+-- has heard of it.
 with ended as (
-    update catalog.result_cache set nonce = null, serving = false, changed_at = clock_timestamp()
+    update catalog.result_cache
+    set nonce = null, serving = false, changed_at = clock_timestamp(), ended_at = clock_timestamp()
     where nonce is not null
     returning tenant_no
 )
-select count(*) from ended;
+select (select count(*) from ended)
+     + (select count(*) from catalog.result_cache
+        where ended_at > clock_timestamp() - make_interval(secs => $1));
 
 -- name: set_lock_timeout
 select set_config('lock_timeout', $1, false);

@@ -2,21 +2,30 @@
 -- nonce is in force.
 
 -- name: want_cache
-insert into catalog.result_cache (tenant_no) values ($1) on conflict (tenant_no) do nothing;
+insert into catalog.result_cache (tenant_no) values ($1)
+on conflict (tenant_no) do update set wanted = true;
+
+-- name: unwant_cache
+-- Ends the period, whichever it is, and lets no other begin.
+update catalog.result_cache
+set wanted = false, nonce = null, serving = false,
+    changed_at = clock_timestamp(), ended_at = clock_timestamp()
+where tenant_no = $1;
 
 -- name: forget_cache
--- Only while nothing is kept.
-delete from catalog.result_cache where tenant_no = $1 and nonce is null;
+delete from catalog.result_cache where tenant_no = $1 and not wanted;
 
 -- name: end_period
 -- $1 = tenant, $2 = the period that is to end; another one stays.
-update catalog.result_cache set nonce = null, serving = false, changed_at = clock_timestamp()
+update catalog.result_cache
+set nonce = null, serving = false, changed_at = clock_timestamp(), ended_at = clock_timestamp()
 where tenant_no = $1 and nonce = $2
 returning tenant_no;
 
 -- name: begin_period
 -- A new period under a higher epoch, of an active tenant that is not being moved and whose tables are at
--- the newest version. $1 = tenant, $2 = its epoch, $3 = the next, $4 = the nonce.
+-- the newest version. $1 = tenant, $2 = its epoch, $3 = the next, $4 = the nonce, $5 = seconds after which
+-- everybody has heard of the end of the one before.
 with placed as (
     update catalog.placement p
     set epoch = $3, changed_at = clock_timestamp()
@@ -24,7 +33,8 @@ with placed as (
          (select coalesce(max(number), 0) as number from catalog.migration) newest
     where p.tenant_no = $1 and p.epoch = $2
       and t.tenant_no = p.tenant_no and t.status = 'active'
-      and exists (select from catalog.result_cache c where c.tenant_no = $1 and c.nonce is null)
+      and exists (select from catalog.result_cache c where c.tenant_no = $1 and c.nonce is null and c.wanted
+                  and coalesce(c.ended_at < clock_timestamp() - make_interval(secs => $5), true))
       and not exists (
           select from catalog.move m
           where m.tenant_no = $1

@@ -15,6 +15,7 @@ from tenancy.data_isolation.core.errors import (
     ParameterError,
     PlacementChangedError,
     StatementError,
+    TenancyError,
     TenantNotFoundError,
     TenantSuspendedError,
     UnavailableError,
@@ -22,6 +23,7 @@ from tenancy.data_isolation.core.errors import (
 from tenancy.data_isolation.core.identifiers import Epoch, TenantId
 from tenancy.data_isolation.core.move import MoveTarget
 from tenancy.data_isolation.core.types import IsolationLevel, Operation, QueryResult
+from tenancy.data_isolation.engine.cache_periods import heard_s
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
 from tenancy.data_isolation.engine.measured_windows import UNREAD, MeasuredWindows
@@ -337,6 +339,7 @@ async def test_a_period_that_was_begun_by_half_is_finished(install, a_redis):
                 epoch,
                 Epoch(epoch + 1),
                 nonce,
+                heard_s(install.settings),
             )
             == 1
         )
@@ -369,6 +372,68 @@ async def test_a_suspended_tenant_gets_no_result_anywhere(install, a_redis):
         await engine.delete_tenant("acme")
         with pytest.raises((TenantNotFoundError, TenantSuspendedError)):
             await ask(other, "acme", COUNT)
+
+
+ADD = "insert into users (id, email) values ($1, 'x')"
+
+
+@pytest.mark.parametrize("end", ["suspended", "forgone", "deleted"])
+async def test_who_reads_and_writes_all_the_time_gets_nothing_after_the_end(install, a_redis, end):
+    """Another process that is busy with the tenant begins no period again meanwhile."""
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
+        await make_tenant(engine)
+        await kept(engine)
+        await settled(other)
+        over, refused = asyncio.Event(), asyncio.Event()
+
+        async def busy() -> None:
+            number = 100
+            while not over.is_set():
+                number += 1
+                try:
+                    await ask(other, "acme", ADD, number)
+                    await rows(other, COUNT)
+                except TenancyError:
+                    refused.set()
+
+        at_work = asyncio.create_task(busy())
+        match end:
+            case "suspended":
+                await engine.suspend_tenant("acme")
+            case "forgone":
+                assert (await engine.keep_results("acme", False)).cache is None
+            case _:
+                await engine.delete_tenant("acme")
+        before = other.results.document()
+        if end == "forgone":
+            await ask(other, "acme", COUNT)
+        else:
+            with pytest.raises((TenantNotFoundError, TenantSuspendedError)):
+                await ask(other, "acme", COUNT)
+            await refused.wait()
+        after = other.results.document()
+        given = ("hits_memory", "hits_shared", "joined")
+        assert [after[name] for name in given] == [before[name] for name in given]
+        over.set()
+        await at_work
+
+
+async def test_nothing_is_written_unannounced_before_everybody_has_heard(install, a_redis):
+    async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
+        tenant = await make_tenant(engine)
+        await kept(engine)
+        await settled(other)
+        await rows(other, COUNT)
+        nonce = (await engine.tenant("acme")).cache.nonce
+        await engine.catalog.pool.write(
+            SqlFile("result_cache.sql").statement("end_period"), tenant.tenant_no, nonce
+        )
+        # This process hears at once, and could write before the other one has heard.
+        engine.passivate(TenantId("acme"))
+        began = asyncio.get_running_loop().time()
+        await ask(engine, "acme", "insert into users (id, email) values (50, 'x')")
+        assert asyncio.get_running_loop().time() - began >= heard_s(engine.settings) * 0.9
+        assert await rows(other, COUNT) == [[4]]
 
 
 async def test_a_migration_that_changes_rows_leaves_no_old_result(install, a_redis):
