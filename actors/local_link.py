@@ -11,7 +11,7 @@ Rules this module keeps:
 * Nobody else listens or comes in: each side makes sure that the other one belongs to the same user
   (`SO_PEERCRED`, unix(7)), and who connects shows a secret that the actor tells those who may call
   it. Until then it gets no answer, and not much time.
-* Bounded: connections, requests under way on each, the size of a message.
+* Bounded: connections, requests under way on each, replies that are not read.
 
 A message has a header: its length and the number of its call, which a reply repeats. Everything
 here belongs to one event loop.

@@ -162,7 +162,11 @@ def _told(outcome: _Outcome) -> str:
 def _there(outcome: _Outcome) -> str:
     """What is known to be done; of what was under way nothing is known."""
     done = outcome.created + outcome.existing
-    return f"at least {done} tenants of the file are there"
+    return (
+        f"at least {done} tenants of the file are there"
+        if done
+        else "none of the file is known to be made"
+    )
 
 
 @contextmanager

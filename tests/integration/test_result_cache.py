@@ -418,6 +418,26 @@ async def test_who_reads_and_writes_all_the_time_gets_nothing_after_the_end(inst
         await at_work
 
 
+async def test_no_period_begins_before_everybody_has_heard_of_the_end_of_the_last(install, a_redis):
+    statement = SqlFile("result_cache.sql").statement
+    async with caching(install, a_redis) as engine:
+        tenant = await make_tenant(engine)
+        await kept(engine)
+        nonce = (await engine.tenant("acme")).cache.nonce
+        write, begin = engine.catalog.pool.write, engine.results._switch._begin
+        await write(statement("end_period"), tenant.tenant_no, nonce)
+        await begin(TenantId("acme"))
+        assert (await engine.tenant("acme")).cache.nonce is None
+        await engine.results._switch.settled((await engine.tenant("acme")).cache)
+        while (await engine.tenant("acme")).cache.nonce is None:
+            await begin(TenantId("acme"))
+        # And none at all while it is being switched off.
+        await write(statement("unwant_cache"), tenant.tenant_no)
+        await engine.results._switch.settled((await engine.tenant("acme")).cache)
+        await begin(TenantId("acme"))
+        assert (await engine.tenant("acme")).cache.nonce is None
+
+
 async def test_nothing_is_written_unannounced_before_everybody_has_heard(install, a_redis):
     async with caching(install, a_redis) as engine, caching(install, a_redis) as other:
         tenant = await make_tenant(engine)
