@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from multiprocessing.connection import Connection as Pipe
 
 import pytest
 import uvloop
@@ -274,32 +273,68 @@ async def test_where_nobody_listens_there_is_no_connection():
 
 
 @as_root
-async def test_another_user_is_not_served_even_with_the_secret():
+@pytest.mark.parametrize(("user", "served"), [(NOBODY, "no"), (0, "yes")])
+async def test_another_user_is_not_served_even_with_the_secret(user, served):
     async with listening() as listener:
-        answer = await asyncio.to_thread(_in_another_process, _try_as, NOBODY, listener.address)
-        assert answer is False
-        # The same with the right user, so that this can fail.
-        answer = await asyncio.to_thread(_in_another_process, _try_as, 0, listener.address)
-        assert answer is True
+        greeting = framed(0, listener.address.secret) + framed(1, b"a")
+        async with as_user(user, _CALLER, listener.address.name, greeting) as process:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == f"{served}\n".encode()
 
 
 @as_root
 @pytest.mark.parametrize(("user", "found"), [(NOBODY, False), (0, True)])
 async def test_nobody_is_sent_to_a_listener_of_another_user(user, found):
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
     name = b"\0tenancy-test-" + os.urandom(8).hex().encode()
-    process = spawn.Process(target=_listen_as, args=(user, name, there))
-    process.start()
-    try:
-        await asyncio.to_thread(here.recv)
+    async with as_user(user, _LISTENER, name, b"") as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"listening\n"
         connected = local_link._connected(name)
         assert (connected is not None) is found
         if connected is not None:
             connected.close()
+
+
+#: Bare sockets, since a link would not even ask.
+_CALLER = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+found = socket.socket(socket.AF_UNIX)
+found.settimeout(10)
+try:
+    found.connect(bytes.fromhex(sys.argv[2]))
+    found.sendall(bytes.fromhex(sys.argv[3]))
+    served = found.recv(1) != b""
+except OSError:
+    served = False
+print("yes" if served else "no", flush=True)
+"""
+_LISTENER = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(bytes.fromhex(sys.argv[2]))
+listening.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def as_user(
+    user: int, script: str, name: bytes, greeting: bytes
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, str(user), name.hex(), greeting.hex()),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
     finally:
-        here.send(None)
-        process.join()
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
 
 
 async def stranger(name: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -311,35 +346,3 @@ async def stranger(name: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 def framed(number: int, message: bytes) -> bytes:
     return local_link._HEADER.pack(len(message), number) + message
-
-
-def _in_another_process(work: object, *args: object) -> object:
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=work, args=(*args, there))
-    process.start()
-    answer = here.recv()
-    process.join()
-    return answer
-
-
-def _try_as(user: int, address: LinkAddress, pipe: Pipe) -> None:
-    """Say whether the listener talks to this user. A bare socket: the link would not even ask."""
-    os.setuid(user)
-    found = socket.socket(socket.AF_UNIX)
-    found.settimeout(10)
-    try:
-        found.connect(address.name)
-        found.sendall(framed(0, address.secret) + framed(1, b"a"))
-        pipe.send(found.recv(1) != b"")
-    except OSError:
-        pipe.send(False)
-
-
-def _listen_as(user: int, name: bytes, pipe: Pipe) -> None:
-    os.setuid(user)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(name)
-    listening.listen()
-    pipe.send(None)
-    pipe.recv()
