@@ -332,6 +332,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
         ("post", "/v1/proposals/{proposal_id}/accept"),
         ("post", "/v1/proposals/{proposal_id}/dismiss"),
         ("get", "/v1/schema"),
+        ("get", "/v1/schema/advice"),
         ("post", "/v1/schema/migrations"),
         ("get", "/v1/operations"),
         ("get", "/v1/operations/{name}"),
