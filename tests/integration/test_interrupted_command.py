@@ -15,6 +15,8 @@ _RUN = """
 import os, runpy, signal, sys
 
 way, script, sys.argv = sys.argv[1], sys.argv[2], sys.argv[2:]
+# Whoever runs the tests may have it ignored, as jobs in the background have.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Interrupting:
     @staticmethod
