@@ -103,7 +103,8 @@ class LocalLink(_Messages):
         super().__init__()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._last = 0
-        self._lost = False
+        #: Whether nothing can be sent any more.
+        self.lost = False
 
     @classmethod
     async def open(cls, address: LinkAddress) -> LocalLink | None:
@@ -128,7 +129,7 @@ class LocalLink(_Messages):
 
     async def send(self, request: bytes) -> bytes:
         """Send a request and wait for its reply. Raises `ActorLostError`."""
-        if self._lost:
+        if self.lost:
             raise ActorLostError("its connection is closed")
         self._last += 1
         number = self._last
@@ -153,7 +154,7 @@ class LocalLink(_Messages):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The actor is gone, or has hung up."""
-        self._lost = True
+        self.lost = True
         for reply in self._calls.values():
             if not reply.done():
                 reply.set_exception(ActorLostError("its connection closed"))

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ class Actors:
         self._handles.pop(name, None)
         self._hang_up(name)
         handle = await self.handle(name)
-        way = self._ways[name] = _Way(handle.execute_many, await self._address(name))
+        way = self._ways[name] = _Way(handle.execute_many, partial(self._address, name))
         await way.look()
         return way.send
 
@@ -283,34 +284,50 @@ class Actors:
 class _Way:
     """Sends requests to an actor: on a connection where there is one, else in calls of Ray."""
 
-    def __init__(self, method: Handle, address: LinkAddress | None) -> None:
+    def __init__(
+        self, method: Handle, address: Callable[[], Awaitable[LinkAddress | None]]
+    ) -> None:
+        """`address` asks the actor where it takes connections; raises `ActorLostError`."""
         self.link: LocalLink | None = None
         self._method = method
         self._address = address
+        self._closed = False
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
 
     async def send(self, message: bytes) -> bytes:
         """Send a request, and wait for its reply. Raises `ActorLostError`."""
-        if self.link is not None:
-            return await self.link.send(message)
+        link = self.link
+        if link is not None and not link.lost:
+            return await link.send(message)
         loop = asyncio.get_running_loop()
-        if self._address is not None and self._looking is None and loop.time() >= self._look_at:
-            self._looking = loop.create_task(self.look())
+        if link is not None:
+            # It was lost while nothing was under way: what was not sent is not lost with it.
+            self.link, self._look_at = None, 0.0
+        if self._looking is None and not self._closed and loop.time() >= self._look_at:
+            self._looking = loop.create_task(self._look_again())
         return await _send(self._method, message)
 
     async def look(self) -> None:
-        """Get a connection, if there is one to be had; looked for again after a while."""
+        """Get a connection, if there is one to be had. Raises `ActorLostError`."""
+        address = await self._address()
+        if address is not None:
+            self.link = await LocalLink.open(address)
+        self._look_at = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
+
+    async def _look_again(self) -> None:
         try:
-            if self._address is not None:
-                self.link = await LocalLink.open(self._address)
+            await self.look()
+        except ActorLostError:
+            self._look_at = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
         finally:
             self._looking = None
-            self._look_at = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
+            if self._closed and self.link is not None:
+                self.link.close()
 
     def close(self) -> None:
         """Hang up."""
-        self._address = None
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
         if self.link is not None:

@@ -77,6 +77,25 @@ async def _write(client, numbers, ledger, *, keyed, until):
             return
 
 
+async def test_a_write_after_the_actor_was_killed_while_idle_is_done(start):
+    """Nothing was under way, so that there is nothing whose outcome is not known."""
+    running = await start()
+    await make_tenants(running.engine, "acme")
+    async with running.client() as client:
+        await client.execute(ACME, INSERT, [1, "x"])
+        way = client.gateway._actors._ways[SHARED]
+        assert way.link is not None
+        pid = await _pid(client)
+        await _kill(pid)
+        while not way.link.lost:
+            await asyncio.sleep(0.01)
+        assert await _pid(client) != pid
+        await client.execute(ACME, INSERT, [2, "x"])
+        found = await client.execute(ACME, "select count(*) from orders")
+        assert found.rows == [[2]]
+        assert client.gateway.statistics()[SHARED]["lost"] == 0
+
+
 @pytest.mark.parametrize(
     ("keyed", "settings"),
     [(False, {}), (True, {}), (False, BY_RAY)],
