@@ -27,6 +27,7 @@ import secrets
 import socket
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -58,7 +59,7 @@ class LinkAddress(NamedTuple):
     secret: bytes
 
 
-class _Messages(asyncio.Protocol):
+class _Messages(asyncio.Protocol, ABC):
     """One side of a connection: cuts what comes into messages."""
 
     #: Longest message that is taken now.
@@ -87,9 +88,9 @@ class _Messages(asyncio.Protocol):
             self.message_received(number, bytes(memoryview(buffer)[begin:position]))
         del buffer[:position]
 
+    @abstractmethod
     def message_received(self, number: int, message: bytes) -> None:
         """A whole message has come."""
-        raise NotImplementedError
 
     def write(self, number: int, message: bytes) -> None:
         """Send a message. There is never more to send than replies to what was asked for."""

@@ -191,7 +191,7 @@ class ServerPool:
         return min(request.limits.connections_max, self._settings.tenant_connections_max)
 
     def _call(self, line: Line) -> None:
-        line.called = line.called_later = False
+        line.called = False
         self._serve(line)
 
     def _serve(self, line: Line) -> None:
@@ -216,10 +216,13 @@ class ServerPool:
 
     def _call_later(self, line: Line) -> None:
         """Serve the line when those who wait have waited for long enough."""
-        due_at = line.since + GATHER_S
-        if not line.called_later and due_at > self._loop.time():
+        if not line.called_later and (due_at := line.since + GATHER_S) > self._loop.time():
             line.called_later = True
-            self._loop.call_at(due_at, self._call, line)
+            self._loop.call_at(due_at, self._call_due, line)
+
+    def _call_due(self, line: Line) -> None:
+        line.called_later = False
+        self._serve(line)
 
     def _choose(self, line: Line) -> Any:
         """The free session that is bound to the tenant in turn, else the one used last."""
