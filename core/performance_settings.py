@@ -41,8 +41,15 @@ class PerformanceSettings:
     pinned_statements_kept_s: float = 604_800.0
 
     #: Kinds of statement that the embedded PostgreSQL counts (pg_stat_statements), for advice about
-    #: indexes; 0 = it does not load the library.
+    #: indexes and plans; 0 = it does not load the library.
     statement_statistics_max: int = 0
     #: Calls of a statement, and blocks of 8 KiB that each touches, before an index is advised.
     advice_calls_min: int = 10
     advice_call_blocks_min: int = 64
+    #: Plans of a statement before it counts as planned again and again. Each session makes five
+    #: before it keeps one.
+    advice_plans_min: int = 1_000
+    #: The most memory of one sort or hash that is advised for a type of tenant.
+    advice_memory_bytes_max: int = 64 * 1024 * 1024
+    #: How long a server may take for each question, and for looking at one table again.
+    advice_timeout_s: float = 60.0

@@ -335,6 +335,16 @@ class Catalog:
         rows = await self.pool.rows(_SQL.statement("servers"))
         return {ServerName(row["name"]): _region(row["region"]) for row in rows}
 
+    async def types_of_logins(
+        self, roles: Sequence[RoleName]
+    ) -> dict[tuple[ServerName, RoleName], frozenset[TenantType]]:
+        """Of which types the tenants are that these logins work for."""
+        found: dict[tuple[ServerName, RoleName], set[TenantType]] = {}
+        for row in await self.pool.rows(_SQL.statement("types_of_logins"), list(roles)):
+            key = (ServerName(row["server"]), RoleName(row["role"]))
+            found.setdefault(key, set()).add(TenantType(row["tenant_type"]))
+        return {key: frozenset(types) for key, types in found.items()}
+
     # Namespaces
 
     async def record_namespace(self, record: NamespaceRecord) -> None:

@@ -58,19 +58,27 @@ def advice(
     make: Annotated[
         bool, typer.Option("--apply", help="Make these indexes, each by a migration for all.")
     ] = False,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="Bring the statistics of these tables up to date.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show which indexes would help tenants' statements, from what the servers count of them."""
+    """Show which indexes and plans would help tenants' statements, from what servers count."""
     with RuntimeClient.connect(Settings.from_env()) as client:
         found = client.get(f"{_PATH}/advice")
         wanted = [item["migration"] for item in found["indexes"]] if make else []
         done = _applied(client, wanted)
+        places = [item["analyze"] for item in found["plans"] if item["analyze"] and analyze]
+        looked = [client.post(f"{_PATH}/statistics", place) for place in places]
     if as_json:
-        print_json({**found, "applied": done})
+        print_json({**found, "applied": done, "analyzed": looked})
     else:
         _tell(found, make=make)
-    if make and not any(server["state"] == "read" for server in found["servers"]):
-        raise CommandError("no server counts statements, so nothing was made")
+        _tell_plans(found["plans"])
+        for one in looked:
+            say(f"done: {one['sql']} ({one['rows']:,.0f} rows, {one['took_s']:.1f} s)")
+    if (make or analyze) and not any(server["state"] == "read" for server in found["servers"]):
+        raise CommandError("no server counts statements, so nothing was done")
 
 
 def _tell(found: Mapping[str, Any], *, make: bool) -> None:
@@ -97,6 +105,33 @@ def _tell(found: Mapping[str, Any], *, make: bool) -> None:
             say("not made; `tenancy schema advice --apply` makes them")
     elif any(server["state"] == "read" for server in found["servers"]):
         say("no index would help the statements that were counted")
+
+
+def _tell_plans(plans: Sequence[Mapping[str, Any]]) -> None:
+    for item in plans:
+        statements = ", ".join(
+            f"{one['fingerprint']} ({', '.join(one['tables']) or 'no table'})"
+            for one in item["shown"]
+        )
+        place, variable = item["analyze"], item["variable"]
+        seen = [f"{name} {value:,.10g}" for name, value in item["figures"].items()]
+        say("")
+        print_fields(
+            [
+                ("kind", item["kind"]),
+                ("statements", f"{item['statements']}: {statements}"),
+                ("calls", f"{item['calls']:,} in {item['total_s']:,.1f} s"),
+                ("seen", ", ".join(seen)),
+                ("remedy", item["remedy"]),
+                ("sql", item["sql"]),
+                ("where", place and f"database {place['database']} of server {place['server']}"),
+                ("variable", variable and f"{variable['name']}={variable['value']}"),
+                ("cost", item["cost"]),
+                ("undo", item["undo"]),
+            ]
+        )
+    if any(item["analyze"] for item in plans):
+        say("`tenancy schema advice --analyze` runs the `analyze` statements, and nothing else")
 
 
 def _applied(

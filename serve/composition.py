@@ -18,7 +18,7 @@ from tenancy.data_isolation.core.clock import SystemClock
 from tenancy.data_isolation.core.errors import UnavailableError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.engine.engine import PLAN_ROWS_MAX, Engine
-from tenancy.data_isolation.engine.index_advice import IndexAdviser
+from tenancy.data_isolation.engine.schema_advice import SchemaAdviser
 from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.serve.json_web_tokens import token_verifier
 from tenancy.data_isolation.serve.operation_gateway import OperationGateway
@@ -98,8 +98,11 @@ async def open_services(
         named_operations=engine.named_operations,
         fleet=engine.fleet,
         relations=engine.relations,
-        adviser=IndexAdviser(
-            settings=settings, admin=engine.admin, reference=engine.shapes.reference
+        adviser=SchemaAdviser(
+            settings=settings,
+            admin=engine.admin,
+            catalog=engine.catalog,
+            reference=engine.shapes.reference,
         ),
         moves=engine.moves,
         proposals=engine.proposals,

@@ -25,6 +25,8 @@ TenantName = Annotated[
     str, Field(max_length=200, json_schema_extra={"pattern": f"^{TENANT_ID_PATTERN}$"})
 ]
 MigrationName = Annotated[str, Field(max_length=200)]
+#: Names of objects of PostgreSQL have 63 bytes at most, none of them zero (manual, 4.1.1).
+ObjectName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[^\x00]+$")]
 
 
 class Body(BaseModel):
@@ -378,8 +380,19 @@ class ServerStatisticsAnswer(Answer):
     """Whether a server's statistics of statements could be read."""
 
     server: str
-    state: Literal["read", "not_loaded", "not_permitted", "unreachable"]
+    state: Literal[
+        "read",
+        "not_loaded",
+        "not_available",
+        "not_permitted",
+        "timed_out",
+        "unreachable",
+        "failed",
+    ]
     hint: str | None = Field(default=None, description="What to do so that they can be.")
+    planning_counted: bool = Field(
+        default=False, description="It counts planning too (pg_stat_statements.track_planning)."
+    )
 
 
 class IndexAdviceAnswer(Answer):
@@ -394,11 +407,63 @@ class IndexAdviceAnswer(Answer):
     migration: MigrationBody = Field(description="What POST /v1/schema/migrations takes.")
 
 
+class TableBody(Body):
+    """A table of tenants where it lies, as advice about plans names it."""
+
+    server: Word
+    database: ObjectName
+    schema_: ObjectName = Field(alias="schema")
+    table: ObjectName
+
+
+class ShownStatementAnswer(Answer):
+    """A kind of statement, by fingerprint and by ids of PostgreSQL; its text is not shown."""
+
+    fingerprint: str
+    query_ids: list[str] = Field(description="`queryid` in pg_stat_statements, some of them.")
+    tables: list[str]
+
+
+class VariableAnswer(Answer):
+    """A setting of the runtime, which is read when it starts."""
+
+    name: str
+    value: str
+
+
+class PlanAdviceAnswer(Answer):
+    """What would help statements to better plans: what was seen, what to do, and what it costs."""
+
+    kind: Literal["statistics", "memory", "planning"]
+    statements: int = Field(description="Kinds of statement that it is about.")
+    shown: list[ShownStatementAnswer] = Field(description="Those that took the longest.")
+    calls: int
+    total_s: float = Field(description="Seconds that PostgreSQL took to run all calls.")
+    figures: dict[str, float] = Field(description="What decided.")
+    remedy: str
+    cost: str
+    undo: str = Field(description="How it is taken back.")
+    sql: str | None = None
+    variable: VariableAnswer | None = None
+    analyze: TableBody | None = Field(
+        default=None, description="What POST /v1/schema/statistics takes."
+    )
+
+
 class SchemaAdviceAnswer(Answer):
-    """Indexes that would help, the one first that would save the most. None of them is made."""
+    """What would help, of each kind the one first that would save the most. Nothing is done."""
 
     servers: list[ServerStatisticsAnswer]
     indexes: list[IndexAdviceAnswer]
+    plans: list[PlanAdviceAnswer]
+
+
+class AnalyzedAnswer(Answer):
+    """A table whose statistics are up to date now."""
+
+    sql: str = Field(description="What was run.")
+    rows: float = Field(description="Rows of the table, roughly.")
+    took_s: float
 
 
 class MigrationAppliedAnswer(MigrationAnswer):

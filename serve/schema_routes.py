@@ -17,15 +17,22 @@ from tenancy.data_isolation.core.errors import (
     MigrationFailedError,
     TenantNotFoundError,
 )
-from tenancy.data_isolation.core.identifiers import TenantId, TenantNo
+from tenancy.data_isolation.core.identifiers import (
+    DatabaseName,
+    SchemaName,
+    ServerName,
+    TenantId,
+    TenantNo,
+)
 from tenancy.data_isolation.engine.catalog_records import NamespaceState
 from tenancy.data_isolation.engine.fleet_run import FleetReport, NamespaceStatus
-from tenancy.data_isolation.engine.index_advice import SchemaAdvice
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.namespace import Namespace
+from tenancy.data_isolation.engine.plan_advice import TablePlace
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
+from tenancy.data_isolation.serve.advice_answer import advice_answer
 from tenancy.data_isolation.serve.models import (
-    IndexAdviceAnswer,
+    AnalyzedAnswer,
     MigrationAnswer,
     MigrationAppliedAnswer,
     MigrationBody,
@@ -35,7 +42,7 @@ from tenancy.data_isolation.serve.models import (
     RelationColumnAnswer,
     SchemaAdviceAnswer,
     SchemaAnswer,
-    ServerStatisticsAnswer,
+    TableBody,
 )
 from tenancy.data_isolation.serve.openapi import answers, takes
 from tenancy.data_isolation.serve.requests import Requests, json_answer
@@ -81,12 +88,22 @@ class SchemaRoutes:
             "/v1/schema/advice",
             self.advise,
             methods=["GET"],
-            summary="Show which indexes would help",
+            summary="Show which indexes would help, and what would help to better plans",
             description=(
                 "From what the servers count of tenants' statements (pg_stat_statements). Nothing "
-                "is changed; send a `migration` of the answer to POST /v1/schema/migrations."
+                "is changed; send a `migration` of the answer to POST /v1/schema/migrations, an "
+                "`analyze` to POST /v1/schema/statistics."
             ),
             responses=answers(SchemaAdviceAnswer),
+        )
+        add(
+            "/v1/schema/statistics",
+            self.analyze,
+            methods=["POST"],
+            summary="Have PostgreSQL look at a table again (ANALYZE)",
+            description="Tenants go on reading and writing the table meanwhile.",
+            responses=answers(AnalyzedAnswer, 404, 409, 504, body=True),
+            openapi_extra=takes(TableBody),
         )
         add(
             "/v1/schema/migrations",
@@ -124,9 +141,24 @@ class SchemaRoutes:
         return json_answer(answer.model_dump())
 
     async def advise(self, request: Request) -> Response:
-        """Which indexes would help."""
+        """What would help."""
         await self._requests.admin(request)
-        return json_answer(_advice(await self._adviser.advice()).model_dump())
+        answer = advice_answer(await self._adviser.advice())
+        return json_answer(answer.model_dump(by_alias=True))
+
+    async def analyze(self, request: Request) -> Response:
+        """Bring the statistics of a table up to date."""
+        await self._requests.admin(request)
+        body = await self._requests.body(request, TableBody)
+        place = TablePlace(
+            server=ServerName(body.server),
+            database=DatabaseName(body.database),
+            schema=SchemaName(body.schema_),
+            table=body.table,
+        )
+        done = await self._adviser.analyze(place)
+        answer = AnalyzedAnswer(sql=place.analyze, rows=done.rows, took_s=done.took_s)
+        return json_answer(answer.model_dump())
 
     async def migrate(self, request: Request) -> Response:
         """Register a migration and apply it everywhere."""
@@ -237,27 +269,6 @@ def _relation(relation: VisibleRelation) -> RelationAnswer:
         ],
         primary_key=list(relation.primary_key),
         sensitive=relation.apart,
-    )
-
-
-def _advice(advice: SchemaAdvice) -> SchemaAdviceAnswer:
-    return SchemaAdviceAnswer(
-        servers=[
-            ServerStatisticsAnswer(server=item.server, state=item.state.value, hint=item.hint)
-            for item in advice.servers
-        ],
-        indexes=[
-            IndexAdviceAnswer(
-                table=item.table,
-                columns=list(item.columns),
-                statements=item.statements,
-                calls=item.calls,
-                total_s=item.total_s,
-                blocks_per_call=item.blocks_per_call,
-                migration=MigrationBody(name=item.migration, sql=item.sql),
-            )
-            for item in advice.indexes
-        ],
     )
 
 

@@ -11,11 +11,11 @@ from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.credentials import Credentials
 from tenancy.data_isolation.engine.fleet import Fleet
-from tenancy.data_isolation.engine.index_advice import IndexAdviser
 from tenancy.data_isolation.engine.moves import Moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
 from tenancy.data_isolation.engine.operation_figures import Figures
 from tenancy.data_isolation.engine.proposals import Proposals
+from tenancy.data_isolation.engine.schema_advice import SchemaAdviser
 from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.serve.json_web_tokens import TokenVerifier
@@ -47,8 +47,8 @@ class Services:
     fleet: Fleet
     #: The tenants' tables and views as they are now, in the order of their names.
     relations: Callable[[], Awaitable[Sequence[VisibleRelation]]]
-    #: Says which indexes would help.
-    adviser: IndexAdviser
+    #: Says what would help tenants' statements.
+    adviser: SchemaAdviser
     #: Plans moves and records them; another process carries them out.
     moves: Moves
     #: What is proposed for tenants; another process proposes.

@@ -611,6 +611,12 @@ select k.digest, k.previous_digest, k.previous_until, k.scope, k.tenant_no, t.te
 from catalog.api_key k left join catalog.tenant t using (tenant_no)
 where k.key_id = $1;
 
+-- name: types_of_logins
+-- The shared login works for tenants of several types.
+select distinct p.server, p.role, t.tenant_type
+from catalog.placement p join catalog.tenant t using (tenant_no)
+where p.role = any ($1::text[]);
+
 -- name: api_keys
 -- All, those of a tenant ($2), or the one of an id ($3), in pages.
 select k.key_id, k.scope, k.tenant_no, t.tenant_id, k.label, k.created_at, k.expires_at,

@@ -334,6 +334,7 @@ async def test_the_openapi_document_has_every_route_with_its_body_problems_and_c
         ("get", "/v1/schema"),
         ("get", "/v1/schema/advice"),
         ("post", "/v1/schema/migrations"),
+        ("post", "/v1/schema/statistics"),
         ("get", "/v1/operations"),
         ("get", "/v1/operations/{name}"),
         ("put", "/v1/operations/{name}"),

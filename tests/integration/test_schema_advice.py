@@ -16,7 +16,8 @@ from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.catalog_records import CredentialScope
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.engine.index_advice import IndexAdviser, StatisticsState
+from tenancy.data_isolation.engine.schema_advice import SchemaAdviser
+from tenancy.data_isolation.engine.statement_statistics import StatisticsState
 from tenancy.data_isolation.serve.api import create_api
 from tenancy.data_isolation.serve.composition import open_services
 
@@ -56,7 +57,9 @@ async def limited(engine: Engine) -> StatisticsState:
     dsn = parts._replace(netloc=f"limited:open@{place}").geturl()
     settings = engine.settings
     admin = AdminConnections(settings=settings, servers=[ServerConfig(dsn=dsn)])
-    adviser = IndexAdviser(settings=settings, admin=admin, reference=engine.shapes.reference)
+    adviser = SchemaAdviser(
+        settings=settings, admin=admin, catalog=engine.catalog, reference=engine.shapes.reference
+    )
     advice = await adviser.advice()
     await admin.close()
     (found,) = advice.servers

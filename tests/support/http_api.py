@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -63,13 +63,29 @@ class HttpApi:
 MakeApi = Callable[..., Awaitable[HttpApi]]
 
 
+@asynccontextmanager
+async def api_over(engine: Engine) -> AsyncIterator[HttpApi]:
+    """The interface over an engine that is open."""
+    # Imported late, as below: most tests do without, and it takes a second.
+    from tenancy.data_isolation.serve.api import create_api
+    from tenancy.data_isolation.serve.composition import open_services
+
+    async with AsyncExitStack() as stack:
+        app = create_api(await open_services(engine, engine, stack))
+        key = await engine.credentials.create(CredentialScope.ADMIN)
+        yield HttpApi(
+            app=app,
+            engine=engine,
+            admin=await stack.enter_async_context(_client(app, key.text)),
+            anonymous=await stack.enter_async_context(_client(app, None)),
+            _stack=stack,
+        )
+
+
 @pytest.fixture
 async def make_api(install: Install) -> AsyncIterator[MakeApi]:
     """Opens the interface with settings of the test's choice; closed after the test."""
-    # Imported late: most tests do without, and it takes a second.
     from tenancy.data_isolation.engine.engine import Engine
-    from tenancy.data_isolation.serve.api import create_api
-    from tenancy.data_isolation.serve.composition import open_services
 
     async with AsyncExitStack() as stack:
 
@@ -78,15 +94,7 @@ async def make_api(install: Install) -> AsyncIterator[MakeApi]:
             config = EngineConfig(servers=install.config.servers, settings=changed)
             engine = await Engine.attach(config)
             stack.push_async_callback(engine.close)
-            app = create_api(await open_services(engine, engine, stack))
-            key = await engine.credentials.create(CredentialScope.ADMIN)
-            return HttpApi(
-                app=app,
-                engine=engine,
-                admin=await stack.enter_async_context(_client(app, key.text)),
-                anonymous=await stack.enter_async_context(_client(app, None)),
-                _stack=stack,
-            )
+            return await stack.enter_async_context(api_over(engine))
 
         yield make
 

@@ -95,12 +95,9 @@ async def make_running(
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(**settings: Any) -> RunningApi:
-            running = RunningApi(await make_api(**settings), tmp_path / "state", capsys)
-            url = running.url = await stack.enter_async_context(_listening(running))
-            key = await running.api.engine.credentials.create(CredentialScope.ADMIN)
-            stack.enter_context(_state(running.home, url, key.text))
-            monkeypatch.setenv("TENANCY_HOME", str(running.home))
-            return running
+            api = await make_api(**settings)
+            over = running_over(api, tmp_path / "state", monkeypatch, capsys)
+            return await stack.enter_async_context(over)
 
         yield make
 
@@ -109,6 +106,19 @@ async def make_running(
 async def running(make_running: MakeRunning) -> RunningApi:
     """The interface with the test's own installation, listening."""
     return await make_running()
+
+
+@contextlib.asynccontextmanager
+async def running_over(
+    api: HttpApi, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[RunningApi]:
+    """An interface that is there, listening."""
+    running = RunningApi(api, home, capsys)
+    async with _listening(running) as running.url:
+        key = await running.api.engine.credentials.create(CredentialScope.ADMIN)
+        with _state(running.home, running.url, key.text):
+            monkeypatch.setenv("TENANCY_HOME", str(running.home))
+            yield running
 
 
 @contextlib.asynccontextmanager
