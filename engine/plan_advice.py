@@ -124,13 +124,14 @@ def read_statements(noted: Iterable[NotedStatement], tables: Iterable[str]) -> l
     found = []
     for item in noted:
         try:
-            named = {
-                node.relname for node in nodes(parse(item.text)) if type_name(node) == "RangeVar"
-            }
-            print_ = fingerprint(item.text)
+            every = list(nodes(parse(item.text)))
+            same = fingerprint(item.text)
         except TenancyError:
             continue  # PostgreSQL cuts long texts off.
-        found.append(ReadStatement(noted=item, fingerprint=print_, tables=known & named))
+        named = {node.relname for node in every if type_name(node) == "RangeVar"}
+        # The name of a WITH query can be that of a table.
+        named -= {node.ctename for node in every if type_name(node) == "CommonTableExpr"}
+        found.append(ReadStatement(noted=item, fingerprint=same, tables=known & named))
     return found
 
 
@@ -164,18 +165,15 @@ def advised_memory(
     """Limits of types of tenant that sorts and hashes would fit under.
 
     `types` are those of the tenants that a login works for. Where several share one, a statement
-    that spills may be of any of them whose limit is lower than what it needs at least.
+    that spills may be of any of them whose limit is lower than what it needs.
     """
-    tiers = settings.tier_limits
     found: dict[TenantType, list[tuple[int, ReadStatement]]] = {}
     for item in read:
-        kinds = types.get((item.noted.server, item.noted.role), frozenset())
-        limits = {kind: tiers.of(kind).statement_memory_bytes for kind in kinds}
-        need = _memory_need(item.noted, min(limits.values(), default=0))
+        need = _memory_need(item.noted)
         if not 0 < need <= settings.advice_memory_bytes_max:
             continue
-        for kind, limit in limits.items():
-            if limit < need:
+        for kind in types.get((item.noted.server, item.noted.role), frozenset()):
+            if settings.tier_limits.of(kind).statement_memory_bytes < need:
                 found.setdefault(kind, []).append((need, item))
     advice = [_memory(kind, items, settings) for kind, items in found.items()]
     return sorted(advice, key=lambda item: -item.statements.total_s)[:ADVICE_MAX]
@@ -196,13 +194,13 @@ def advised_planning(read: Iterable[ReadStatement], settings: Settings) -> list[
     return sorted(advice, key=lambda item: -item.figures["planning_s"])[:ADVICE_MAX]
 
 
-def _memory_need(noted: NotedStatement, had: int) -> int:
-    """Bytes of work_mem, a power of two, that a call would have needed that `had` some; 0 = it
-    wrote no files.
+def _memory_need(noted: NotedStatement) -> int:
+    """Bytes of work_mem, a power of two, that a call would have needed; 0 = it wrote no files.
+
+    Not from what it had: figures of the time before a limit was raised would raise it again.
     """
     spilled = noted.temp_blocks * BLOCK_BYTES // noted.calls
-    # A hash writes only what has no room; a sort writes all.
-    return 1 << (had + spilled * _MEMORY_PER_SPILL - 1).bit_length() if spilled else 0
+    return 1 << (spilled * _MEMORY_PER_SPILL - 1).bit_length() if spilled else 0
 
 
 def _memory(

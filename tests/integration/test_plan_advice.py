@@ -16,13 +16,17 @@ from support.http_api import api_over
 from support.running_api import running_over
 
 from tenancy.data_isolation.core import EngineConfig, IsolationLevel
+from tenancy.data_isolation.core.errors import StatementTimeoutError
+from tenancy.data_isolation.core.identifiers import DatabaseName, SchemaName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.plan_advice import TablePlace
 from tenancy.data_isolation.engine.statement_statistics import (
     StatementStatistics,
     StatisticsState,
 )
+from tenancy.data_isolation.engine.table_statistics import TableStatistics
 
 TENANTS = {
     "acme": IsolationLevel.ROW,
@@ -235,6 +239,15 @@ async def test_only_tables_of_tenants_are_looked_at_and_only_for_administrators(
                 await other.execute("lock table app.orders in share update exclusive mode")
                 busy = await api.admin.post(_STATISTICS, json=orders)
                 assert (busy.status_code, "try again" in busy.text) == (409, True)
+                hurried = dataclasses.replace(settings, advice_timeout_s=0.3)
+                place = TablePlace(
+                    server=ServerName("main"),
+                    database=DatabaseName(settings.database),
+                    schema=SchemaName("app"),
+                    table="orders",
+                )
+                with pytest.raises(StatementTimeoutError, match="TENANCY_ADVICE_TIMEOUT_S"):
+                    await TableStatistics(settings=hurried, admin=engine.admin).analyze(place)
             await other.close()
             assert (await api.admin.post(_STATISTICS, json=orders)).status_code == 200
 
