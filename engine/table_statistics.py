@@ -102,6 +102,8 @@ class TableStatistics:
             ) from None
         except asyncpg.UndefinedTableError:
             raise _no_table(place) from None
+        except asyncpg.InsufficientPrivilegeError:
+            raise _not_allowed(place) from None
         except _TROUBLE as error:
             raise ServerUnavailableError(
                 f"server {place.server} broke {place.analyze} off; try again",
@@ -177,10 +179,7 @@ class TableStatistics:
             raise _no_table(place)
         if after["analyzed"] <= before["analyzed"]:
             # PostgreSQL only warns, and leaves the table out.
-            raise SettingError(
-                f"the admin role of server {place.server} may not analyze {place.schema}."
-                f"{place.table}: make it a superuser, or a member of {OWNER_ROLE}"
-            )
+            raise _not_allowed(place)
         return float(after["rows"])
 
 
@@ -207,4 +206,11 @@ def _no_table(place: TablePlace) -> NotFoundError:
     return NotFoundError(
         f"server {place.server} has no table {place.schema}.{place.table} of tenants in database "
         f"{place.database}; ask for advice again"
+    )
+
+
+def _not_allowed(place: TablePlace) -> SettingError:
+    return SettingError(
+        f"the admin role of server {place.server} may not analyze {place.schema}.{place.table}: "
+        f"make it a superuser, or a member of {OWNER_ROLE}"
     )

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -16,7 +17,7 @@ from support.http_api import api_over
 from support.running_api import running_over
 
 from tenancy.data_isolation.core import EngineConfig, IsolationLevel
-from tenancy.data_isolation.core.errors import StatementTimeoutError
+from tenancy.data_isolation.core.errors import SettingError, StatementTimeoutError
 from tenancy.data_isolation.core.identifiers import DatabaseName, SchemaName, ServerName
 from tenancy.data_isolation.core.settings import ServerConfig, Settings
 from tenancy.data_isolation.engine.admin import AdminConnections
@@ -218,17 +219,23 @@ async def test_only_tables_of_tenants_are_looked_at_and_only_for_administrators(
         await engine.apply_migration("0001_tables", TABLES)
         async with api_over(engine) as api:
             at = {"server": "main", "database": settings.database, "schema": "app"}
+            place = TablePlace(
+                server=ServerName("main"),
+                database=DatabaseName(settings.database),
+                schema=SchemaName("app"),
+                table="orders",
+            )
             orders = at | {"table": "orders"}
             tenant = await api.tenant("acme", "row")
             assert (await tenant.post(_STATISTICS, json=orders)).status_code == 403
             assert (await api.anonymous.post(_STATISTICS, json=orders)).status_code == 401
-            for place in (
+            for wrong in (
                 at | {"table": "nothing"},
                 at | {"schema": "catalog", "table": "tenant"},
                 at | {"schema": "tenancy_reference", "table": "orders"},
                 at | {"database": "nowhere", "table": "orders"},
             ):
-                answer = await api.admin.post(_STATISTICS, json=place)
+                answer = await api.admin.post(_STATISTICS, json=wrong)
                 assert answer.status_code == 404, answer.text
             for wrong in ({"table": ""}, {"table": "a\0b"}, {"table": "x" * 64}, {"server": "far"}):
                 answer = await api.admin.post(_STATISTICS, json=orders | wrong)
@@ -240,16 +247,24 @@ async def test_only_tables_of_tenants_are_looked_at_and_only_for_administrators(
                 busy = await api.admin.post(_STATISTICS, json=orders)
                 assert (busy.status_code, "try again" in busy.text) == (409, True)
                 hurried = dataclasses.replace(settings, advice_timeout_s=0.3)
-                place = TablePlace(
-                    server=ServerName("main"),
-                    database=DatabaseName(settings.database),
-                    schema=SchemaName("app"),
-                    table="orders",
-                )
                 with pytest.raises(StatementTimeoutError, match="TENANCY_ADVICE_TIMEOUT_S"):
                     await TableStatistics(settings=hurried, admin=engine.admin).analyze(place)
             await other.close()
             assert (await api.admin.post(_STATISTICS, json=orders)).status_code == 200
+
+            other = await asyncpg.connect(engine.servers[0].dsn, database=settings.database)
+            await other.execute("create role limited login password 'open'")
+            await other.execute(f"grant connect on database {settings.database} to limited")
+            parts = urlsplit(engine.servers[0].dsn)
+            netloc = f"limited:open@{parts.netloc.rpartition('@')[2]}"
+            server = ServerConfig(dsn=parts._replace(netloc=netloc).geturl())
+            admin = AdminConnections(settings=settings, servers=[server])
+            # Without the schema PostgreSQL refuses; without the table it only warns.
+            for right in ("select 1", "grant usage on schema app to limited"):
+                await other.execute(right)
+                with pytest.raises(SettingError, match="may not analyze"):
+                    await TableStatistics(settings=settings, admin=admin).analyze(place)
+            await other.close()
 
 
 #: A wide row takes little more in memory than in a file, a narrow one several times as much.
