@@ -162,8 +162,9 @@ class Settings(PerformanceSettings):
     result_bytes_max: int = 8 * 1024 * 1024
     statement_bytes_max: int = 256 * 1024
     statement_params_max: int = 1_000
-    #: Statements in one batch.
+    #: Statements in one batch, and bytes of their results together.
     batch_operations_max: int = 1_000
+    batch_result_bytes_max: int = 8 * 1024 * 1024
     #: Body of one HTTP request.
     request_bytes_max: int = 4 * 1024 * 1024
     #: Parsed statements kept in the guard's cache, per process.
@@ -469,6 +470,7 @@ class Settings(PerformanceSettings):
                 "statement_timeout_ms": self.statement_timeout_ms,
                 "result_rows_max": self.result_rows_max,
                 "result_bytes_max": self.result_bytes_max,
+                "batch_result_bytes_max": self.batch_result_bytes_max,
                 "connections_max": self.tenant_connections_max,
             }
         )

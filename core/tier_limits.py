@@ -31,6 +31,8 @@ class TierLimits:
     #: Result of one statement.
     result_rows_max: int = _AS_THE_CEILING
     result_bytes_max: int = _AS_THE_CEILING
+    #: Results of one batch together.
+    batch_result_bytes_max: int = _AS_THE_CEILING
     #: Memory of one sort or hash of a statement, before it goes to temporary files (work_mem).
     statement_memory_bytes: int = 8 * _MEBIBYTE
     #: Temporary files of one session, where the tenant has a login of its own (temp_file_limit).
@@ -70,6 +72,7 @@ class TierTable:
             statement_timeout_ms=10_000,
             result_rows_max=5_000,
             result_bytes_max=2 * _MEBIBYTE,
+            batch_result_bytes_max=2 * _MEBIBYTE,
             statement_memory_bytes=4 * _MEBIBYTE,
             temp_file_bytes_max=128 * _MEBIBYTE,
             locks_max=500,

@@ -5,6 +5,8 @@ Rules this module keeps:
 * A batch runs in one session, in its order.
 * Apart: each operation on its own, with its own result or error. Together: one transaction, which
   is committed when every result was seen to fit, or undone.
+* What the results of a batch have together is bounded: what would go beyond is refused as a result
+  that is too large by itself.
 * A transaction that fails because the schema changed under it is run again: nothing was done.
 """
 
@@ -25,6 +27,7 @@ from tenancy.data_isolation.core.types import Operation, QueryResult
 from tenancy.data_isolation.engine.connection import Connection
 from tenancy.data_isolation.engine.executor import Executor, caught
 from tenancy.data_isolation.engine.idempotency import IdempotentWrite, statement_ticket
+from tenancy.data_isolation.engine.result_budget import ResultBudget
 from tenancy.data_isolation.engine.routes import Route
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.transaction import UndoneError
@@ -47,11 +50,7 @@ class Batches:
 
     async def once(self, route: Route, operation: Operation, schema: VisibleSchema) -> QueryResult:
         """Run an operation with an idempotency key. Raises `IdempotencyConflictError`."""
-        ticket = self._executor.ticket(route, operation, schema)
-        results = await self._transact(
-            route, [ticket], operation.idempotency_key, ticket.deadline_at, numbered=False
-        )
-        return results[0]
+        return await self._once(route, self._executor.ticket(route, operation, schema), operation)
 
     async def apart(
         self, route: Route, operations: Sequence[Operation], schema: VisibleSchema
@@ -60,16 +59,18 @@ class Batches:
         self.check_length(operations)
         outcomes: list[Any] = [None] * len(operations)
         tickets: list[tuple[int, Ticket]] = []
+        budget = ResultBudget(route.limits.batch_result_bytes_max)
         for index, operation in enumerate(operations):
             if operation.idempotency_key is not None:
                 await self._run_apart(route, tickets, outcomes)
                 tickets = []
-                outcome = outcomes[index] = await caught(self.once(route, operation, schema))
+                once = self._once_of_batch(route, operation, schema, budget)
+                outcome = outcomes[index] = await caught(once)
                 if isinstance(outcome, TenancyError):
                     self._executor.given_up(route, outcome)
                 continue
             try:
-                tickets.append((index, self._executor.ticket(route, operation, schema)))
+                tickets.append((index, self._ticket(route, operation, schema, budget)))
             except TenancyError as error:
                 self._executor.given_up(route, error)
                 outcomes[index] = error
@@ -94,9 +95,10 @@ class Batches:
                 "in the first of them"
             )
         tickets = []
+        budget = ResultBudget(route.limits.batch_result_bytes_max)
         for index, operation in enumerate(operations):
             try:
-                tickets.append(self._executor.ticket(route, operation, schema))
+                tickets.append(self._ticket(route, operation, schema, budget))
             except TenancyError as error:
                 raise _numbered(error, index) from None
         deadline_at = min(ticket.deadline_at for ticket in tickets)
@@ -107,6 +109,25 @@ class Batches:
         limit = self._settings.batch_operations_max
         if len(operations) > limit:
             raise RequestTooLargeError(f"a batch has {limit} operations at most")
+
+    def _ticket(
+        self, route: Route, operation: Operation, schema: VisibleSchema, budget: ResultBudget
+    ) -> Ticket:
+        ticket = self._executor.ticket(route, operation, schema)
+        ticket.budget = budget
+        ticket.alone = True
+        return ticket
+
+    async def _once_of_batch(
+        self, route: Route, operation: Operation, schema: VisibleSchema, budget: ResultBudget
+    ) -> QueryResult:
+        return await self._once(route, self._ticket(route, operation, schema, budget), operation)
+
+    async def _once(self, route: Route, ticket: Ticket, operation: Operation) -> QueryResult:
+        results = await self._transact(
+            route, [ticket], operation.idempotency_key, ticket.deadline_at, numbered=False
+        )
+        return results[0]
 
     async def _run_apart(
         self, route: Route, tickets: list[tuple[int, Ticket]], outcomes: list[Any]

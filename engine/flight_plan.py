@@ -17,6 +17,8 @@ from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
 #: After so many operations the server is to send its answers.
 _FLUSHED_SEATS: Final = 4
+#: Far more than the rows have that the runtime's own steps give.
+_OWN_ROWS_BYTES: Final = 1_024
 _FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
 
 
@@ -67,7 +69,14 @@ class Plan:
 
     @property
     def bytes_max(self) -> int:
-        """The most that all results together may have: what the least of its tenants may."""
+        """The most that all results together may have: what the least of its tenants may.
+
+        A batch travels by itself, and has what is left for it.
+        """
+        budget = self.seats[0].ticket.budget
+        if budget is not None:
+            # Binding and fence answer with rows too. Who has too many of its own is told by `take`.
+            return budget.left + _OWN_ROWS_BYTES
         return min(seat.ticket.limits.result_bytes_max for seat in self.seats)
 
     def current(self, exchange: Exchange) -> Seat | None:
@@ -175,6 +184,11 @@ class Planner:
             raise step.problem
         if not step.complete or len(rows) > seat.ticket.limits.result_rows_max:
             raise too_large(seat.ticket)
+        budget = seat.ticket.budget
+        if budget is not None and (
+            step.size > seat.ticket.limits.result_bytes_max or not budget.take(step.size)
+        ):
+            raise too_large(seat.ticket)
         columns = description.columns if description is not None else None
         if columns is None:
             return QueryResult(columns=(), rows=[], row_count=_changed(step.tag))
@@ -246,10 +260,15 @@ class Planner:
 
 def too_large(ticket: Ticket) -> ResultTooLargeError:
     """The error for a result that does not fit."""
-    limits = ticket.limits
+    limits, budget = ticket.limits, ticket.budget
+    together = (
+        f", or with it the results of the batch have more than {budget.bytes_max} bytes together"
+        if budget is not None
+        else ""
+    )
     return ResultTooLargeError(
         f"the result has more than {limits.result_rows_max} rows or "
-        f"{limits.result_bytes_max} bytes; ask for less at a time"
+        f"{limits.result_bytes_max} bytes{together}; ask for less at a time"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from tenancy.data_isolation.core.errors import (
@@ -18,15 +19,24 @@ from tenancy.data_isolation.core.errors import (
     SerializationError,
     TenancyError,
 )
+from tenancy.data_isolation.core.tier_limits import TierLimits
 from tenancy.data_isolation.core.types import Column, QueryResult, StatementKind
+from tenancy.data_isolation.engine.flight_plan import too_large
 from tenancy.data_isolation.engine.sql_files import SqlFile
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.ticket import Ticket
-from tenancy.data_isolation.engine.transaction import Transaction
+from tenancy.data_isolation.engine.transaction import Transaction, UndoneError
 from tenancy.data_isolation.engine.values import decode_json, encode_json
 
 _SQL = SqlFile("idempotency.sql")
 _KEY_CHARS_MAX: Final = 255
+#: How much longer an answer gets when it is written as a JSON text of JSON, and how many times as
+#: large as the results when they came from the server it may be.
+_WRITTEN_AGAIN: Final = 2
+_ANSWER_FACTOR: Final = 4
+#: What a row and a value of it take on their way from the server, beside the value (manual, 55.7).
+_ROW_BYTES: Final = 7
+_VALUE_BYTES: Final = 4
 #: Keys that the runtime keeps for itself begin like this.
 _RESERVED: Final = "tenancy:"
 
@@ -81,6 +91,7 @@ class IdempotentWrite:
             statement_ticket(lead, "take_key", key, digest),
         ]
         self._answer = statement_ticket(lead, "answer", key)
+        self._answer.limits = _for_answers(lead.limits)
         self._keep = statement_ticket(lead, "keep_answer", key, "")
 
     @property
@@ -95,9 +106,17 @@ class IdempotentWrite:
         if not taken.rows:
             (found,) = await transaction.run([self._answer])
             await transaction.undo()
-            return self._first_answer(found)
+            answer = self._first_answer(found)
+            budget = self._tickets[0].budget
+            if budget is not None and not budget.take(_size(answer)):
+                raise UndoneError(too_large(self._tickets[0]), None)
+            return answer
         results = await transaction.run(self._tickets)
-        self._keep.arguments = (self._key, _packed(results))
+        packed = _packed(results)
+        if len(packed.encode()) * _WRITTEN_AGAIN > self._answer.limits.result_bytes_max:
+            # Who sends the request again could not be told what became of it.
+            raise UndoneError(too_large(self._tickets[0]), None)
+        self._keep.arguments = (self._key, packed)
         if self._keep.description is not None:
             self._keep.encode(self._keep.description)
         await transaction.run([self._keep])
@@ -123,6 +142,25 @@ def _hash(tickets: Sequence[Ticket]) -> bytes:
         for part in (ticket.text.encode(), repr(ticket.arguments).encode(errors="replace")):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.digest()
+
+
+def _for_answers(limits: TierLimits) -> TierLimits:
+    """The limits of a tenant for answers, which are all results of a request as one text."""
+    most = max(limits.result_bytes_max, limits.batch_result_bytes_max)
+    return replace(limits, result_bytes_max=_ANSWER_FACTOR * most)
+
+
+def _size(results: Sequence[QueryResult]) -> int:
+    """Roughly the bytes that the results took on their way from the server."""
+    size = 0
+    for result in results:
+        for row in result.rows:
+            size += _ROW_BYTES
+            for value in row:
+                size += _VALUE_BYTES
+                if value is not None:
+                    size += len(value) if isinstance(value, str) else len(repr(value))
+    return size
 
 
 def _packed(results: Sequence[QueryResult]) -> str:

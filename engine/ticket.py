@@ -17,6 +17,7 @@ from tenancy.data_isolation.engine.values import WrongFormError
 
 if TYPE_CHECKING:
     from tenancy.data_isolation.engine.connection import Connection, Description
+    from tenancy.data_isolation.engine.result_budget import ResultBudget
     from tenancy.data_isolation.engine.routes import Route
     from tenancy.data_isolation.engine.tracing import Traced
 
@@ -39,6 +40,7 @@ class Ticket(Request):
         "attempts",
         "began_s",
         "believed_until",
+        "budget",
         "deadline_at",
         "description",
         "encoded",
@@ -81,6 +83,8 @@ class Ticket(Request):
         self.statement = statement
         self.arguments = arguments
         self.program: Program | None = None
+        #: What its result shares with those of its batch. It then travels with these alone.
+        self.budget: ResultBudget | None = None
         #: Whether it was proven to leave nothing behind, and to look for nothing, in the session.
         self.plain = statement is not None and statement.plain
         #: Whether it may change something, and whether it gives rows.

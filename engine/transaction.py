@@ -22,7 +22,7 @@ from tenancy.data_isolation.engine.driver_errors import CANCELLED, ServerReport,
 from tenancy.data_isolation.engine.flight_plan import Plan, Planner, Seat, too_large
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.time_limit import TimeLimit
-from tenancy.data_isolation.engine.wire import Section
+from tenancy.data_isolation.engine.wire import Section, Step
 
 
 class UndoneError(Exception):
@@ -82,14 +82,18 @@ class Transaction:
         section = plan.sections[0]
         if section.error is not None:
             await self._recover(section)
-            raise self._failure(plan, ServerReport.of_fields(section.error))
+            report = ServerReport.of_fields(section.error)
+            if exchange.overflow is not None and report.sqlstate == CANCELLED:
+                # That is how rows that do not fit are stopped, maybe some statements later.
+                await self._results(plan, exchange.overflow)
+            raise self._failure(plan, report)
         if not section.ended:
             self._open = False
             raise UndoneError(self._lost(plan, commit), None)
         connection.bound = plan.bound
         if plan.describes:
             await self._planner.read_anew(connection, plan)
-        return await self._results(plan, whole=exchange.overflow is None)
+        return await self._results(plan, exchange.overflow)
 
     async def commit(self) -> None:
         """Make it last. Raises `UndoneError`, or `OutcomeUnknownError` inside of one."""
@@ -113,11 +117,12 @@ class Transaction:
             self._open = False
             await self._connection.undo()
 
-    async def _results(self, plan: Plan, *, whole: bool) -> list[QueryResult]:
+    async def _results(self, plan: Plan, overflow: Step | None) -> list[QueryResult]:
+        """The results. Raises `UndoneError`: `overflow` is the step whose rows did not fit."""
         results = []
         for index, seat in enumerate(plan.seats):
             try:
-                if not whole:
+                if overflow is not None and _is_cut(seat, overflow):
                     raise too_large(seat.ticket)
                 results.append(self._planner.result(seat))
             except TenancyError as error:
@@ -167,6 +172,12 @@ class Transaction:
         if commit and any(seat.ticket.writes for seat in plan.seats):
             return _unknown()
         return ServerUnavailableError("the connection broke; nothing was done")
+
+
+def _is_cut(seat: Seat, overflow: Step) -> bool:
+    """Whether rows of the operation were dropped."""
+    steps = seat.section.steps
+    return steps.index(seat.execution) >= steps.index(overflow)
 
 
 def _unknown() -> OutcomeUnknownError:

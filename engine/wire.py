@@ -38,6 +38,8 @@ _FIELD = struct.Struct("!IhIhih")
 #: which gets so many times as much of the time.
 _LARGE_BYTES = 256 * 1024
 _SLICE_BYTES = 64 * 1024
+#: Of a row: the kind and the length of the message, and the number of values (manual, 55.7).
+_ROW_HEADER_BYTES = 7
 _TURNS = 2
 #: Longest message that is not a row; PostgreSQL's own are far shorter.
 _MESSAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -273,7 +275,7 @@ class Wire(asyncio.Protocol):
             if end > end_of_data:
                 break
             if code == _DATA_ROW:
-                self._row(data, position + 7, end)
+                self._row(data, position + _ROW_HEADER_BYTES, end)
             elif code not in _UNREMARKABLE:
                 self._message(code, data, position + 5, end)
             position = end
@@ -284,7 +286,8 @@ class Wire(asyncio.Protocol):
         step = exchange.step if exchange is not None else None
         if exchange is None or step is None:
             return self._abort()
-        size = end - position
+        # With its header: rows without a value are not free, there can be any number of them.
+        size = end - position + _ROW_HEADER_BYTES
         step.size += size
         exchange.bytes_left -= size
         if exchange.bytes_left < 0:

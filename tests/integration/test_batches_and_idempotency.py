@@ -115,6 +115,129 @@ async def test_an_atomic_batch_is_undone_when_a_result_is_too_large_or_time_is_o
         assert (await ask(engine, "acme", COUNT)).rows == [[4]]
 
 
+LARGE = "insert into plans values ($1, repeat('x', 30000)) returning name"
+
+
+def large(number: int, **options: str) -> Operation:
+    return Operation(query=LARGE, params=[number], **options)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_what_a_batch_gives_together_is_bounded_whatever_it_is_made_of(install, keyed):
+    """Writes that give rows, and those with a key, run each by itself and count all the same."""
+    async with opened(install, batch_result_bytes_max=100_000) as engine:
+        await make_tenant(engine, users=1)
+        operations = [large(n, **({"idempotency_key": f"k{n}"} if keyed else {})) for n in range(6)]
+        operations.insert(4, add(7))
+        operations.append(Operation(query="select repeat('y', 5000)"))
+
+        outcomes = await engine.execute_batch("acme", operations)
+
+        kinds = [type(item) for item in outcomes]
+        assert kinds == [
+            *[QueryResult] * 3,
+            ResultTooLargeError,
+            QueryResult,
+            *[ResultTooLargeError] * 2,
+            QueryResult,
+        ]
+        assert "the batch" in str(outcomes[3])
+        assert "100000 bytes together" in str(outcomes[3])
+        kept = await ask(engine, "acme", "select count(*), (select count(*) from users) from plans")
+        assert kept.rows == [[3, 2]], "what was refused was undone"
+
+
+async def test_the_answers_to_a_batch_that_is_sent_again_are_bounded_too(install):
+    async with (
+        opened(install) as engine,
+        opened(install, tables=False, batch_result_bytes_max=100_000) as narrow,
+    ):
+        await make_tenant(engine, users=1)
+        operations = [large(n, idempotency_key=f"k{n}") for n in range(6)]
+        first = await engine.execute_batch("acme", operations)
+        assert await engine.execute_batch("acme", operations) == first
+
+        again = await narrow.execute_batch("acme", operations)
+
+        assert again[:3] == first[:3]
+        assert [type(item) for item in again[3:]] == [ResultTooLargeError] * 3
+        assert (await ask(engine, "acme", "select count(*) from plans")).rows == [[6]]
+
+
+@pytest.mark.parametrize("key", [None, "all"])
+async def test_an_atomic_batch_whose_results_are_too_large_together_names_the_first(install, key):
+    async with opened(install, result_bytes_max=50_000, batch_result_bytes_max=100_000) as engine:
+        await make_tenant(engine, users=1)
+        options = {} if key is None else {"idempotency_key": key}
+
+        for numbers in (range(3), range(6)):
+            operations = [large(n, **(options if n == 0 else {})) for n in numbers]
+            if len(numbers) == 3:
+                done = await engine.execute_batch("acme", operations, atomic=True)
+                assert [len(item.rows[0][0]) for item in done] == [30_000] * 3
+                await ask(engine, "acme", "delete from plans")
+                options = {} if key is None else {"idempotency_key": f"{key}, again"}
+            else:
+                with pytest.raises(ResultTooLargeError, match=r"^operation 3: .*together"):
+                    await engine.execute_batch("acme", operations, atomic=True)
+        assert (await ask(engine, "acme", "select count(*) from plans")).rows == [[0]]
+
+
+async def test_what_gives_no_rows_needs_nothing_of_what_is_left(install):
+    async with opened(install, batch_result_bytes_max=30_100, placement_refresh_ms=1) as engine:
+        await make_tenant(engine, users=1)
+        none = Operation(query="update plans set name = 'y' where id = 9 returning name")
+        operations = [large(1), large(2), add(7), none, add(8, idempotency_key="k"), add(9)]
+
+        outcomes = await engine.execute_batch("acme", operations)
+
+        assert [type(item) for item in outcomes] == [
+            QueryResult,
+            ResultTooLargeError,
+            *[QueryResult] * 4,
+        ]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+async def test_a_transaction_that_is_stopped_for_its_rows_says_so(install, at):
+    """The statement that gives them is cancelled, which is not how it ends for the caller."""
+    async with opened(install, result_bytes_max=100_000, batch_result_bytes_max=100_000) as engine:
+        await make_tenant(engine, users=1)
+        rows = "select repeat('x', 1000) from generate_series(1, 9000)"
+        operations = [add(7), add(8), add(9)]
+        operations[at] = Operation(query=rows)
+
+        with pytest.raises(ResultTooLargeError, match=f"^operation {at}: "):
+            await engine.execute_batch("acme", operations, atomic=True)
+        assert (await ask(engine, "acme", COUNT)).rows == [[1]]
+
+
+async def test_rows_without_values_are_not_free(install):
+    async with opened(install, batch_result_bytes_max=50_000) as engine:
+        await make_tenant(engine, users=1)
+        nothing = Operation(query="select from generate_series(1, 5000)")
+
+        outcomes = await engine.execute_batch("acme", [nothing] * 3)
+
+        assert [type(item) for item in outcomes] == [QueryResult, *[ResultTooLargeError] * 2]
+
+
+async def test_an_answer_that_could_not_be_given_again_is_refused_at_once(install):
+    """Control characters get six times as long as JSON."""
+    async with opened(install, result_bytes_max=20_000, batch_result_bytes_max=20_000) as engine:
+        await make_tenant(engine, users=1)
+        text = "insert into plans values ($1, repeat(chr(1), $2)) returning name"
+        fits = Operation(query=text, params=[1, 5_000], idempotency_key="fits")
+        first = await engine.execute("acme", fits)
+        assert await engine.execute("acme", fits) == first
+
+        with pytest.raises(ResultTooLargeError):
+            await engine.execute(
+                "acme", Operation(query=text, params=[2, 19_000], idempotency_key="does not")
+            )
+        assert (await ask(engine, "acme", "select count(*) from plans")).rows == [[1]]
+
+
 async def test_batches_are_bounded_and_may_be_empty(engine):
     await make_tenant(engine)
 

@@ -425,7 +425,7 @@ async def test_results_that_are_large_only_together_all_arrive(install):
 
 
 async def test_the_results_of_a_batch_fit_together_or_the_last_ones_are_refused(install):
-    async with opened(install, result_bytes_max=100_000) as engine:
+    async with opened(install, batch_result_bytes_max=100_000) as engine:
         await make_tenant(engine, users=1)
         large = Operation(query="select repeat('x', 40000)")
         write = Operation(query="insert into plans select coalesce(max(id), 0) + 1, 'p' from plans")

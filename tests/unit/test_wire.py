@@ -151,7 +151,7 @@ def test_a_section_that_stays_open_ends_with_its_last_step_or_its_error():
 def test_rows_beyond_the_budget_are_dropped_and_reported_once():
     sections = [Section([], [Step((bytes.decode,))]), Section([], [Step((bytes.decode,))])]
     answer = row(b"a" * 40) + row(b"b" * 40) + row(b"c" * 40) + done() + READY
-    exchange, _, heard = play(sections, answer + row(b"d") + done() + READY, bytes_max=100)
+    exchange, _, heard = play(sections, answer + row(b"d") + done() + READY, bytes_max=110)
 
     assert heard == ["overflow"]
     assert exchange.overflow is sections[0].steps[0]
