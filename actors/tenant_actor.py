@@ -226,9 +226,12 @@ class TenantActor:
         """As `Engine.cache_statistics`."""
         return await only_our_errors((await self._opened()).engine.cache_statistics())
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
         """As `Engine.resolve_operation`."""
-        return await only_our_errors((await self._opened()).engine.resolve_operation(name, data))
+        engine = (await self._opened()).engine
+        return await only_our_errors(engine.resolve_operation(name, data, anew=anew))
 
     async def strategy_counts(self) -> Mapping[StrategyName, int]:
         """As `Engine.strategy_counts`."""

@@ -54,7 +54,7 @@ holds goes through `args`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class TenancyError(Exception):
@@ -192,6 +192,9 @@ class MigrationConflictError(ConflictError):
 
 
 # The tenant's SQL
+
+#: SQLSTATEs of a statement that names what is not there (manual, appendix A).
+UNKNOWN_NAMES: Final = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
 
 
 class StatementError(TenancyError):

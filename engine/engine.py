@@ -107,7 +107,7 @@ class Engine:
         self.guard = Guard(settings=settings)
         self.shapes = TableShapes(settings=settings, catalog=catalog, admin=admin, keys=keys)
         self.named_operations = NamedOperations(
-            settings=settings, store=catalog, guard=self.guard, schema=lambda: self.shapes.newest
+            settings=settings, store=catalog, guard=self.guard, shapes=self.shapes
         )
         self._maker = PlacementMaker(
             settings=settings,
@@ -461,10 +461,11 @@ class Engine:
         """The names of the tenants' tables and views."""
         return [relation.name for relation in await self.relations()]
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
-        """The statement that a named operation stands for, or `OperationNotFoundError`."""
-        self.shapes.look_later()
-        return await self.named_operations.resolve(name, data)
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
+        """The statement that a named operation stands for; `anew`: look at the tables now."""
+        return await self.named_operations.resolve(name, data, anew=anew)
 
     # Operations
 

@@ -11,8 +11,8 @@ elsewhere is seen after that time at the latest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from tenancy.data_isolation.core.clock import Clock, SystemClock
 from tenancy.data_isolation.core.errors import (
@@ -21,6 +21,7 @@ from tenancy.data_isolation.core.errors import (
     LimitError,
     OperationNotFoundError,
     ParameterError,
+    StatementError,
 )
 from tenancy.data_isolation.core.identifiers import parse_word
 from tenancy.data_isolation.core.settings import Settings
@@ -38,6 +39,8 @@ from tenancy.data_isolation.engine.visible_schema import VisibleRelation, Visibl
 
 #: Names that a message lists at most.
 _LISTED = 20
+#: What may be wrong only because a migration has come since the tables were looked at.
+_OUT_OF_DATE: Final = (OperationNotFoundError, StatementError)
 
 
 class OperationStore(Protocol):
@@ -70,11 +73,21 @@ class OperationStore(Protocol):
         ...
 
 
-class NamedOperations:
-    """Registers and resolves names. For use from one event loop.
+class Shapes(Protocol):
+    """What the tenants' tables look like; `TableShapes` says it."""
 
-    `schema` gives the tenants' tables as they are now.
-    """
+    @property
+    def newest(self) -> VisibleSchema | None:
+        """The tables as they were at the last look."""
+        ...
+
+    async def look(self, *, now: bool) -> bool:
+        """Look again, `now` or if the last look was long ago; whether there is something new."""
+        ...
+
+
+class NamedOperations:
+    """Registers and resolves names. For use from one event loop."""
 
     def __init__(
         self,
@@ -82,13 +95,13 @@ class NamedOperations:
         settings: Settings,
         store: OperationStore,
         guard: Guard,
-        schema: Callable[[], VisibleSchema | None],
+        shapes: Shapes,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._guard = guard
-        self._schema = schema
+        self._shapes = shapes
         self._clock = clock or SystemClock()
         self._registered: dict[str, NamedOperation] = {}
         self._fresh_until_s: float | None = None
@@ -101,7 +114,8 @@ class NamedOperations:
         is not given, and `LimitError` when there are as many as there may be.
         """
         operation = NamedOperation(name=parse_word(name, "the operation's name"), sql=sql)
-        self._guard.check(sql, schema=self._schema())
+        await self._shapes.look(now=True)
+        self._guard.check(sql, schema=self._shapes.newest)
         known = await self._read_again()
         limit = self._settings.named_operations_max
         if name not in known and len(known) >= limit:
@@ -127,20 +141,29 @@ class NamedOperations:
         await self._store.remove_named_operation(parse_word(name, "the operation's name"))
         self._fresh_until_s = None
 
-    async def resolve(self, name: str, data: Mapping[str, Any]) -> Operation:
-        """The statement that `name` stands for with `data`.
+    async def resolve(self, name: str, data: Mapping[str, Any], *, anew: bool = False) -> Operation:
+        """The statement that `name` stands for with `data`; `anew` looks at the tables first.
 
         Raises `ParameterError` when the data does not fit, `OperationNotFoundError` (listing what
         exists) when the name stands for nothing, and what the guard raises.
         """
         word = parse_word(name, "the operation's name")
+        await self._shapes.look(now=anew)
+        try:
+            return await self._resolved(word, data)
+        except _OUT_OF_DATE:
+            if anew or not await self._shapes.look(now=True):
+                raise
+        return await self._resolved(word, data)
+
+    async def _resolved(self, word: str, data: Mapping[str, Any]) -> Operation:
         registered = (await self._known()).get(word)
         if registered is not None:
             return self._bound(registered.sql, data, f"operation {word}")
         if "query" in data:
             return self._bound(data["query"], data, "the query")
         verb, _, entity = word.partition("_")
-        schema = self._schema()
+        schema = self._shapes.newest
         table = table_named(entity, schema) if schema and verb in VERBS else None
         if table is None:
             raise self._not_found(word, schema)
@@ -153,7 +176,7 @@ class NamedOperations:
         if "params" in data:
             params = data["params"]
             return Operation(query=query, params=() if params is None else params)
-        statement = self._guard.check(query, schema=self._schema())
+        statement = self._guard.check(query, schema=self._shapes.newest)
         return Operation(query=query, params=_picked(statement, data, what))
 
     def _not_found(self, name: str, schema: VisibleSchema | None) -> OperationNotFoundError:

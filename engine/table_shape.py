@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Final
 
 from tenancy.data_isolation.core.clock import Clock, SystemClock
+from tenancy.data_isolation.core.errors import UNKNOWN_NAMES as UNKNOWN_NAMES
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import Settings
@@ -37,9 +38,6 @@ _VERSIONS_MAX: Final = 4
 #: Placements of which it is remembered that they are behind, and for how long.
 _BEHIND_MAX: Final = 10_000
 _BEHIND_S: Final = 2.0
-
-#: SQLSTATEs of a statement that names what is not there (manual, appendix A).
-UNKNOWN_NAMES: Final = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
 
 
 class TableShapes:
@@ -106,6 +104,19 @@ class TableShapes:
             self._looked_at_s = now
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._looking.add_done_callback(self._looked)
+
+    async def look(self, *, now: bool) -> bool:
+        """Look for a newer version, `now` or if the last look was long ago; whether there is one.
+
+        Unlike `look_later` this waits, for a look that is under way too.
+        """
+        last = self._looked_at_s
+        fresh = last is not None and (
+            self._clock.monotonic_s() - last < self._settings.schema_refresh_s
+        )
+        if fresh and not now and self._looking is None:
+            return False
+        return await self.refresh()
 
     async def refresh(self) -> bool:
         """Look for a newer version now; whether there is one. Many may ask at the same time."""

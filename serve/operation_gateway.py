@@ -109,9 +109,11 @@ class OperationGateway:
         """Run several; `atomic` = all or none."""
         return await self._gateway.execute_batch(tenant_id, operations, atomic=atomic)
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
-        """The statement that a named operation stands for, or `OperationNotFoundError`."""
-        return await self._gateway.resolve_operation(name, data)
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
+        """The statement that a named operation stands for; `anew`: look at the tables now."""
+        return await self._gateway.resolve_operation(name, data, anew=anew)
 
     async def strategy_counts(self) -> Mapping[StrategyName, int]:
         """How many tenants each strategy that places data holds."""

@@ -294,6 +294,35 @@ async def test_a_new_table_can_be_named_as_soon_as_the_fleet_has_it(engine, orch
     assert result["rows"] == [[1]]
 
 
+async def test_a_process_that_was_idle_names_tables_as_a_migration_has_made_them(
+    install, engine, orchestrator
+):
+    await orchestrator.isolate_data(at(ROW), "create_user", {"email": "a@example.com"})
+    other = UltraAdvancedStrategyOrchestrator()
+    await other.initialize(install.config)
+    try:
+        idle: Engine = other._lease.gateway  # type: ignore[assignment]
+        idle.shapes._clock = SettableClock()
+        await other.isolate_data(at(ROW), "list_users", {})
+        # It has looked a moment ago, as far as it knows.
+        sql = "alter table users rename to people; alter table people rename email to mail"
+        await engine.apply_migration("0002_people", sql)
+        with pytest.raises(OperationNotFoundError, match="people"):
+            await other.isolate_data(at(ROW), "list_users", {})
+        found = await other.isolate_data(at(ROW), "list_people", {})
+        assert [column["name"] for column in found["columns"]] == ["id", "mail", "name"]
+
+        await engine.apply_migration("0003_mail", "alter table people rename mail to address")
+        found = await other.isolate_data(at(ROW), "get_people", {"id": found["rows"][0][0]})
+        assert [column["name"] for column in found["columns"]] == ["id", "address", "name"]
+
+        await engine.apply_migration("0004_mail", "alter table people rename address to mail")
+        created = await other.isolate_data(at(ROW), "create_people", {"mail": "b@example.com"})
+        assert created["row_count"] == 1
+    finally:
+        await other.cleanup()
+
+
 async def test_two_processes_make_a_new_tenant_once(install, engine, orchestrator):
     other = UltraAdvancedStrategyOrchestrator()
     await other.initialize(install.config)

@@ -124,7 +124,9 @@ class MemoryGateway:
     ) -> list[QueryResult | TenancyError]:
         return [await self.execute(tenant_id, operation) for operation in operations]
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
         await self._called("resolve_operation")
         return Operation(query=data.get("query", name), params=data.get("params", ()))
 

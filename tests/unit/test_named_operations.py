@@ -74,6 +74,15 @@ class MemoryStore:
             raise OperationNotFoundError
 
 
+class KnownShapes:
+    """Tables that no migration changes."""
+
+    newest = SCHEMA
+
+    async def look(self, *, now: bool) -> bool:
+        return False
+
+
 @pytest.fixture
 def store():
     return MemoryStore()
@@ -93,7 +102,7 @@ def make(store, clock, **settings) -> NamedOperations:
     given = Settings(**settings)
     guard = Guard(settings=given, schema=SCHEMA)
     return NamedOperations(
-        settings=given, store=store, guard=guard, schema=lambda: SCHEMA, clock=clock
+        settings=given, store=store, guard=guard, shapes=KnownShapes(), clock=clock
     )
 
 
@@ -421,8 +430,10 @@ async def test_the_list_of_what_exists_is_bounded(operations, store):
 
 async def test_without_a_schema_no_entity_exists(store):
     settings = Settings()
+    shapes = KnownShapes()
+    shapes.newest = VisibleSchema()
     operations = NamedOperations(
-        settings=settings, store=store, guard=Guard(settings=settings), schema=lambda: None
+        settings=settings, store=store, guard=Guard(settings=settings), shapes=shapes
     )
     with pytest.raises(OperationNotFoundError, match="followed by _ and a table: none"):
         await operations.resolve("get_user", {"id": 1})
