@@ -120,9 +120,16 @@ class CacheSwitch:
     async def pin(self, tenant: Tenant, most: int) -> str | None:
         """The name under which what the tenant asks for is shared; None when it is one too many."""
         name = secrets.token_hex(16)
-        pinned: str | None = await self._catalog.pool.write(
-            _SQL.statement("pin"), tenant.tenant_no, name, most
-        )
+        control = ServerName(self._admin.servers[0].name)
+        with provisioning(tenant.tenant_id):
+            async with (
+                self._admin.session(control, shared_database(self._settings)) as connection,
+                connection.transaction(),
+            ):
+                await connection.execute(_SQL.statement("one_pin_at_a_time"))
+                pinned: str | None = await connection.fetchval(
+                    _SQL.statement("pin"), tenant.tenant_no, name, most
+                )
         return pinned
 
     async def unpin(self, tenant: Tenant) -> str | None:

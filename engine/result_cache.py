@@ -64,6 +64,7 @@ from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.redis_place import RedisPlace
 from tenancy.data_isolation.engine.repeatable import names_the_clock
 from tenancy.data_isolation.engine.routes import Route, Routes
+from tenancy.data_isolation.engine.shared_reads import Nothing, SharedReads
 from tenancy.data_isolation.engine.statement import Statement
 from tenancy.data_isolation.engine.table_shape import TableShapes
 from tenancy.data_isolation.engine.ticket import size_of
@@ -84,17 +85,6 @@ _ARGUMENT_BYTES_MAX: Final = 4_096
 #: Results given to a tenant that make it a hot one, and how often that is halved.
 _HOT_HITS_MIN: Final = 200
 _COOL_DOWN_S: Final = 10.0
-
-
-class _Flight:
-    """One reader asks PostgreSQL; others wait."""
-
-    __slots__ = ("counts", "followers", "future")
-
-    def __init__(self, counts: tuple[int, ...], future: asyncio.Future[bytes | None]) -> None:
-        self.counts = counts
-        self.followers = 0
-        self.future = future
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +138,7 @@ class ResultCache:
         )
         #: What pinned tenants ask for.
         self.hot = HotQuestions(settings.pinned_statements_max)
-        self._flights: dict[bytes, _Flight] = {}
+        self._shared = SharedReads(settings.cache_followers_max)
         #: Seconds that a statement takes, on average, by its text.
         self._times: OrderedDict[str, float] = OrderedDict()
         #: Since when a table has had writes under way whenever it was looked at.
@@ -447,23 +437,24 @@ class ResultCache:
         counts: tuple[int, ...],
         began_s: float,
     ) -> QueryResult:
-        flight = self._flights.get(question.digest)
-        if flight is not None and flight.counts == counts:
-            packed = await self._join(flight, operation)
-            if packed is not None:
-                self.statistics.joined += 1
-                return self._given(route, question, packed, began_s)
+        waits_from = self._loop.time()
+        most_s = operation.deadline_s or route.limits.statement_timeout_ms / 1_000
+        found = await self._shared.join(question.digest, counts, waits_from + most_s)
+        if isinstance(found, bytes):
+            self.statistics.joined += 1
+            return self._given(route, question, found, began_s)
+        if isinstance(found, TenancyError):
+            self.statistics.joined += 1
+            self._executor.turned_away(route, found)
+            raise type(found)(found.detail, found.sqlstate, found.retry_after_s)
         self.statistics.misses += 1
-        flight = _Flight(counts, self._loop.create_future())
-        self._flights[question.digest] = flight
-        packed = None
-        try:
+        operation = _later(operation, self._loop.time() - waits_from)
+        if found is Nothing.NOT_SHARED:
+            return await self._timed(route, operation, schema)
+        with self._shared.asking(question.digest, counts) as reader:
             result = await self._timed(route, operation, schema)
             packed = self._packed(result)
-        finally:
-            if self._flights.get(question.digest) is flight:
-                del self._flights[question.digest]
-            flight.future.set_result(packed)
+            reader.gives(packed)
         if packed is not None:
             self.statistics.kept += 1
             self._keep(route.tenant.tenant_no, question.digest, counts, packed)
@@ -482,19 +473,6 @@ class ResultCache:
             took_s = monotonic() - began_s
             windows.hit(route, question.statement, took_s, result.row_count)
         return result
-
-    async def _join(self, flight: _Flight, operation: Operation) -> bytes | None:
-        """What another reader gets; None when it gets nothing that can be kept, or not in time."""
-        if flight.followers >= self._settings.cache_followers_max:
-            return None
-        flight.followers += 1
-        try:
-            async with asyncio.timeout(operation.deadline_s):
-                return await asyncio.shield(flight.future)
-        except TimeoutError:
-            return None
-        finally:
-            flight.followers -= 1
 
     async def _timed(
         self, route: Route, operation: Operation, schema: VisibleSchema

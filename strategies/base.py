@@ -27,6 +27,7 @@ from tenancy.data_isolation.core.errors import (
     TenantNotFoundError,
 )
 from tenancy.data_isolation.core.identifiers import ServerName, TenantId, parse_word
+from tenancy.data_isolation.core.named_run import run_named
 from tenancy.data_isolation.core.performance import Outcome, Performance, outcome_of
 from tenancy.data_isolation.core.promotion import Promotion
 from tenancy.data_isolation.core.rules import (
@@ -119,8 +120,10 @@ class TenantGateway(Protocol):
         """Run several; `atomic` = all or none."""
         ...
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
-        """The statement that a named operation stands for, or `OperationNotFoundError`."""
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
+        """The statement that a named operation stands for; `anew`: look at the tables now."""
         ...
 
     async def strategy_counts(self) -> Mapping[StrategyName, int]:
@@ -225,7 +228,10 @@ async def _gateway(config: EngineConfig) -> tuple[TenantGateway, bool]:
         # Imported late: who brings a gateway needs none of the engine's libraries.
         from tenancy.data_isolation.engine.engine import Engine
 
-        return await Engine.open(config), True
+        engine = await Engine.open(config)
+        # Which tenants are to be ready was said in another process, or before this one began.
+        engine.results.pins.start()
+        return engine, True
     missing = [name for name in _GATEWAY_METHODS if not hasattr(config.gateway, name)]
     if missing:
         raise SettingError(
@@ -485,8 +491,7 @@ class PlacementStrategy:
         started_s = self._clock.monotonic_s()
         name, given = checked_request(operation, data)
         try:
-            statement = await gateway.resolve_operation(name, given)
-            result = await gateway.execute(tenant.tenant_id, statement)
+            result = await run_named(gateway, tenant.tenant_id, name, given)
         except TenancyError as error:
             self._performance.record(outcome_of(error), self._clock.monotonic_s() - started_s)
             raise

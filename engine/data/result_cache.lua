@@ -19,7 +19,7 @@ if redis.replicate_commands then redis.replicate_commands() end
 redis.set_repl(redis.REPL_NONE)
 
 local LIFETIME_MS = 604800000
-local at, answers = 1, {}
+local at, answers, lasts = 1, {}, {}
 
 local function take()
     at = at + 1
@@ -32,10 +32,18 @@ local function fields(prefix)
     return found
 end
 
+-- Who begins writes or asks uses the state, which then goes on: half of its time is always left.
+local function used(state)
+    if lasts[state] then return end
+    lasts[state] = true
+    if redis.call('PTTL', state) < LIFETIME_MS / 2 then redis.call('PEXPIRE', state, LIFETIME_MS) end
+end
+
 local function count(prefix)
     local state = take()
     local found = fields(prefix)
     if redis.call('EXISTS', state) == 0 then return 0 end
+    used(state)
     for _, field in ipairs(found) do redis.call('HINCRBY', state, field, 1) end
     return 1
 end
@@ -50,6 +58,7 @@ local function look()
     end
     local found = redis.call('HMGET', state, unpack(asked))
     if not found[1] then return false end
+    used(state)
     local answer = {}
     for index = 2, #asked do answer[index - 1] = tonumber(found[index] or 0) end
     answer[#asked] = slot ~= '' and redis.call('GET', slot) or ''

@@ -57,6 +57,10 @@ update catalog.result_cache set serving = true, changed_at = clock_timestamp()
 where tenant_no = $1 and nonce = $2 and not serving
 returning tenant_no;
 
+-- name: one_pin_at_a_time
+-- Until the end of the transaction; the statement after it sees what others have pinned.
+select pg_advisory_xact_lock(8387227038471684991);
+
 -- name: pin
 -- $1 = tenant, $2 = a name for what it asks for, $3 = how many may be pinned. No row: it is one too many,
 -- or its results are not kept.

@@ -17,7 +17,12 @@ from tenancy.data_isolation.core.errors import LimitError, SettingError
 from tenancy.data_isolation.core.types import IsolationLevel
 from tenancy.data_isolation.engine.cache_store import CacheStore
 from tenancy.data_isolation.engine.engine import Engine
-from tenancy.data_isolation.strategies import PerformanceConfig, PerformanceOptimizedStrategy
+from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.strategies import (
+    PerformanceConfig,
+    PerformanceOptimizedStrategy,
+    RowLevelStrategy,
+)
 
 pytestmark = pytest.mark.migrated("0001_users", TABLES)
 
@@ -123,6 +128,46 @@ async def test_after_a_migration_results_are_there_before_they_are_asked_for(ins
         before = engine.results.statistics.filled_ahead
         await engine.results.pins.look()
         assert engine.results.statistics.filled_ahead == before
+
+
+async def test_two_pins_at_once_do_not_exceed_the_bound(install, a_redis):
+    async with caching(install, a_redis, pinned_tenants_max=1, **CALM) as engine:
+        for name in ("acme", "globex"):
+            await make_tenant(engine, name)
+            await kept(engine, name)
+        number = (await engine.tenant("acme")).tenant_no
+        sql = SqlFile("result_cache.sql")
+        async with install.connected() as admin:
+            async with admin.transaction():
+                await admin.execute(sql.statement("one_pin_at_a_time"))
+                assert await admin.fetchval(sql.statement("pin"), number, "first", 1) == "first"
+                other = asyncio.create_task(engine.pin_tenant("globex", True))
+                waiting = (
+                    "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+                )
+                while not other.done() and not await admin.fetchval(waiting):
+                    await asyncio.sleep(0.01)
+            with pytest.raises(LimitError, match="TENANCY_PINNED_TENANTS_MAX"):
+                await other
+        assert await engine.pinned_tenants() == ["acme"]
+
+
+async def test_a_library_looks_after_tenants_that_were_pinned_before_it_began(install, a_redis):
+    async with caching(install, a_redis, **CALM) as engine:
+        await make_tenant(engine)
+        await pinned(engine, "acme")
+        number = (await engine.tenant("acme")).tenant_no
+        settings = engine.settings
+
+    strategy = RowLevelStrategy()
+    await strategy.initialize(EngineConfig(servers=install.config.servers, settings=settings))
+    try:
+        own: Engine = strategy._lease.gateway  # type: ignore[assignment]
+        async with asyncio.timeout(60):
+            while number not in own.results.pins._ours:
+                await asyncio.sleep(0.01)
+    finally:
+        await strategy.cleanup()
 
 
 async def test_pins_are_bounded_and_end(install, a_redis: OwnRedis):

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from support.caching import SETTINGS, OwnRedis, again, caching, kept, settled
 from support.engines import TABLES, ask, make_tenant
 
@@ -232,6 +233,49 @@ async def test_a_result_that_is_too_large_or_too_old_is_not_given(install, a_red
             await rows(engine, "select id, $1::integer from users", number)
         assert 0 < engine.results.document()["bytes"] <= 4_000
         assert engine.results.document()["evicted"] > 0
+
+
+async def test_who_waits_for_another_reader_has_its_time_once(install, a_redis, monkeypatch):
+    async with caching(install, a_redis) as engine:
+        await make_tenant(engine)
+        await kept(engine)
+        left: list[float | None] = []
+        execute = engine._executor.execute
+
+        async def noting(route: Any, operation: Operation, schema: Any) -> QueryResult:
+            left.append(operation.deadline_s)
+            return await execute(route, operation, schema)
+
+        monkeypatch.setattr(engine._executor, "execute", noting)
+        async with install.connected() as admin, admin.transaction():
+            await admin.execute("lock table app.plans in access exclusive mode")
+            first = asyncio.create_task(ask(engine, "acme", PLANS))
+            while not left:
+                await asyncio.sleep(0.01)
+            with pytest.raises(TenancyError):
+                await ask(engine, "acme", PLANS, deadline_s=0.2)
+        await first
+        # The time was over when it had waited; what is left then is what a moment is.
+        assert left == [None, 0.001]
+
+
+async def test_what_is_in_use_does_not_end_in_redis(install, own_redis: OwnRedis):
+    async with caching(install, own_redis) as engine:
+        await make_tenant(engine)
+        tenant = await kept(engine)
+        client = Redis.from_url(own_redis.url)
+        try:
+            for query, params in ((COUNT, ()), (INSERT, (9,))):
+                (state,) = [
+                    key
+                    async for key in client.scan_iter(match=f"*{tenant.cache.nonce}")
+                    if await client.type(key) == b"hash"
+                ]
+                await client.pexpire(state, 600_000)
+                await ask(engine, "acme", query, *params)
+                assert await client.pttl(state) > 3 * 24 * 3_600_000
+        finally:
+            await client.aclose()
 
 
 # Redis goes
