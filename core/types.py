@@ -104,13 +104,17 @@ class TenantCache:
     `nonce` names one period in which every write is announced before it can be committed; None
     while there is none. `version` is the version of the tenant's tables in that period. `serving`
     says that every write that was not announced has ended, so that results may be kept and given.
-    `ended_s` is when the last period ended (`time.monotonic` of the process that asked).
+    `ended_s` is when the last period ended (`time.monotonic` of the process that asked). `wanted`
+    is false while the keeping is being switched off; `pinned`: the tenant is to be ready before it
+    asks.
     """
 
     nonce: str | None = None
     version: int = 0
     serving: bool = False
     ended_s: float | None = field(default=None, compare=False)
+    wanted: bool = field(default=True, compare=False)
+    pinned: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

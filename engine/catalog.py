@@ -549,6 +549,8 @@ def _cache(row: asyncpg.Record) -> TenantCache | None:
         nonce=row["cache_nonce"],
         version=row["cache_version"],
         serving=bool(serving),
+        wanted=row["cache_wanted"],
+        pinned=row["cache_pinned"],
         ended_s=None if ended_s is None else monotonic() - ended_s,
     )
 

@@ -198,7 +198,10 @@ def _print(tenant: dict[str, Any]) -> None:
             "compliance",
         )
     ]
-    print_fields([*fields, ("server", placement.get("server")), ("epoch", placement.get("epoch"))])
+    fields += [(name, placement.get(name)) for name in ("server", "epoch")]
+    # A runtime of an earlier release does not tell of them.
+    fields += [(name, tenant[name]) for name in ("results_kept", "pinned") if name in tenant]
+    print_fields(fields)
 
 
 def _object(text: str) -> dict[str, Any]:

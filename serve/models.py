@@ -107,6 +107,12 @@ class TenantAnswer(Answer):
     region: str | None
     compliance: list[str]
     placement: PlacementAnswer | None
+    results_kept: bool = Field(
+        description=(
+            "Whether results of its reads are kept, to be given again while they are current."
+        )
+    )
+    pinned: bool = Field(description="Whether it is kept ready for the time at which it asks.")
 
 
 class NewTenantAnswer(TenantAnswer):

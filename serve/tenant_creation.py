@@ -197,7 +197,8 @@ class TenantCreation:
         if isinstance(keeping, ResultKeeping):
             # While Redis does not answer it is noted only, and begins later.
             with suppress(UnavailableError, OverloadedError, SetupError):
-                tenant = await keeping.keep_results(tenant.tenant_id, True)
+                return await keeping.keep_results(tenant.tenant_id, True)
+            return await self._gateway.tenant(tenant.tenant_id)
         return tenant
 
 

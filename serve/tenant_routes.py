@@ -251,7 +251,7 @@ def _outcome(made: MadeTenant | TenancyError) -> dict[str, Any]:
 
 
 def _answer(tenant: Tenant) -> TenantAnswer:
-    placement = tenant.placement
+    placement, cache = tenant.placement, tenant.cache
     return TenantAnswer(
         tenant_id=tenant.tenant_id,
         tenant_type=tenant.tenant_type,
@@ -265,6 +265,8 @@ def _answer(tenant: Tenant) -> TenantAnswer:
         )
         if placement
         else None,
+        results_kept=cache is not None and cache.wanted,
+        pinned=cache is not None and cache.pinned,
     )
 
 

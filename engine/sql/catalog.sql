@@ -393,8 +393,12 @@ left join catalog.placement p using (tenant_no);
 
 -- name: tenants_named
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
+       c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving,
+       c.wanted as cache_wanted, c.pinned is not null as cache_pinned,
+       extract(epoch from clock_timestamp() - c.ended_at)::float8 as cache_ended_s
 from catalog.tenant t left join catalog.placement p using (tenant_no)
+left join catalog.result_cache c using (tenant_no)
 where t.tenant_id = any ($1::text[]);
 
 -- name: same_tenant
@@ -407,6 +411,7 @@ from catalog.tenant where tenant_id = $1;
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
        p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
        c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving,
+       c.wanted as cache_wanted, c.pinned is not null as cache_pinned,
        extract(epoch from clock_timestamp() - c.ended_at)::float8 as cache_ended_s
 from catalog.tenant t left join catalog.placement p using (tenant_no)
 left join catalog.result_cache c using (tenant_no)
@@ -463,8 +468,12 @@ left join lateral (
 
 -- name: tenants
 select t.tenant_no, t.tenant_id, t.tenant_type, t.status, t.region, t.compliance,
-       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema
+       p.level, p.server, p.database, p.schema, p.role, p.epoch, p.sensitive_schema,
+       c.nonce as cache_nonce, c.version as cache_version, c.serving as cache_serving,
+       c.wanted as cache_wanted, c.pinned is not null as cache_pinned,
+       extract(epoch from clock_timestamp() - c.ended_at)::float8 as cache_ended_s
 from catalog.tenant t left join catalog.placement p using (tenant_no)
+left join catalog.result_cache c using (tenant_no)
 where t.tenant_id > $1
 order by t.tenant_id
 limit $2;

@@ -37,6 +37,25 @@ async def test_the_wanted_level_is_given_and_works(api: HttpApi, level):
     assert counted.json()["rows"] == [[0]]
 
 
+async def test_it_is_told_whether_results_are_kept_and_who_is_pinned(api: HttpApi):
+    reading = {"tenant_id": "reader", "metadata": {"workload": "read_mostly"}}
+    made = await api.admin.post("/v1/tenants", json=reading)
+    other = await api.admin.post("/v1/tenants", json={"tenant_id": "writer"})
+    await api.engine.pin_tenant("reader", True)
+    told = [
+        (await api.admin.get("/v1/tenants/reader")).json(),
+        (await api.admin.get("/v1/tenants")).json()["tenants"][0],
+    ]
+
+    assert (made.json()["results_kept"], made.json()["pinned"]) == (True, False)
+    assert (other.json()["results_kept"], other.json()["pinned"]) == (False, False)
+    assert [(item["results_kept"], item["pinned"]) for item in told] == [(True, True)] * 2
+    assert "nonce" not in str(told)
+    await api.engine.keep_results("reader", False)
+    found = (await api.admin.get("/v1/tenants/reader")).json()
+    assert (found["results_kept"], found["pinned"]) == (False, False)
+
+
 async def test_an_unknown_workload_starts_as_a_hybrid_tenant(api: HttpApi):
     await api.migrate()
     body = {"tenant_id": "new", "metadata": {"workload": "unknown"}}
