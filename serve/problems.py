@@ -47,6 +47,16 @@ _RETRY_AFTER_S = 1.0
 #: What pydantic puts in front of an error of ours; it says nothing to a client.
 VALIDATORS_WORDS: Final = "Value error, "
 _INVALID_FIELDS_MAX = 20
+#: Of these, what the text of the error names.
+_SHOWN_MAX = 3
+#: What JSON has to be there, by pydantic's types of errors: its own words are those of Python.
+_KINDS: Final = {
+    "model_type": "a JSON object",
+    "model_attributes_type": "a JSON object",
+    "dict_type": "a JSON object",
+    "list_type": "a list",
+}
+_MUST_BE: Final = "must be "
 _FIELD_DETAIL_CHARACTERS_MAX = 200
 _RETRY_STATUSES = frozenset({429, 503})
 _UNSAFE = "the installation is not safe, so a part of it was not started; run `tenancy doctor`"
@@ -93,8 +103,7 @@ class InvalidFieldsError(InvalidInputError):
         *,
         what: str = "the body does not have the shape that is needed",
     ) -> None:
-        shown = "; ".join(f"{name or 'body'}: {detail}" for name, detail in fields[:3])
-        super().__init__(f"{what}: {shown}")
+        super().__init__(f"{what}: {_shown(fields)}")
         self._what = what
         #: Names and what is wrong with each, in the order of the body.
         self.fields = tuple(fields)
@@ -106,21 +115,52 @@ class InvalidFieldsError(InvalidInputError):
     def of(cls, error: ValidationError, shape: type[BaseModel]) -> InvalidFieldsError:
         """What `shape` found wrong, without the values."""
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        return cls(
-            [
-                (
-                    ".".join(str(part) for part in item["loc"]),
-                    _wrong(item, shape),
-                )
-                for item in found[:_INVALID_FIELDS_MAX]
-            ]
-        )
+        wrong: dict[str, list[str]] = {}
+        for item in found:
+            name = ".".join(str(part) for part in _place(item, shape))
+            told = wrong.setdefault(name, [])
+            detail = _wrong(item, shape)
+            if detail not in told:
+                told.append(detail)
+            if len(wrong) > _INVALID_FIELDS_MAX:
+                del wrong[name]
+                break
+        return cls([(name, _either(told)) for name, told in wrong.items()])
+
+
+def _shown(fields: Sequence[tuple[str, str]]) -> str:
+    """The first things that are wrong, each once, with the names of the first that have it."""
+    names: dict[str, list[str]] = {}
+    for name, detail in fields:
+        names.setdefault(detail, []).append(name or "body")
+    return "; ".join(
+        ", ".join(several[:_SHOWN_MAX])
+        + (" and others" if len(several) > _SHOWN_MAX else "")
+        + f": {detail}"
+        for detail, several in list(names.items())[:_SHOWN_MAX]
+    )
+
+
+def _place(item: ErrorDetails, shape: type[BaseModel]) -> Sequence[str | int]:
+    """Where something is wrong. Pydantic ends it with the kind, where a value may be of several."""
+    place = item["loc"]
+    if item["type"] in _KINDS and len(place) > 1 and isinstance(place[-1], str):
+        above = _shape_at(shape, place[:-2]) if isinstance(place[-2], str) else None
+        if above is not None and place[-1] not in above.model_fields:
+            return place[:-1] if place[-2] in above.model_fields else place
+    return place
+
+
+def _either(told: Sequence[str]) -> str:
+    return " or ".join([told[0], *(detail.removeprefix(_MUST_BE) for detail in told[1:])])
 
 
 def _wrong(item: ErrorDetails, shape: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         known = ", ".join(_shape_at(shape, item["loc"][:-1]).model_fields)
         return f"there is no such field; the fields are {known}"
+    if item["type"] in _KINDS:
+        return _MUST_BE + _KINDS[item["type"]]
     return item["msg"].removeprefix(VALIDATORS_WORDS)[:_FIELD_DETAIL_CHARACTERS_MAX]
 
 

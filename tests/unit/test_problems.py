@@ -141,3 +141,28 @@ def test_in_what_an_installation_is_not_safe_is_not_told_to_everybody(kind):
 
     assert "tenancy_rows" not in told
     assert "tenancy doctor" in told
+
+
+@pytest.mark.parametrize(
+    ("value", "fields", "told"),
+    [
+        (
+            {"operations": ["select 1", 5, None, []]},
+            [(f"operations.{n}", "must be a JSON object") for n in range(4)],
+            "operations.0, operations.1, operations.2 and others: must be a JSON object",
+        ),
+        (
+            {"operations": [{"query": "select 1", "params": 5}]},
+            [("operations.0.params", "must be a list or a JSON object")],
+            "operations.0.params: must be a list or a JSON object",
+        ),
+        ({"operations": {}}, [("operations", "must be a list")], "operations: must be a list"),
+        ("x", [("", "must be a JSON object")], "body: must be a JSON object"),
+    ],
+)
+def test_what_has_to_be_there_is_said_in_words_of_json_and_once(value, fields, told):
+    with pytest.raises(InvalidFieldsError) as refused:
+        checked(value, BatchBody)
+
+    assert list(refused.value.fields) == fields
+    assert refused.value.detail == f"the body does not have the shape that is needed: {told}"
