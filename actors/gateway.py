@@ -75,6 +75,7 @@ class ActorGateway:
         self._clock = SystemClock()
         self._asked: asyncio.Task[dict[ActorName, Figures | None]] | None = None
         self._ask_again_at = 0.0
+        self._closing: asyncio.Task[None] | None = None
         #: Moves of tenants.
         self.moves = ActorMoves(self._control, self._clock)
         #: What is proposed for tenants.
@@ -171,9 +172,13 @@ class ActorGateway:
         await self._control(tenant_id, "delete_tenant", tenant_id)
         self._routes.pop(tenant_id, None)
 
-    async def resolve_operation(self, name: str, data: Mapping[str, Any]) -> Operation:
-        """The statement that a named operation stands for, or `OperationNotFoundError`."""
-        operation: Operation = await self._control(None, "resolve_operation", name, dict(data))
+    async def resolve_operation(
+        self, name: str, data: Mapping[str, Any], *, anew: bool = False
+    ) -> Operation:
+        """The statement that a named operation stands for; `anew`: look at the tables now."""
+        operation: Operation = await self._control(
+            None, "resolve_operation", name, dict(data), anew=anew
+        )
         return operation
 
     async def strategy_counts(self) -> Mapping[StrategyName, int]:
@@ -263,7 +268,13 @@ class ActorGateway:
         }
 
     async def close(self) -> None:
-        """Let go of the actors, which live on. Can be called again."""
+        """Let go of the actors, which live on. Can be called again, also meanwhile."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        # Who comes second waits too: what the first one has to tell the actors is not to be cut.
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if self._asked is not None:
             self._asked.cancel()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))

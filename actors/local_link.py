@@ -27,8 +27,10 @@ import secrets
 import socket
 import struct
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from tenancy.data_isolation.actors.channel import ActorLostError
@@ -116,7 +118,14 @@ class LocalLink(_Messages):
         found = _connected(address.name)
         if found is None:
             return None
-        _, link = await asyncio.get_running_loop().create_unix_connection(cls, sock=found)
+        try:
+            _, link = await asyncio.get_running_loop().create_unix_connection(cls, sock=found)
+        except OSError as error:
+            # The system has no room to wait for one more file, as an instance.
+            _log.warning("no connection to an actor, all goes by way of Ray: %s", error)
+            found.close()
+            return None
+        _links.add(link)
         try:
             async with asyncio.timeout(_GREETING_S):
                 await link.send(address.secret)
@@ -147,6 +156,18 @@ class LocalLink(_Messages):
         if self._transport is not None:
             self._transport.abort()
 
+    def leave_to_parent(self) -> None:
+        """Let go of the connection in a process that was forked: it is the parent's.
+
+        The parent's end would not be its end for the actor as long as somebody else has it open.
+        """
+        self.lost = True
+        if self._transport is not None and not self._transport.is_closing():
+            # Another file under the same number: whoever closes that later closes nothing else.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, self._transport.get_extra_info("socket").fileno(), inheritable=False)
+            os.close(nothing)
+
     def message_received(self, number: int, message: bytes) -> None:
         """A reply has come."""
         reply = self._calls.get(number)
@@ -159,6 +180,19 @@ class LocalLink(_Messages):
         for reply in self._calls.values():
             if not reply.done():
                 reply.set_exception(ActorLostError("its connection closed"))
+
+
+#: Connections of this process.
+_links: weakref.WeakSet[LocalLink] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    for link in list(_links):
+        with suppress(OSError):
+            link.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_all)
 
 
 class LocalListener:

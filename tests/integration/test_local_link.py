@@ -346,3 +346,48 @@ async def stranger(name: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 def framed(number: int, message: bytes) -> bytes:
     return local_link._HEADER.pack(len(message), number) + message
+
+
+async def test_what_the_event_loop_cannot_take_goes_by_way_of_ray(monkeypatch, caplog):
+    async with listening() as listener:
+
+        async def refuses(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "create_unix_connection", refuses)
+            assert await LocalLink.open(listener.address) is None
+        assert "by way of Ray" in caplog.text
+        link = await opened(listener.address)
+        assert await link.send(b"x") == b"re: x"
+        link.close()
+
+
+async def test_a_forked_child_has_no_part_in_a_connection():
+    over = asyncio.Event()
+
+    async def serve(request: bytes, sessions: set[str]) -> bytes:
+        sessions.add("one")
+        return request
+
+    async with listening(serve, left=lambda _: over.set()) as listener:
+        link = await opened(listener.address)
+        assert await link.send(b"x") == b"x"
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            # Until the parent is done; then the pipe has no other end.
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0 if link.lost else 1)
+        try:
+            assert not link.lost
+            assert await link.send(b"y") == b"y"
+            link.close()
+            async with asyncio.timeout(20):
+                await over.wait()
+        finally:
+            os.close(writing)
+            os.close(reading)
+            _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
