@@ -98,7 +98,9 @@ _BY_NAME: Final[dict[str, Bounds]] = {
     ),
     "cache_statement_min_us": Bounds(0, 1e9, "0 asks for every statement"),
     "cache_result_bytes_max": Bounds(1_024, 1 << 30, "1 GiB"),
-    "statement_statistics_max": Bounds(0, INT4_MAX // 2, "0 = not counted; 100 at least"),
+    "statement_statistics_max": Bounds(
+        100, INT4_MAX // 2, "PostgreSQL: manual, F.32.4, pg_stat_statements.max", or_zero=True
+    ),
     "pinned_tenants_max": Bounds(1, 1_000, "each is looked after all the time"),
     "pinned_sessions": Bounds(1, 16, "each takes a connection to the server"),
     "pinned_statements_max": Bounds(1, 256, "a session keeps as many prepared by default"),

@@ -16,3 +16,4 @@ class Measure(StrEnum):
     BYTES = "bytes"
     CPU = "cpu"
     ERRORS = "errors"
+    HITS = "hits"

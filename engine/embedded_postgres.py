@@ -52,8 +52,6 @@ _SOCKET_PATH_BYTES_MAX = 107
 #: Where the socket goes when the path of `TENANCY_HOME` is too long for one.
 _SHORT_DIRECTORY = Path("/tmp")  # noqa: S108 - only a directory of a random name is made in it
 _LOG_FILES_MAX = 8
-#: The least that PostgreSQL takes for pg_stat_statements.max.
-_STATISTICS_MIN = 100
 
 # What an administrator may tune with ALTER SYSTEM; it lies in a file.
 _DEFAULTS: Mapping[str, str] = {
@@ -260,7 +258,7 @@ class _Postgres:
             return {}
         return {
             "shared_preload_libraries": "pg_stat_statements",
-            "pg_stat_statements.max": str(max(most, _STATISTICS_MIN)),
+            "pg_stat_statements.max": str(most),
             # Their texts are not freed of values (manual, F.32).
             "pg_stat_statements.track_utility": "off",
         }

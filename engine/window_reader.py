@@ -154,6 +154,8 @@ def _rank(row: Mapping[str, Any], by: Measure) -> float:
             value = row["cpu_s"]
         case Measure.ERRORS:
             value = row["failed"] + row["unavailable"] + row["refused"]
+        case Measure.HITS:
+            value = row["cache_hits"]
     return value or 0.0
 
 

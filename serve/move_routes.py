@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tenancy.data_isolation.core.errors import InvalidInputError, MoveNotFoundError
 from tenancy.data_isolation.core.identifiers import (
+    TENANT_ID_PATTERN,
     Region,
     ServerName,
     TenantId,
@@ -35,6 +36,7 @@ from tenancy.data_isolation.serve.services import Services
 
 _PAGE: Final = 100
 _MOVE_ID: Final = re.compile(MOVE_ID_PATTERN)
+_TENANT_ID: Final = re.compile(TENANT_ID_PATTERN)
 
 
 class MoveRoutes:
@@ -240,7 +242,12 @@ def _target(body: MoveBody) -> MoveTarget:
 def _checked(move_id: str) -> MoveId:
     """The id, when there can be a move of it."""
     if not _MOVE_ID.fullmatch(move_id):
-        raise _no_move(move_id)
+        # Often it is the tenant's.
+        tenant = move_id if _TENANT_ID.fullmatch(move_id) else "TENANT"
+        raise MoveNotFoundError(
+            f"there is no move {move_id[:80]}: a move's id is m_ and 20 hexadecimal digits; "
+            f"`tenancy move list --tenant {tenant}` lists the moves of a tenant"
+        )
     return MoveId(move_id)
 
 

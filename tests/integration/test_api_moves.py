@@ -286,6 +286,13 @@ async def test_what_does_not_exist_is_not_found(api: HttpApi, subtests):
                 assert problem(answer) == (404, "move-not-found")
 
 
+async def test_who_names_a_tenant_in_place_of_a_move_is_told_how_to_find_its_moves(api: HttpApi):
+    for wrong, told in (("acme", "acme"), ("M_1 x", "TENANT")):
+        shown = await api.admin.get(f"/v1/moves/{wrong}")
+        assert problem(shown) == (404, "move-not-found")
+        assert f"`tenancy move list --tenant {told}`" in shown.json()["detail"]
+
+
 async def test_moves_are_listed_page_by_page_the_newest_first(api: HttpApi, subtests):
     await api.migrate()
     made = []

@@ -83,6 +83,7 @@ def test_every_number_has_bounds_and_the_error_names_them(field):
     ("name", "value", "told"),
     [
         ("measurement_window_s", 1e-9, "is 1e-09; it must be 0, or from 1 to 3600 (0 = nothing is"),
+        ("statement_statistics_max", 99, "is 99; it must be 0, or from 100 to 1073741823"),
         ("measurement_window_s", -1.0, "must be 0, or from 1 to 3600"),
         ("load_window_s", 0.0, "must be from 0.1 to 86400"),
         ("move_poll_s", 0.0, "must be from 0.01"),

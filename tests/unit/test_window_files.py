@@ -40,6 +40,7 @@ def window(*numbers: int, at: datetime = AT, busy_s: float = 1.0) -> MeasuredWin
         cell = tenant.cells["f"] = Cell("f", "read", ("users",))
         cell.operations, cell.sampled, cell.cpu_s = 10, 2, 0.5
         cell.busy_s = busy_s * number
+        cell.cache_hits = 5 - number
         cell.latencies = {100 + number: 8, 200: 2}
         tenants.append(tenant)
     return MeasuredWindow(began_at=at, length_s=60.0, tenants=tuple(tenants))
@@ -176,6 +177,7 @@ def test_the_busiest_are_added_up_over_windows(tmp_path):
     assert [len(found(fingerprint=wanted)) for wanted in ("f", "g")] == [3, 0]
     assert usage[0].latency_p50_s < usage[0].latency_p99_s
     assert [item.tenant_no for item in found(tenant_id="t-1", by=Measure.ROWS)] == [1]
+    assert [item.tenant_id for item in found(by=Measure.HITS)] == ["t-1", "t-2", "t-3"]
     assert [item.fingerprint for item in found(per_tenant=True)] == ["all"] * 3
     assert found(since=AT + timedelta(minutes=1), limit=1)[0].operations == 20
     assert busiest(tmp_path / "none", since=AT, until=AT) == []
