@@ -14,7 +14,7 @@ Rules this module keeps:
 
 * A finished operation waits for others to travel with: `reply_wait_s`, or half of the time that it
   has taken itself when that is more (then the machine is busy, and many small replies would make
-  it busier); not at all when nothing else is under way.
+  it busier); not at all when nothing else is under way, or when many have finished.
 * A request waits only while something of its session is under way, and never holds up a newer one:
   of those that wait, the oldest gives way when there are more than the client wants to spend.
 * A reply has a size; what does not fit goes with the next.
@@ -27,9 +27,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from tenancy.data_isolation.actors.wire import Packer, ResultPacker
 from tenancy.data_isolation.core.errors import TenancyError
@@ -37,6 +37,17 @@ from tenancy.data_isolation.core.errors import TenancyError
 _log = logging.getLogger(__name__)
 _WAIT_SHARE = 0.5
 _WAIT_MAX_S = 0.05
+#: So many answers wait for no others: while they travel, and lead to other operations, the rest of
+#: their request is worked on.
+_MANY = 16
+
+
+class Cancellable(Protocol):
+    """Something under way: a task, or what stands in its place."""
+
+    def cancel(self) -> object:
+        """Stop it."""
+        ...
 
 
 class Session:
@@ -45,7 +56,7 @@ class Session:
     def __init__(self, *, reply_wait_s: float, reply_bytes_max: int) -> None:
         self._reply_wait_s = reply_wait_s
         self._reply_bytes_max = reply_bytes_max
-        self._running: dict[int, asyncio.Task[Any]] = {}
+        self._running: dict[int, Cancellable | None] = {}
         self._ready: deque[tuple[int, Any]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -74,6 +85,25 @@ class Session:
         self._running[number] = task
         task.add_done_callback(partial(self._ended, number, asyncio.get_running_loop().time()))
 
+    def begin(
+        self, number: int, begin: Callable[[Callable[[Any], None]], Cancellable | None]
+    ) -> bool:
+        """Have `begin` begin a call without a task; whether it did, or the call is under way.
+
+        `begin` is given what to call with the call's outcome, once; None = it was cancelled and has
+        none. It gives None when it cannot.
+        """
+        if number in self._running:
+            return True  # As in `start`.
+        self._running[number] = None
+        begun = begin(partial(self._over, number, asyncio.get_running_loop().time()))
+        if begun is None:
+            del self._running[number]
+            return False
+        if number in self._running:
+            self._running[number] = begun
+        return True
+
     def cancel(self, number: int) -> None:
         """Stop a call that nobody waits for any more; it has no answer."""
         task = self._running.get(number)
@@ -82,8 +112,9 @@ class Session:
 
     def cancel_all(self) -> None:
         """Stop all calls."""
-        for task in self._running.values():
-            task.cancel()
+        for task in list(self._running.values()):
+            if task is not None:
+                task.cancel()
 
     async def reply(self, waiting_max: int) -> bytes:
         """The next reply: a message of `Answer`s, empty when there is nothing to say."""
@@ -124,7 +155,7 @@ class Session:
         """Wait until this request is the one that replies."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        if len(self._waiting) > waiting_max:
+        if len(self._waiting) > waiting_max or len(self._ready) >= _MANY:
             self._wake()
         elif self._ready and self._timer is None:
             self._set_timer(0.0)
@@ -139,12 +170,21 @@ class Session:
                 self._waiting.remove(turn)
 
     def _ended(self, number: int, started_at: float, task: asyncio.Task[Any]) -> None:
-        del self._running[number]
+        outcome: Any = None
         if not task.cancelled():
             failed = task.exception() is not None  # Cannot be, but must not leave anyone waiting.
-            self._ready.append((number, TenancyError() if failed else task.result()))
+            outcome = TenancyError() if failed else task.result()
+        self._over(number, started_at, outcome)
+
+    def _over(self, number: int, started_at: float, outcome: Any) -> None:
+        """A call has ended; outcome None = it was cancelled, and has no answer."""
+        del self._running[number]
+        if outcome is not None:
+            self._ready.append((number, outcome))
         if not self._running:
             self._wake_all()
+        elif len(self._ready) == _MANY and self._waiting:
+            self._wake()  # Once: it takes along what ends until it comes to it.
         elif self._ready and self._timer is None and self._waiting:
             self._set_timer(asyncio.get_running_loop().time() - started_at)
 

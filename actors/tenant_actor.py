@@ -24,6 +24,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,8 +112,10 @@ class TenantActor:
         for number in header.cancelled:
             session.cancel(number)
         for call in items:
-            work = host.perform(call) if call[6] is None else host.perform_traced(call)
-            session.start(call[0], work)
+            if call[6] is not None:
+                session.start(call[0], host.perform_traced(call))
+            elif not session.begin(call[0], partial(host.begin, call)):
+                session.start(call[0], host.perform(call))
         return await session.reply(header.waiting_max)
 
     async def listen(self) -> LinkAddress | None:

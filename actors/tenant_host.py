@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenancy.data_isolation.actors.activation import ActiveTenant, ActiveTenants
@@ -30,6 +31,7 @@ from tenancy.data_isolation.core.trace_context import TraceContext
 from tenancy.data_isolation.core.types import Operation, QueryResult, Tenant
 from tenancy.data_isolation.engine.catalog import Catalog
 from tenancy.data_isolation.engine.engine import Engine
+from tenancy.data_isolation.engine.operations import Begun
 from tenancy.data_isolation.engine.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -102,6 +104,39 @@ class TenantHost:
     def under_way(self) -> int:
         """Operations that have been let in and have not ended."""
         return self._under_way
+
+    def begin(self, call: Call, done: Callable[[Any], None]) -> Begun | None:
+        """Begin a call without a task for it, as `perform` but `done` is called at its end.
+
+        None when that cannot be: then nothing was begun. The outcome of one that was cancelled is
+        None.
+        """
+        _, tenant_id, packed, atomic, deadline_s, final, _ = call
+        if atomic is not None or self._under_way >= self._operations_max:
+            return None
+        query, params, pickled, key = packed[0]
+        if pickled or key is not None:
+            return None
+        active = self.tenants.acquire_active(tenant_id)
+        if active is None:
+            return None
+        self._under_way += 1
+        begun: Begun | None = None
+        if final or active.actor == self._name:
+            operation = Operation(query=query, params=params, deadline_s=deadline_s)
+            begun = self.engine.begin(tenant_id, operation, partial(self._over, active, done))
+        if begun is None:
+            self._unpin(active)
+        else:
+            self.operations += 1
+        return begun
+
+    def _over(self, active: ActiveTenant, done: Callable[[Any], None], outcome: Any) -> None:
+        """An operation that was begun has ended."""
+        if isinstance(outcome, TenancyError):
+            self._learn(active.tenant.tenant_id, outcome)
+        self._unpin(active)
+        done(outcome)
 
     async def perform(self, call: Call) -> Any:
         """The outcome of one call; never raises an `Exception`."""

@@ -24,6 +24,9 @@ _FEW: Final = 8
 _CROWD: Final = 16
 GATHER_S: Final = 0.005
 _BUSY_MAX: Final = min(max(os.cpu_count() or 2, 2), EAGER_SESSIONS)
+#: So many travel in one flight, however many sessions are free: a flight costs as much as some
+#: statements, and while the answers of one lead to the next ones another is at work.
+_TOGETHER: Final = 32
 
 
 def may_depart(line: Line, long: LongStatements, now: float) -> bool:
@@ -41,5 +44,7 @@ def may_depart(line: Line, long: LongStatements, now: float) -> bool:
 
 def share(line: Line, most: int) -> int:
     """How many of those who wait the next session takes along."""
+    if line.waiting <= _TOGETHER:
+        return min(line.waiting, most)
     sessions = max(1, min(len(line.idle) + len(line.short), _BUSY_MAX))
     return min(-(-line.waiting // sessions), most)

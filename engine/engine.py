@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from time import monotonic
 from types import TracebackType
 from typing import Any, Final
 
 from tenancy.data_isolation.core.crypto import MasterKey
 from tenancy.data_isolation.core.errors import (
     InvalidInputError,
-    PlacementChangedError,
     SetupError,
     TenancyError,
 )
@@ -54,11 +52,7 @@ from tenancy.data_isolation.engine.measured_windows import MeasuredWindows
 from tenancy.data_isolation.engine.migration import Migration
 from tenancy.data_isolation.engine.moves import Moves, connections_of_moves
 from tenancy.data_isolation.engine.named_operations import NamedOperations
-from tenancy.data_isolation.engine.outcomes import (
-    has_reached_a_server,
-    is_refused_login,
-    is_worth_another_look,
-)
+from tenancy.data_isolation.engine.operations import Begun, Done, Operations
 from tenancy.data_isolation.engine.overheard import Overheard
 from tenancy.data_isolation.engine.placement_maker import PlacementMaker
 from tenancy.data_isolation.engine.proposals import Proposals
@@ -66,11 +60,11 @@ from tenancy.data_isolation.engine.provisioner import Provisioner
 from tenancy.data_isolation.engine.result_cache import ResultCache
 from tenancy.data_isolation.engine.routes import Route, Routes, active_placement
 from tenancy.data_isolation.engine.row_tenants import RowTenants
-from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+from tenancy.data_isolation.engine.table_shape import TableShapes
 from tenancy.data_isolation.engine.tenant_databases import TenantDatabases
 from tenancy.data_isolation.engine.tenant_size import measured_size
 from tenancy.data_isolation.engine.tracing import Tracing
-from tenancy.data_isolation.engine.visible_schema import VisibleRelation, VisibleSchema
+from tenancy.data_isolation.engine.visible_schema import VisibleRelation
 from tenancy.data_isolation.engine.warming import warm
 
 #: How far a tenant's rows are counted for the plan of a move.
@@ -152,6 +146,15 @@ class Engine:
         )
         self._batches = Batches(settings=settings, executor=self._executor)
         self.results = self._result_cache(admin)
+        #: What runs tenants' operations.
+        self.operations = Operations(
+            routes=self._routes,
+            shapes=self.shapes,
+            executor=self._executor,
+            batches=self._batches,
+            results=self.results,
+            loads=self.loads,
+        )
         self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
@@ -469,50 +472,21 @@ class Engine:
 
     # Operations
 
-    async def execute(self, tenant_id: TenantId | str, operation: Operation) -> QueryResult:
+    def execute(
+        self, tenant_id: TenantId | str, operation: Operation
+    ) -> Coroutine[Any, Any, QueryResult]:
         """Run one operation of a tenant.
 
         Raises `TenantNotFoundError`, `TenantSuspendedError`, `StatementError`s, `LimitError`s (what
         the tenant's type may not is `RateLimitedError`, at once and before anything is done) and
         `UnavailableError`s, after which nothing was done, and `OutcomeUnknownError`.
         """
-        shapes = self.shapes
-        shapes.look_later()
-        route = self._routes.known(tenant_id) if isinstance(tenant_id, str) else None
-        if route is None:
-            route = await self._routes.route(parse_tenant_id(tenant_id))
-        allowance = route.allowance
-        try:
-            allowance.enter()
-        except TenancyError as error:
-            self._executor.turned_away(route, error)
-            raise
-        began_s, reached = monotonic(), True
-        try:
-            if operation.idempotency_key is None:
-                # The usual case, without what is there for all the others.
-                self._executor.use(shapes.newest)
-                runner = self._executor if route.tenant.cache is None else self.results
-                try:
-                    return await runner.execute(route, operation, shapes.at(route.key))
-                except TenancyError as error:
-                    if not is_worth_another_look(error):
-                        raise
-                    if isinstance(error, PlacementChangedError):
-                        self._routes.mistrust(route)
+        # No coroutine of its own: there is one for every operation.
+        return self.operations.execute(tenant_id, operation)
 
-            async def work(route: Route) -> QueryResult:
-                return await self._understood(route, operation)
-
-            return await self._routes.run(parse_tenant_id(tenant_id), work)
-        except TenancyError as error:
-            reached = has_reached_a_server(error)
-            self._executor.given_up(route, error)
-            raise
-        finally:
-            allowance.leave()
-            if reached:
-                self.loads.note(route, 1, began_s)
+    def begin(self, tenant_id: TenantId, operation: Operation, done: Done) -> Begun | None:
+        """As `Operations.begin`."""
+        return self.operations.begin(tenant_id, operation, done)
 
     async def execute_batch(
         self,
@@ -526,75 +500,4 @@ class Engine:
         With `atomic` all happen or none, and the error of a failed one is raised and begins with
         its number; otherwise each has its result or its error in its place.
         """
-        self.shapes.look_later()
-
-        async def work(route: Route) -> list[QueryResult | TenancyError]:
-            schema = self.shapes.at(route.key)
-            run = self._batches if route.tenant.cache is None else self.results
-            if atomic:
-                return list(await run.together(route, operations, schema))
-            outcomes = await run.apart(route, operations, schema)
-            refused = [item for item in outcomes if is_refused_login(item)]
-            if refused and not any(isinstance(item, QueryResult) for item in outcomes):
-                # No session was there: nothing was done, and the tenant may be elsewhere.
-                raise refused[0]
-            return outcomes
-
-        name = parse_tenant_id(tenant_id)
-        # First, so that what is refused for its length costs the tenant nothing.
-        self._batches.check_length(operations)
-        route = await self._routes.route(name)
-        allowance = route.allowance
-        try:
-            allowance.enter(len(operations))
-        except TenancyError as error:
-            self._executor.turned_away(route, error, len(operations))
-            raise
-        began_s, reached = monotonic(), 0
-        try:
-            outcomes = await self._routes.run(name, work)
-            reached = sum(map(has_reached_a_server, outcomes))
-        except TenancyError as error:
-            reached = len(operations) if has_reached_a_server(error) else 0
-            self._executor.given_up(route, error, len(operations))
-            raise
-        finally:
-            allowance.leave(len(operations))
-            if reached:
-                self.loads.note(route, reached, began_s)
-        if any(
-            isinstance(item, TenancyError) and item.sqlstate in UNKNOWN_NAMES for item in outcomes
-        ):
-            self.shapes.look_later()
-        return outcomes
-
-    async def _understood(self, route: Route, operation: Operation) -> QueryResult:
-        """Run an operation with the version of the schema that its placement has.
-
-        A statement that names what is not there has done nothing, so it can be tried again.
-        """
-        shapes = self.shapes
-        schema = shapes.at(route.key)
-        try:
-            return await self._run(route, operation, schema)
-        except TenancyError as error:
-            if error.sqlstate not in UNKNOWN_NAMES:
-                raise
-            await shapes.refresh()
-            for other in shapes.others(schema):
-                try:
-                    result = await self._run(route, operation, other)
-                except TenancyError as again:
-                    if again.sqlstate not in UNKNOWN_NAMES:
-                        raise
-                else:
-                    shapes.remember(route.key, other)
-                    return result
-            raise
-
-    async def _run(self, route: Route, operation: Operation, schema: VisibleSchema) -> QueryResult:
-        if route.tenant.cache is not None:
-            return await self.results.execute(route, operation, schema)
-        if operation.idempotency_key is not None:
-            return await self._batches.once(route, operation, schema)
-        return await self._executor.execute(route, operation, schema)
+        return await self.operations.execute_batch(tenant_id, operations, atomic=atomic)

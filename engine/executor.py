@@ -33,7 +33,7 @@ from tenancy.data_isolation.engine.pool import ServerPool
 from tenancy.data_isolation.engine.routes import Route
 from tenancy.data_isolation.engine.session_key import SessionKey
 from tenancy.data_isolation.engine.statement import Statement
-from tenancy.data_isolation.engine.ticket import Program, Ticket
+from tenancy.data_isolation.engine.ticket import Program, Ticket, Waiter
 from tenancy.data_isolation.engine.tracing import Tracing
 from tenancy.data_isolation.engine.type_map import TypeMap
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
@@ -87,13 +87,19 @@ class Executor:
         self._texts: dict[str, Statement] = {}
         self._texts_schema: VisibleSchema | None = None
 
-    def start(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
+    def start(
+        self,
+        route: Route,
+        operation: Operation,
+        schema: VisibleSchema,
+        waiter: Waiter | None = None,
+    ) -> Ticket:
         """Let an operation without an idempotency key wait for a session.
 
-        Whoever awaits the ticket's future and stops waiting calls its `abandon`. Raises
-        `StatementError`s and `OverloadedError`.
+        `waiter` is told of its end; None = a future of the ticket's own. Whoever waits and stops
+        waiting calls the ticket's `abandon`. Raises `StatementError`s and `OverloadedError`.
         """
-        ticket = self.ticket(route, operation, schema)
+        ticket = self.ticket(route, operation, schema, waiter)
         ticket.alone = not self.flights.may_travel(ticket)
         try:
             self._submit(ticket)
@@ -188,7 +194,13 @@ class Executor:
         finally:
             route.allowance.charge(ticket.result_bytes)
 
-    def ticket(self, route: Route, operation: Operation, schema: VisibleSchema) -> Ticket:
+    def ticket(
+        self,
+        route: Route,
+        operation: Operation,
+        schema: VisibleSchema,
+        waiter: Waiter | None = None,
+    ) -> Ticket:
         """A ticket for an operation. Raises what the guard raises, and `ParameterError`."""
         try:
             statement = self.statement(operation.query, schema)
@@ -218,6 +230,7 @@ class Executor:
             arguments=arguments,
             deadline_at=self.deadline_at(operation.deadline_s),
             believed_until=route.believed_until,
+            waiter=waiter,
         )
         if self.windows is not None or self.tracing is not None:
             ticket.route, ticket.began_s = route, time.monotonic()

@@ -260,7 +260,11 @@ class Flights:
         ordered = not shared and any(ticket.writes for ticket in tickets)
         several = len(tickets) > 1
         plan = self._planner.apart(
-            connection, tickets, ordered=ordered, slow=several and not shared
+            connection,
+            tickets,
+            ordered=ordered,
+            slow=several and not shared,
+            quick=shared or all(ticket.text in self._quick for ticket in tickets),
         )
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
@@ -291,11 +295,15 @@ class Flights:
         self._weigh(plan, bytes_max)
         landing = _Landing(connection, exchange, plan, shared=shared, cancelled=limit.cancelled)
         again = [seat.ticket for seat in plan.seats if self._settle(landing, seat)]
-        if not several and not again:
+        if not again:
             took_s = self._loop.time() - started
-            self._learn_pace(
-                tickets[0], took_s, exchange.bytes_read, plan.sections[0].error is None
-            )
+            if not several:
+                self._learn_pace(
+                    tickets[0], took_s, exchange.bytes_read, plan.sections[0].error is None
+                )
+            elif not shared and took_s < _QUICK_S and exchange.bytes_read < _SMALL_BYTES:
+                for text in {ticket.text for ticket in tickets}:
+                    self._remember(self._quick, text)
         return again
 
     def _learn_pace(self, ticket: Ticket, took_s: float, size: int, done: bool) -> None:

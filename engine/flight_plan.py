@@ -15,8 +15,10 @@ from tenancy.data_isolation.engine.connection import Binding, Connection
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
-#: After so many operations the server is to send its answers.
+#: After so many operations the server is to send its answers: more of those that are known to be
+#: quick, since each time wakes this process up.
 _FLUSHED_SEATS: Final = 4
+_FLUSHED_QUICK_SEATS: Final = 16
 #: Far more than the rows have that the runtime's own steps give.
 _OWN_ROWS_BYTES: Final = 1_024
 _FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
@@ -106,7 +108,13 @@ class Planner:
         self._some_rows: dict[int, bytes] = {}
 
     def apart(
-        self, connection: Connection, tickets: Sequence[Ticket], *, ordered: bool, slow: bool
+        self,
+        connection: Connection,
+        tickets: Sequence[Ticket],
+        *,
+        ordered: bool,
+        slow: bool,
+        quick: bool,
     ) -> Plan:
         """Each write in a section of its own, and reads that follow each other in one.
 
@@ -114,9 +122,11 @@ class Planner:
         its end, so that one for each tenant would cost it and this process as many wake-ups.
         With `ordered` each read has its own section too: one that fails undoes the others of its
         section, and to run them again later would change their order. When something is `slow`, the
-        tenant may have moved before the next section, so each asks for the fence.
+        tenant may have moved before the next section, so each asks for the fence. `quick` says that
+        all are known to be.
         """
         plan = Plan(bound=connection.bound)
+        flushed_seats = _FLUSHED_QUICK_SEATS if quick else _FLUSHED_SEATS
         key_id = self._keys.signing_id
         section: Section | None = None
         after_write = sent = watched = False
@@ -153,7 +163,7 @@ class Planner:
                 sent = True
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
-            if len(plan.seats) % _FLUSHED_SEATS == 0:
+            if len(plan.seats) % flushed_seats == 0:
                 # So that it is seen how far the server is, and who holds up the others.
                 section.messages.append(wire.FLUSH)
         return plan

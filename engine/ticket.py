@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from tenancy.data_isolation.core.errors import ParameterError, TenancyError
 from tenancy.data_isolation.core.identifiers import Epoch, TenantNo
@@ -26,6 +26,30 @@ Program: TypeAlias = "Callable[[Connection, Ticket], Awaitable[Any]]"
 
 #: What a parameter takes beside its value, roughly.
 _PARAMETER_BYTES: Final = 16
+
+
+class Waiter(Protocol):
+    """Who is told how a ticket ends: a future, or what stands in its place."""
+
+    def done(self) -> bool:
+        """Whether nothing more is to be told."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """It ends with a result."""
+        ...
+
+    def set_exception(self, error: TenancyError, /) -> None:
+        """It ends with an error."""
+        ...
+
+    def exception(self) -> BaseException | None:
+        """The error that it has ended with."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
 
 
 class Ticket(Request):
@@ -69,8 +93,11 @@ class Ticket(Request):
         arguments: Sequence[Any] = (),
         deadline_at: float = float("inf"),
         believed_until: float = 0.0,
+        waiter: Waiter | None = None,
     ) -> None:
-        """`believed_until` (event loop's time) is how long the tenant is known to be there.
+        """`waiter` is told of the end; None = a future that can be awaited.
+
+        `believed_until` (event loop's time) is how long the tenant is known to be there.
 
         Who waits longer for a session could come to a table that was emptied meanwhile, and where
         there is no row nothing is refused.
@@ -90,7 +117,8 @@ class Ticket(Request):
         #: Whether it may change something, and whether it gives rows.
         self.writes = statement is None or statement.kind is not StatementKind.READ
         self.returns_rows = statement is not None and statement.returns_rows
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        #: A `Waiter`; where none was given, a future.
+        self.future: Any = waiter or asyncio.get_running_loop().create_future()
         #: Times that it was tried again after nothing had been done.
         self.attempts = 0
         #: Whether nobody waits for it any more.
@@ -117,7 +145,7 @@ class Ticket(Request):
     @property
     def watched(self) -> bool:
         """Whether the tenant's fence is to be asked for first, whatever rows there are."""
-        return self.future.get_loop().time() >= self.believed_until
+        return asyncio.get_running_loop().time() >= self.believed_until
 
     @property
     def text(self) -> str:

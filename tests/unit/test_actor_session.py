@@ -181,3 +181,97 @@ async def test_a_session_whose_client_is_gone_is_abandoned_and_one_that_waits_is
     assert not session.abandoned(-1)
     gate.set()
     await waiting
+
+
+class _Begun:
+    """A call without a task, as an operation under way is: it can be cancelled, and tells once."""
+
+    def __init__(self, over):
+        self._over = over
+
+    def cancel(self):
+        self.end(None)
+
+    def end(self, outcome):
+        over, self._over = self._over, lambda _: None
+        over(outcome)
+
+
+async def test_a_call_without_a_task_is_answered(session):
+    begun = []
+    for number in (1, 2):
+        assert session.begin(number, lambda over: begun.append(_Begun(over)) or begun[-1])
+    waiting = asyncio.create_task(session.reply(waiting_max=2))
+    begun[1].end(_result(2))
+    begun[0].end(TenancyError("no"))
+
+    assert _numbers(await waiting) == [2, 1]
+    assert session.idle
+
+
+async def test_a_call_without_a_task_may_end_while_it_is_begun(session):
+    assert session.begin(1, lambda over: over(_result()) or _Begun(over))
+
+    assert session.idle
+    assert _numbers(await session.reply(waiting_max=2)) == [1]
+
+
+async def test_a_call_that_cannot_be_begun_leaves_nothing(session):
+    assert not session.begin(1, lambda over: None)
+
+    assert session.idle
+    session.start(1, _at_once(_result()))
+    assert _numbers(await session.reply(waiting_max=2)) == [1]
+
+
+async def test_a_call_without_a_task_that_is_cancelled_has_no_answer(session):
+    begun = []
+    session.begin(1, lambda over: begun.append(_Begun(over)) or begun[-1])
+    session.begin(2, lambda over: begun.append(_Begun(over)) or begun[-1])
+
+    session.cancel(1)
+    session.cancel_all()
+
+    assert session.idle
+    assert _numbers(await session.reply(waiting_max=2)) == []
+
+
+async def test_a_call_without_a_task_that_comes_twice_is_begun_once(session):
+    begun = []
+    for _ in range(2):
+        assert session.begin(1, lambda over: begun.append(_Begun(over)) or begun[-1])
+
+    assert len(begun) == 1
+
+
+async def test_many_that_have_ended_do_not_wait_for_the_rest(postponed_session):
+    begun = []
+    for number in range(20):
+        postponed_session.begin(number, lambda over: begun.append(_Begun(over)) or begun[-1])
+    first, second = (asyncio.create_task(postponed_session.reply(waiting_max=2)) for _ in range(2))
+    await asyncio.sleep(0)
+    for item in begun[:18]:
+        item.end(_result())
+
+    assert _numbers(await first) == list(range(18))
+    # What ends together with them does not take a second reply that would have nothing to say.
+    assert not second.done()
+    begun[18].end(_result())
+    begun[19].end(_result())
+    assert _numbers(await second) == [18, 19]
+
+
+async def test_a_request_that_comes_when_many_have_ended_does_not_wait(postponed_session):
+    begun = []
+    for number in range(20):
+        postponed_session.begin(number, lambda over: begun.append(_Begun(over)) or begun[-1])
+    for item in begun[:18]:
+        item.end(_result())
+
+    assert _numbers(await postponed_session.reply(waiting_max=2)) == list(range(18))
+
+
+@pytest.fixture
+async def postponed_session():
+    """One that would wait for hours."""
+    return Session(reply_wait_s=10_000.0, reply_bytes_max=1 << 20)
