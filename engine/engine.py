@@ -146,15 +146,7 @@ class Engine:
         )
         self._batches = Batches(settings=settings, executor=self._executor)
         self.results = self._result_cache(admin)
-        #: What runs tenants' operations.
-        self.operations = Operations(
-            routes=self._routes,
-            shapes=self.shapes,
-            executor=self._executor,
-            batches=self._batches,
-            results=self.results,
-            loads=self.loads,
-        )
+        self.operations = self._operations()
         self._beside: set[asyncio.Task[None]] = set()
         self._closing = closing
         self._closed = False
@@ -170,6 +162,17 @@ class Engine:
             maker=self._maker,
             routes=self._routes,
             shapes=self.shapes,
+        )
+
+    def _operations(self) -> Operations:
+        """What runs tenants' operations."""
+        return Operations(
+            routes=self._routes,
+            shapes=self.shapes,
+            executor=self._executor,
+            batches=self._batches,
+            results=self.results,
+            loads=self.loads,
         )
 
     # From open to close
