@@ -60,6 +60,8 @@ class Session:
         self._ready: deque[tuple[int, Any]] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        #: Whether a request has been given the turn that has not used it yet.
+        self._given = False
         self._heard_at = asyncio.get_running_loop().time()
 
     @property
@@ -96,7 +98,12 @@ class Session:
         if number in self._running:
             return True  # As in `start`.
         self._running[number] = None
-        begun = begin(partial(self._over, number, asyncio.get_running_loop().time()))
+        begun: Cancellable | None = None
+        try:
+            begun = begin(partial(self._over, number, asyncio.get_running_loop().time()))
+        finally:
+            if begun is None:
+                self._running.pop(number, None)
         if begun is None:
             del self._running[number]
             return False
@@ -121,6 +128,7 @@ class Session:
         self._heard_at = asyncio.get_running_loop().time()
         if self._running:
             await self._turn(waiting_max)
+        self._given = False
         message = self._message()
         self._heard_at = asyncio.get_running_loop().time()
         if self._ready:
@@ -155,10 +163,10 @@ class Session:
         """Wait until this request is the one that replies."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        if len(self._waiting) > waiting_max or len(self._ready) >= _MANY:
+        if len(self._waiting) > waiting_max:
             self._wake()
-        elif self._ready and self._timer is None:
-            self._set_timer(0.0)
+        else:
+            self._call(0.0)
         try:
             await turn
         except asyncio.CancelledError:
@@ -183,13 +191,22 @@ class Session:
             self._ready.append((number, outcome))
         if not self._running:
             self._wake_all()
-        elif len(self._ready) == _MANY and self._waiting:
-            self._wake()  # Once: it takes along what ends until it comes to it.
-        elif self._ready and self._timer is None and self._waiting:
-            self._set_timer(asyncio.get_running_loop().time() - started_at)
+        else:
+            self._call(asyncio.get_running_loop().time() - started_at)
+
+    def _call(self, taken_s: float) -> None:
+        """Have what is ready travel, now or soon; the last one of it has taken so long.
+
+        A request that has been given the turn takes along what ends until it comes to it.
+        """
+        if self._given or not self._ready or not self._waiting:
+            return
+        if len(self._ready) >= _MANY:
+            self._wake()
+        elif self._timer is None:
+            self._set_timer(taken_s)
 
     def _set_timer(self, taken_s: float) -> None:
-        """Reply soon; the first of those that are ready has taken so long."""
         wait_s = max(self._reply_wait_s, min(taken_s * _WAIT_SHARE, _WAIT_MAX_S))
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
@@ -198,10 +215,12 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._given = False
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
+                self._given = True
                 return
 
     def _wake_all(self) -> None:

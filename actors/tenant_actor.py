@@ -378,7 +378,10 @@ class TenantActor:
             )
         self._sessions.move_to_end(name)
         oldest_name, oldest = next(iter(self._sessions.items()))
-        if oldest.abandoned(_SESSION_IDLE_S) or len(self._sessions) > _SESSIONS_MAX:
+        # Not this one, however long it was quiet: it would go on with what nobody can ask for.
+        if oldest is not session and (
+            oldest.abandoned(_SESSION_IDLE_S) or len(self._sessions) > _SESSIONS_MAX
+        ):
             del self._sessions[oldest_name]
             oldest.cancel_all()
         elif oldest.waiting:

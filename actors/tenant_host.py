@@ -122,9 +122,13 @@ class TenantHost:
             return None
         self._under_way += 1
         begun: Begun | None = None
-        if final or active.actor == self._name:
-            operation = Operation(query=query, params=params, deadline_s=deadline_s)
-            begun = self.engine.begin(tenant_id, operation, partial(self._over, active, done))
+        try:
+            if final or active.actor == self._name:
+                operation = Operation(query=query, params=params, deadline_s=deadline_s)
+                begun = self.engine.begin(tenant_id, operation, partial(self._over, active, done))
+        except Exception:
+            # `perform` answers with an error, if it fares no better.
+            _log.exception("a call could not be begun")
         if begun is None:
             self._unpin(active)
         else:

@@ -100,7 +100,8 @@ class Flights:
         self._long_s = settings.long_statement_ms / 1_000
         self._planner = Planner(keys)
         self._descriptions = Descriptions(settings.statement_descriptions_max)
-        self._quick: OrderedDict[str, None] = OrderedDict()
+        #: Texts that are known to be quick, and how long the last one took (seconds).
+        self._quick: OrderedDict[str, float] = OrderedDict()
         #: Texts that travel alone for a tenant, as the last one failed, took long or gave much.
         self._let_alone: OrderedDict[tuple[TenantNo, str], None] = OrderedDict()
         self._loop = asyncio.get_running_loop()
@@ -264,7 +265,7 @@ class Flights:
             tickets,
             ordered=ordered,
             slow=several and not shared,
-            quick=shared or all(ticket.text in self._quick for ticket in tickets),
+            paces=self._quick,
         )
         started = self._loop.time()
         # A batch keeps its order, so nothing in it may be cancelled that would have to run again.
@@ -301,19 +302,38 @@ class Flights:
                 self._learn_pace(
                     tickets[0], took_s, exchange.bytes_read, plan.sections[0].error is None
                 )
-            elif not shared and took_s < _QUICK_S and exchange.bytes_read < _SMALL_BYTES:
-                for text in {ticket.text for ticket in tickets}:
-                    self._remember(self._quick, text)
+            elif exchange.bytes_read < _SMALL_BYTES and not limit.cancelled:
+                self._learn_paces(plan, took_s, shared=shared)
         return again
 
     def _learn_pace(self, ticket: Ticket, took_s: float, size: int, done: bool) -> None:
         """What a flight of one tells of the next statement with this text."""
         if took_s < _QUICK_S and size < _SMALL_BYTES:
-            self._remember(self._quick, ticket.text)
+            self._learn_quick(ticket.text, took_s)
             if self._let_alone and done:
                 self._let_alone.pop((ticket.tenant_no, ticket.text), None)
         elif took_s >= PATIENCE_S and not ticket.alone:
             self._leave_alone(ticket)
+
+    def _learn_paces(self, plan: Plan, took_s: float, *, shared: bool) -> None:
+        """What a flight of several tells of texts, if all of it was done.
+
+        A batch in which all together took no longer than a quick one is of quick ones. How long one
+        took is told by a flight in which all are alike.
+        """
+        quick = took_s < _QUICK_S and not shared
+        texts = {seat.ticket.text for seat in plan.seats}
+        if not (quick or len(texts) == 1) or not all(_is_done(seat) for seat in plan.seats):
+            return
+        for text in texts:
+            if quick or text in self._quick:
+                self._learn_quick(text, took_s / len(plan.seats) if len(texts) == 1 else took_s)
+
+    def _learn_quick(self, text: str, took_s: float) -> None:
+        self._quick[text] = took_s
+        self._quick.move_to_end(text)
+        while len(self._quick) > self._settings.statement_descriptions_max:
+            self._quick.popitem(last=False)
 
     def _weigh(self, plan: Plan, bytes_max: int) -> None:
         """Each operation answers for its own rows, whoever it travelled with."""
@@ -449,18 +469,21 @@ class Flights:
 
     def _leave_alone(self, ticket: Ticket) -> None:
         """The next one of the tenant with this text does not travel with others."""
-        self._remember(self._let_alone, (ticket.tenant_no, ticket.text))
-
-    def _remember(self, what: OrderedDict[Any, None], item: Any) -> None:
-        what[item] = None
-        what.move_to_end(item)
-        while len(what) > self._settings.statement_descriptions_max:
-            what.popitem(last=False)
+        let_alone, item = self._let_alone, (ticket.tenant_no, ticket.text)
+        let_alone[item] = None
+        let_alone.move_to_end(item)
+        while len(let_alone) > self._settings.statement_descriptions_max:
+            let_alone.popitem(last=False)
 
 
 def _must_be_seen(ticket: Ticket) -> bool:
     """Whether its result can be too large after it has changed something."""
     return ticket.writes and ticket.returns_rows
+
+
+def _is_done(seat: Seat) -> bool:
+    """Whether it ran to its end, and somebody waited for it: what was cancelled tells nothing."""
+    return seat.execution.done and seat.section.error is None and not seat.ticket.left
 
 
 def _groups(tickets: Sequence[Ticket]) -> list[list[Ticket]]:

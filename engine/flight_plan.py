@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,10 +15,13 @@ from tenancy.data_isolation.engine.connection import Binding, Connection
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.wire import Exchange, Section, Step
 
-#: After so many operations the server is to send its answers: more of those that are known to be
-#: quick, since each time wakes this process up.
-_FLUSHED_SEATS: Final = 4
-_FLUSHED_QUICK_SEATS: Final = 16
+#: The server is to send its answers after so many operations, each time waking this process up, or
+#: after as many as may take so long: so that it is seen how far it is before it seems to hang
+#: (`time_limit.PATIENCE_S`).
+_FLUSHED_SEATS: Final = 16
+_FLUSHED_S: Final = 0.04
+#: What an operation is taken for of which nothing is known.
+_UNKNOWN_PACE_S: Final = 0.01
 #: Far more than the rows have that the runtime's own steps give.
 _OWN_ROWS_BYTES: Final = 1_024
 _FENCE: Final = (wire.parse(b"", "select tenancy.tenant()"), wire.bind(b"", ()), wire.execute())
@@ -114,7 +117,7 @@ class Planner:
         *,
         ordered: bool,
         slow: bool,
-        quick: bool,
+        paces: Mapping[str, float],
     ) -> Plan:
         """Each write in a section of its own, and reads that follow each other in one.
 
@@ -122,11 +125,11 @@ class Planner:
         its end, so that one for each tenant would cost it and this process as many wake-ups.
         With `ordered` each read has its own section too: one that fails undoes the others of its
         section, and to run them again later would change their order. When something is `slow`, the
-        tenant may have moved before the next section, so each asks for the fence. `quick` says that
-        all are known to be.
+        tenant may have moved before the next section, so each asks for the fence. `paces` tells
+        how long (seconds) texts took lately.
         """
         plan = Plan(bound=connection.bound)
-        flushed_seats = _FLUSHED_QUICK_SEATS if quick else _FLUSHED_SEATS
+        unseen_seats, unseen_s = 0, 0.0
         key_id = self._keys.signing_id
         section: Section | None = None
         after_write = sent = watched = False
@@ -163,9 +166,12 @@ class Planner:
                 sent = True
             self._take_in(connection, plan, section, ticket)
             after_write = ticket.writes
-            if len(plan.seats) % flushed_seats == 0:
+            unseen_seats += 1
+            unseen_s += paces.get(ticket.text, _UNKNOWN_PACE_S)
+            if unseen_seats >= _FLUSHED_SEATS or unseen_s >= _FLUSHED_S:
                 # So that it is seen how far the server is, and who holds up the others.
                 section.messages.append(wire.FLUSH)
+                unseen_seats, unseen_s = 0, 0.0
         return plan
 
     def together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -269,7 +270,10 @@ class Begun:
                 self._run.routes.mistrust(self._route)
             self._charge()
             self._ticket = None
-            self._again = asyncio.get_running_loop().create_task(self._look_again())
+            # This runs for the flight, which may have been begun for somebody whom another traces.
+            self._again = asyncio.get_running_loop().create_task(
+                self._look_again(), context=contextvars.Context()
+            )
             self._again.add_done_callback(self._looked_again)
             return
         if self._ticket is not None:
@@ -305,8 +309,13 @@ class Begun:
     def _tell(self, outcome: QueryResult | TenancyError | None) -> None:
         done, self._done = self._done, None
         self._over = True
-        if done is not None:
+        if done is None:
+            return
+        try:
             done(outcome)
+        except Exception:
+            # Others are in the same flight, and have nothing to do with it.
+            _log.exception("the end of an operation could not be told")
 
 
 def _unforeseen() -> TenancyError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 from typing import Any
 
@@ -240,3 +241,42 @@ async def test_nothing_is_left_for_the_collector(install, ends):
             assert len(left) == 0
         finally:
             gc.enable()
+
+
+async def test_who_cannot_be_told_spoils_nothing_for_others(install, ends, caplog):
+    async with opened(install) as engine:
+        await make_acme(engine)
+        await known_as_quick(engine, "acme", COUNT)
+
+        def broken(outcome: Any) -> None:
+            raise ZeroDivisionError
+
+        ends.begin(engine, COUNT)
+        assert engine.begin(ACME, Operation(query=COUNT), broken) is not None
+        ends.begin(engine, COUNT)
+
+        assert [item.rows for item in await ends.all(2)] == [[[3]]] * 2
+        assert "could not be told" in caplog.text
+
+
+async def test_what_is_done_again_is_no_part_of_anothers_trace(install, ends):
+    """The flight's task has the context of whoever called the line."""
+    whose = contextvars.ContextVar("whose", default="nobody's")
+    seen = []
+    async with opened(install) as engine, install.connected() as admin:
+        no = (await make_acme(engine)).tenant_no
+        run = engine.operations.executor.execute
+
+        async def execute(*arguments: Any) -> Any:
+            seen.append(whose.get())
+            return await run(*arguments)
+
+        engine.operations.executor.execute = execute  # type: ignore[method-assign]
+        await admin.execute("update tenancy.fence set open = false where tenant_no = $1", no)
+        whose.set("somebody's")
+        begun = ends.begin(engine, COUNT)
+        await until(lambda: bool(seen))
+        begun.cancel()
+        await ends.all(1)
+
+    assert set(seen) == {"nobody's"}

@@ -150,6 +150,7 @@ async def over(engine: Engine) -> AsyncIterator[Fleet]:
         servers=(ServerName("main"),),
         clock=clock,
     )
+    engine.operations.loads = engine.loads
     made = Fleet(engine, clock)
     try:
         yield made

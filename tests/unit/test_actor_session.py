@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from tenancy.data_isolation.actors.session import Session
+from tenancy.data_isolation.actors.tenant_actor import TenantActor
 from tenancy.data_isolation.actors.wire import ResultUnpacker, unpack
 from tenancy.data_isolation.core.errors import TenancyError
+from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.core.types import QueryResult
 
 
@@ -261,6 +263,29 @@ async def test_many_that_have_ended_do_not_wait_for_the_rest(postponed_session):
     assert _numbers(await second) == [18, 19]
 
 
+async def test_who_has_the_turn_takes_along_what_ends_meanwhile(session):
+    begun = []
+    for number in range(40):
+        session.begin(number, lambda over: begun.append(_Begun(over)) or begun[-1])
+    first, second = (asyncio.create_task(session.reply(waiting_max=2)) for _ in range(2))
+    await asyncio.sleep(0)
+    for item in begun[:32]:
+        item.end(_result())
+
+    assert len(_numbers(await first)) == 32
+    # Ten times what a reply waits for others.
+    assert not (await asyncio.wait([second], timeout=0.01))[0]
+    begun[32].end(_result())
+    assert _numbers(await second) == [32]
+
+
+async def test_a_call_that_fails_to_begin_leaves_nothing(session):
+    with pytest.raises(ZeroDivisionError):
+        session.begin(1, lambda over: 1 / 0)
+
+    assert session.idle
+
+
 async def test_a_request_that_comes_when_many_have_ended_does_not_wait(postponed_session):
     begun = []
     for number in range(20):
@@ -269,6 +294,16 @@ async def test_a_request_that_comes_when_many_have_ended_does_not_wait(postponed
         item.end(_result())
 
     assert _numbers(await postponed_session.reply(waiting_max=2)) == list(range(18))
+
+
+async def test_a_client_that_was_quiet_goes_on_with_its_session(tmp_path):
+    """It is the one not heard of for longest, and the one that is asked for."""
+    actor = TenantActor("tenancy-shared-default-0", str(tmp_path / "actors.json"))
+    session = actor._session("client", Settings())
+    session._heard_at -= 3_600
+
+    assert actor._session("client", Settings()) is session
+    assert dict(actor._sessions) == {"client": session}
 
 
 @pytest.fixture
