@@ -16,6 +16,7 @@ LOADTESTS := .venv-loadtests
 LOADTEST_OPTIONS ?=
 DENSITY_OPTIONS ?= --plot docs/density.svg
 OVERLOAD_OPTIONS ?=
+HTTP_OVERLOAD_OPTIONS ?=
 FLEET_OPTIONS ?=
 # Stages that are independent of each other, the longest first.
 ON_POSTGRES := integration-15 integration attacks-15 attacks oracles-15 oracles
@@ -33,7 +34,7 @@ PYTEST = t=$$($(BIN)/python tests/support/ram_disk.py) && trap 'rm -rf $$t' EXIT
 	integration-15 ray acceptance wheel schemathesis bench bench-tenants bench-timing demo up down \
 	clean bench-throughput bench-neighbours bench-transport transport bench-doctor oracles \
 	oracles-15 bench-binding bench-cache bench-guard bench-moves bench-peers bench-http soak guide scaling \
-	bench-density bench-overload bench-fleet loadtest loadtest-client bench-measured
+	bench-density bench-overload bench-http-overload bench-fleet loadtest loadtest-client bench-measured
 
 install: $(STAMP)
 
@@ -215,6 +216,10 @@ bench-density: $(STAMP) $(LOADTESTS)/.installed
 # 50,000 operations at once, and ten times what the runtime manages: some minutes.
 bench-overload: $(STAMP)
 	$(BIN)/python loadtests/overload.py $(OVERLOAD_OPTIONS)
+
+# More requests than the HTTP endpoint can answer, over thousands of connections: some minutes.
+bench-http-overload: $(STAMP)
+	$(BIN)/python loadtests/http_overload.py $(HTTP_OVERLOAD_OPTIONS)
 
 # 10,000 tenants with schemas of their own, and migrations of 1,000 and of all of them: about an hour.
 # Less of it: `make bench-fleet FLEET_OPTIONS='--tenants 200'`.

@@ -14,6 +14,7 @@ Rules this module keeps:
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import re
@@ -86,6 +87,8 @@ class Credentials:
         self._clock: Clock = clock or SystemClock()
         # Keyed by digest, never by the text; the one used longest ago is dropped first.
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        #: Questions to the catalog that are under way, and when each was asked.
+        self._asked: dict[bytes, tuple[float, asyncio.Task[_Verified]]] = {}
 
     async def create(
         self,
@@ -132,8 +135,7 @@ class Credentials:
         if known is not None and self._clock.monotonic_s() < known.believed_until_s:
             self._verified.move_to_end(digest)
         else:
-            known = await self._look_up(text, digest)
-            self._remember(digest, known)
+            known = await self._looked_up(text, digest)
         if known.expires_at is not None and known.expires_at <= self._clock.now():
             raise UnauthenticatedError
         return known.principal
@@ -192,6 +194,30 @@ class Credentials:
             raise _missing(key_id)
         self._forget(key_id)
 
+    async def _looked_up(self, text: str, digest: bytes) -> _Verified:
+        """What the catalog says of a key, asked once for all who want to know at the same time.
+
+        A question that is older than an answer may be believed is not waited for.
+        """
+        now_s = self._clock.monotonic_s()
+        asked_s, asking = self._asked.get(digest, (now_s, None))
+        if asking is None or now_s - asked_s >= self._settings.credential_cache_ms / 1_000:
+            asking = asyncio.get_running_loop().create_task(self._look_up(text, digest))
+            self._asked[digest] = now_s, asking
+            asking.add_done_callback(lambda done: self._answered(digest, done))
+        # One who stops waiting must not stop the others' question.
+        return await asyncio.shield(asking)
+
+    def _answered(self, digest: bytes, asking: asyncio.Task[_Verified]) -> None:
+        """Remember the answer, unless the key was changed here meanwhile or asked for again."""
+        _, newest = self._asked.get(digest, (0.0, None))
+        # Taken even when nobody waits for it any more: an error that nobody takes is logged.
+        failed = asking.cancelled() or asking.exception() is not None
+        if newest is asking:
+            del self._asked[digest]
+            if not failed:
+                self._remember(digest, asking.result())
+
     async def _look_up(self, text: str, digest: bytes) -> _Verified:
         """Ask the catalog. Everything that can be wrong with a key is decided in one place."""
         asked_s = self._clock.monotonic_s()
@@ -231,7 +257,8 @@ class Credentials:
             _log.warning("the use of an API key was not noted: %s", error.slug)
 
     def _forget(self, key_id: str) -> None:
-        """Believe nothing of a key any more."""
+        """Believe nothing of a key any more, nor what was asked before: of whatever key it is."""
+        self._asked.clear()
         for digest, known in list(self._verified.items()):
             if known.principal.key_id == key_id:
                 del self._verified[digest]

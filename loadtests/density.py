@@ -4,8 +4,9 @@ Run by `make bench-density` against a runtime of its own. Tenants are made from 
 operator would (`tenancy tenant create --from`). At some numbers of tenants it is measured what a
 listing, the figures, the readiness, a new tenant and the first operation of a tenant take. At the
 end 10,000 tenants are active at the same time: what that takes of memory, how long they take to be
-let go, and what an operation notices of it; then the doctor, and a start. The last line is one
-JSON object; `--plot FILE` draws the lines.
+let go, and what an operation notices of it; then the doctor. A start, and the first operations
+after it, are measured with hardly any tenants and with all. The last line is one JSON object;
+`--plot FILE` draws the lines.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ STOPS = (0.01, 0.1, 0.25, 0.5, 0.75, 1.0)
 SAMPLES = 30
 #: First operations that are under way at the same time when many tenants become active.
 AT_ONCE = 200
+#: Tenants that may be active still when all are said to be let go, and how often that is asked.
+LEFT_MAX, WATCH_S = 3, 0.1
+#: Starts of which the median is told.
+STARTS = 3
 #: How many times as long as with the fewest tenants anything may take, and what is too short to say
 #: so; bytes per active tenant.
 GROWTH_MAX = 1.5
@@ -54,6 +59,8 @@ class Course:
 
     lines: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
     rates: list[tuple[int, float]] = field(default_factory=list)
+    #: Of stops and starts, in seconds.
+    starts: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def growth(self, name: str) -> float:
         """How many times the first value the last one is, differences below the noise left out."""
@@ -67,15 +74,18 @@ def main() -> None:
     idle = {"TENANCY_TENANT_IDLE_S": f"{wanted.idle:g}"}
     course = Course()
     with own_runtime(idle) as runtime, tempfile.TemporaryDirectory() as folder:
+        _prepare(runtime)
+        _started(runtime, course, STARTS)
         figures = asyncio.run(_measured(runtime, Path(folder), wanted, course))
-        if wanted.plot is not None:
-            plot(wanted.plot, _chart(course))
         try:
-            figures += _whole(runtime, wanted.tenants)
+            figures += _doctored(runtime, wanted.tenants)
+            _started(runtime, course, wanted.tenants)
         except SystemExit as error:
             # What was measured before is worth having.
             _note(str(error))
-    print_report(figures)
+    if wanted.plot is not None:
+        plot(wanted.plot, _chart(course))
+    print_report(figures + _start_figures(course))
 
 
 async def _measured(
@@ -83,12 +93,11 @@ async def _measured(
 ) -> list[Figure]:
     headers = {"Authorization": f"Bearer {runtime.key}"}
     figures: list[Figure] = []
+    url = runtime.tenancy("status")["url"]
     async with (
-        httpx.AsyncClient(base_url=runtime.url, headers=headers, timeout=120) as http,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as http,
         connect(home=runtime.home) as client,
     ):
-        body = {"name": "0001_users", "sql": SCHEMA}
-        (await http.post("/v1/schema/migrations", json=body)).raise_for_status()
         unused = _Unused(random.Random(_SEED))
         made, took_s = 0, 0.0
         for stop in STOPS:
@@ -178,53 +187,80 @@ class _Unused:
 async def _activated(
     client: TenancyClient, unused: _Unused, count: int, idle_s: float
 ) -> list[Figure]:
-    """Make tenants active, as many at the same time, and see them being let go again."""
+    """Make tenants active, use all of them once more, and see them being let go again."""
     before, grown = await _actors(client), await _resident(client)
-    turns = asyncio.Semaphore(AT_ONCE)
-
-    async def first(number: int) -> None:
-        async with turns:
-            await client.execute(_name(number), READ)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(first(unused.one()) for _ in range(count)))
-    seconds = time.perf_counter() - began
-    used_at = time.perf_counter()
+    chosen = [unused.one() for _ in range(count)]
+    seconds = await _used(client, chosen)
     after = await _actors(client)
     active = after["active_tenants"] - before["active_tenants"]
     kib = (await _resident(client) - grown) / 1_024 / max(active, 1)
     _note(f"{active} tenants became active in {seconds:.0f} s, {kib:.1f} KiB each")
-    took, gone_s = await _let_go(client, after["active_tenants"], used_at, idle_s)
+    since = time.perf_counter()
+    again_s = await _used(client, chosen)
+    used_at = time.perf_counter()
+    took, gone_at = await _let_go(client, used_at, idle_s)
+    # The first ones are due so long after their second operation, the last ones later.
+    quiet = [ms for at, ms in took if used_at + 1 < at < since + idle_s]
+    meanwhile = [ms for at, ms in took if since + idle_s <= at < gone_at]
     return [
         figure("tenants active at the same time", after["active_tenants"], "tenants",
                at_least=count),
         figure("activations per second", count / seconds, "/s"),
+        figure("operations per second, one of each active tenant", count / again_s, "/s"),
         figure("memory of an active tenant, of the actors' resident set", kib, "KiB",
                at_most=TENANT_KIB_MAX),
-        figure("all let go, after the idle time", gone_s - idle_s, "s"),
-        figure("operation meanwhile, p50", percentile(took, 50), "ms"),
-        figure("operation meanwhile, p99", percentile(took, 99), "ms"),
+        figure("all let go, after the last one's idle time", gone_at - used_at - idle_s, "s"),
+        figure("let go, from the first to the last", gone_at - since - idle_s, "s"),
+        figure("operation while all are idle, p50", percentile(quiet, 50), "ms"),
+        figure("operation while all are idle, p99", percentile(quiet, 99), "ms"),
+        figure("operation while they are let go, p50", percentile(meanwhile, 50), "ms"),
+        figure("operation while they are let go, p99", percentile(meanwhile, 99), "ms"),
+        figure("operation while they are let go, longest", max(meanwhile), "ms"),
+        figure("operations while they are let go", len(meanwhile), "operations"),
         figure("sessions of clients left at the actors", (await _actors(client))["sessions"],
                "sessions"),
     ]  # fmt: skip
 
 
+async def _used(client: TenancyClient, numbers: Sequence[int]) -> float:
+    """One operation of each tenant, some at the same time; the seconds that all took."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def use(number: int) -> None:
+        async with turns:
+            await client.execute(_name(number), READ)
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(use, numbers))
+    return time.perf_counter() - began
+
+
 async def _let_go(
-    client: TenancyClient, active: int, used_at: float, idle_s: float
-) -> tuple[Sequence[float], float]:
-    """Send operations of one tenant until the others are passive: their times in ms, and when."""
-    took: list[float] = []
-    left, asked_at = active, used_at
-    while left > AT_ONCE and time.perf_counter() - used_at < 3 * idle_s:
-        await asyncio.sleep(0.02)
+    client: TenancyClient, used_at: float, idle_s: float
+) -> tuple[list[tuple[float, float]], float]:
+    """Send operations of one tenant until all others are passive.
+
+    When each ended and its time in ms, and when the last tenant was seen to be let go.
+    """
+    took: list[tuple[float, float]] = []
+
+    async def watch() -> float:
+        """The time at which hardly any was left."""
+        await asyncio.sleep(idle_s * 0.5)
+        while time.perf_counter() - used_at < 3 * idle_s:
+            if (await _actors(client))["active_tenants"] <= LEFT_MAX:
+                break
+            await asyncio.sleep(WATCH_S)
+        return time.perf_counter()
+
+    watching = asyncio.create_task(watch())
+    while not watching.done():
+        await asyncio.sleep(0.005)
         began = time.perf_counter()
         await client.execute(_name(0), READ)
         now = time.perf_counter()
-        if now - used_at > idle_s * 0.5:
-            took.append((now - began) * 1_000)
-        if now - asked_at > 1:
-            left, asked_at = (await _actors(client))["active_tenants"], now
-    return took, time.perf_counter() - used_at
+        took.append((now, (now - began) * 1_000))
+    return took, await watching
 
 
 async def _actors(client: TenancyClient) -> dict[str, int]:
@@ -257,23 +293,61 @@ def _flatness(course: Course, made: int) -> list[Figure]:
     return found
 
 
-def _whole(runtime: OwnRuntime, tenants: int) -> list[Figure]:
-    """What has to look at everything: the doctor, and a start."""
-    took = {}
-    for name, command in (
-        ("doctor", ("doctor",)),
-        ("stop", ("down",)),
-        ("start", ("up",)),
-    ):
+def _started(runtime: OwnRuntime, course: Course, tenants: int) -> None:
+    """How long a stop and a start take, and the first operations after it: medians."""
+    took: defaultdict[str, list[float]] = defaultdict(list)
+    for turn in range(STARTS):
         began = time.perf_counter()
-        runtime.tenancy(*command)
-        took[name] = time.perf_counter() - began
-        _note(f"{name}: {took[name]:.1f} s")
-    return [
-        figure(f"`tenancy doctor`, {tenants} tenants", took["doctor"], "s"),
-        figure(f"`tenancy down`, {tenants} tenants", took["stop"], "s"),
-        figure(f"`tenancy up`, {tenants} tenants", took["start"], "s"),
-    ]
+        runtime.tenancy("down")
+        took["`tenancy down`"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        state = runtime.tenancy("up")
+        took["`tenancy up`"].append(time.perf_counter() - began)
+        headers = {"Authorization": f"Bearer {runtime.key}"}
+        with httpx.Client(base_url=state["url"], headers=headers, timeout=60) as http:
+            # The same tenant three times, which has never been used before.
+            for name in ("first operation after it", "second one", "third one"):
+                began = time.perf_counter()
+                path = f"/v1/tenants/{_first_name(turn)}/query"
+                http.post(path, json={"query": READ}).raise_for_status()
+                took[name].append(time.perf_counter() - began)
+    for name, values in took.items():
+        course.starts[name].append((tenants, percentile(values, 50)))
+    told = ", ".join(f"{name} {line[-1][1]:.3f} s" for name, line in course.starts.items())
+    _note(f"with {tenants} tenants: {told}")
+
+
+def _start_figures(course: Course) -> list[Figure]:
+    """Each with few tenants and with all, and how many times as long."""
+    found = []
+    for name, line in course.starts.items():
+        found += [figure(f"{name}, {tenants} tenants", value, "s") for tenants, value in line]
+        if name == "`tenancy up`" and len(line) > 1:
+            found.append(
+                figure(f"{name}, {line[-1][0]} tenants over {line[0][0]}",
+                       line[-1][1] / line[0][1], "x", at_most=GROWTH_MAX)
+            )  # fmt: skip
+    return found
+
+
+def _doctored(runtime: OwnRuntime, tenants: int) -> list[Figure]:
+    """What has to look at everything."""
+    began = time.perf_counter()
+    runtime.tenancy("doctor")
+    took = time.perf_counter() - began
+    _note(f"doctor: {took:.1f} s")
+    return [figure(f"`tenancy doctor`, {tenants} tenants", took, "s")]
+
+
+def _prepare(runtime: OwnRuntime) -> None:
+    """The tables, and tenants for the first operations after a start."""
+    headers = {"Authorization": f"Bearer {runtime.key}"}
+    with httpx.Client(base_url=runtime.url, headers=headers, timeout=120) as http:
+        body = {"name": "0001_users", "sql": SCHEMA}
+        http.post("/v1/schema/migrations", json=body).raise_for_status()
+        for turn in range(STARTS):
+            wish = {"tenant_id": _first_name(turn), "isolation_level": "row"}
+            http.post("/v1/tenants", json=wish).raise_for_status()
 
 
 def _chart(course: Course) -> dict[str, Any]:
@@ -295,8 +369,15 @@ def _chart(course: Course) -> dict[str, Any]:
             panel("A new tenant", "ms, median", "a new tenant"),
             {"title": "Tenants from a file", "unit": "tenants/s",
              "lines": {"since the last measurement": course.rates}},
+            {"title": "Stop and start", "unit": "s, median",
+             "lines": {name: line for name, line in course.starts.items() if "tenancy" in name}},
         ],
     }  # fmt: skip
+
+
+def _first_name(turn: int) -> str:
+    """A tenant for operations after a start."""
+    return f"first-{turn}"
 
 
 def _name(number: int) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,11 @@ from peers.variants import BY_KEY
 from peers.window import Window, in_batches, one_by_one
 from peers.work import Work
 from report import Figure, figure, print_report
+from runtime_processes import command, kind_of, processes_below
 
 _IN_FLIGHT = 64
 _TENANTS = 100
 _ROWS = 100
-_KINDS = (
-    ("haproxy", "HAProxy"),
-    ("ServeReplica", "HTTP replica"),
-    ("Tenant", "tenant actors"),
-    ("postgres", "PostgreSQL"),
-    ("uvicorn", "uvicorn worker"),
-)
 
 
 def main() -> None:
@@ -148,27 +142,13 @@ def _spies(
 def _times(folder: Path) -> dict[int, tuple[str, float]]:
     """Kind and processor time of every process that was started from here."""
     found = {}
-    for process in _ours(folder):
+    for process in processes_below(folder):
         with contextlib.suppress(psutil.Error):
-            words = f"{process.name()} {' '.join(process.cmdline()[:6])}"
-            if "peers.cell" in words:
+            if "peers.cell" in command(process):
                 continue
-            kind = next((kind for word, kind in _KINDS if word in words), "the rest")
             times = process.cpu_times()
-            found[process.pid] = (kind, times.user + times.system)
+            found[process.pid] = (kind_of(process), times.user + times.system)
     return found
-
-
-def _ours(folder: Path) -> Iterator[psutil.Process]:
-    """What was started from here, and what has let go of it: a daemon and a database server."""
-    found = {process.pid: process for process in psutil.Process().children(recursive=True)}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            told = [*process.cmdline(), process.environ().get("TENANCY_HOME", "")]
-            if any(str(folder) in text for text in told):
-                found[process.pid] = process
-                found |= {child.pid: child for child in process.children(recursive=True)}
-    yield from found.values()
 
 
 if __name__ == "__main__":

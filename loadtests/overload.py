@@ -21,14 +21,11 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Final
 
 import asyncpg
-import psutil
 from filled_tenants import make_filled_tenants, tenant_name
+from loops import GOODPUT_MIN, SETTLE_S, Memory, Tally, closed_loop, open_loop
 from own_runtime import OwnRuntime, own_runtime
 from report import Figure, figure, percentile, print_report
 
@@ -52,37 +49,6 @@ TENANTS, ROWS = 200, 400
 WRITES_OF = 10
 BURST, BURST_DEADLINE_S = 50_000, 30.0
 CLOSED, DEADLINE_S = 256, 2.0
-#: How often the open loop begins what is due, and what it leaves out of the goodput.
-TICK_S, SETTLE_S = 0.01, 2.0
-#: An actor that is stuck is given so much longer than the deadline.
-LATE_S: Final = 2.5
-GOODPUT_MIN, MEMORY_MAX_MB = 0.8, 600
-#: So many of the open loop are begun in one go before others get a turn.
-_SLICE = 100
-
-
-@dataclass(kw_only=True, slots=True)
-class Tally:
-    """What became of operations."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    ended: list[float] = field(default_factory=list)
-    took_s: list[float] = field(default_factory=list)
-    latest_s: float = -1e9
-    untold: int = 0
-
-    def note(self, outcome: str, began: float, deadline_s: float) -> None:
-        """One more has ended now."""
-        now = time.perf_counter()
-        self.outcomes[outcome] += 1
-        self.latest_s = max(self.latest_s, now - began - deadline_s)
-        if outcome == "answered":
-            self.ended.append(now)
-            self.took_s.append(now - began)
-
-    def share(self, outcome: str) -> float:
-        """In per cent of all."""
-        return self.outcomes[outcome] / max(1, self.outcomes.total()) * 100
 
 
 class Work:
@@ -115,33 +81,6 @@ class Work:
             tally.note("answered", began, deadline_s)
 
 
-class Memory:
-    """The resident sets of this process and of the actors, looked at again and again."""
-
-    def __init__(self, pids: dict[str, int]) -> None:
-        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
-        self.before = self._now()
-        self.most = dict(self.before)
-
-    def _now(self) -> dict[str, float]:
-        return {name: item.memory_info().rss / 1e6 for name, item in self._processes.items()}
-
-    async def watch(self) -> None:
-        """Until it is cancelled."""
-        while True:
-            await asyncio.sleep(0.1)
-            for name, value in self._now().items():
-                self.most[name] = max(self.most[name], value)
-
-    def figures(self, what: str) -> list[Figure]:
-        """How much each has grown at most."""
-        return [
-            figure(f"{what}: memory of {name}, growth", self.most[name] - before, "MB",
-                   at_most=MEMORY_MAX_MB)
-            for name, before in self.before.items()
-        ]  # fmt: skip
-
-
 async def at_once(client: TenancyClient, count: int) -> list[Figure]:
     """So many operations in one go."""
     memory, tally = Memory(await _pids(client)), Tally()
@@ -157,16 +96,10 @@ async def at_once(client: TenancyClient, count: int) -> list[Figure]:
     _note(f"{count} at once: {dict(tally.outcomes)} in {seconds:.1f} s")
     what = f"{count} at once"
     return [
-        figure(f"{what}: answered", tally.share("answered"), "%"),
-        figure(f"{what}: refused", tally.share("refused"), "%"),
-        figure(f"{what}: given up at their deadline", tally.share("deadline"), "%"),
-        figure(f"{what}: anything else", _else(tally), "operations", at_most=0),
-        figure(f"{what}: refusals that do not say when to come again", tally.untold, "operations",
-               at_most=0),
-        figure(f"{what}: the latest end, after the deadline", tally.latest_s, "s", at_most=LATE_S),
+        *tally.figures(what),
         figure(f"{what}: answered per second", tally.outcomes["answered"] / seconds, "/s"),
         *memory.figures(what),
-    ]  # fmt: skip
+    ]
 
 
 async def overload(
@@ -174,63 +107,31 @@ async def overload(
 ) -> list[Figure]:
     """What a closed loop manages, and what is left of that at ten times as many operations."""
     work = Work(client, read)
-    first = await _closed(work, wanted.seconds)
+    _, took = await closed_loop(work.run, CLOSED, BURST_DEADLINE_S, wanted.seconds)
+    first = len(took) / wanted.seconds
     _note(f"{name}: {first:.0f}/s")
     memory, tally = Memory(await _pids(client)), Tally()
     watching = asyncio.create_task(memory.watch())
-    began = time.perf_counter()
-    offered = await _open(work, tally, first * wanted.factor, wanted.seconds + SETTLE_S)
+    since = time.perf_counter() + SETTLE_S
+    offered = await open_loop(
+        work.run, tally, first * wanted.factor, DEADLINE_S, wanted.seconds + SETTLE_S
+    )
     watching.cancel()
-    since = began + SETTLE_S
-    good = sum(since <= at < since + wanted.seconds for at in tally.ended) / wanted.seconds
+    good = len(tally.within(since, wanted.seconds)) / wanted.seconds
     _note(f"{name}: {offered:.0f}/s offered, {good:.0f}/s good, {dict(tally.outcomes)}")
     # Before and after: others may be at work on the machine, and not always as much.
-    most = (first + await _closed(work, wanted.seconds)) / 2
+    _, took = await closed_loop(work.run, CLOSED, BURST_DEADLINE_S, wanted.seconds)
+    most = (first + len(took) / wanted.seconds) / 2
     what = f"overload, {name}"
     return [
         figure(f"{what}: closed loop of {CLOSED}, before and after", most, "/s"),
         figure(f"{what}: offered over that", offered / most, "x"),
         figure(f"{what}: goodput over it", good / most, "x", at_least=GOODPUT_MIN),
-        figure(f"{what}: answered", tally.share("answered"), "%"),
-        figure(f"{what}: refused", tally.share("refused"), "%"),
-        figure(f"{what}: given up at their deadline", tally.share("deadline"), "%"),
-        figure(f"{what}: anything else", _else(tally), "operations", at_most=0),
-        figure(f"{what}: refusals that do not say when to come again", tally.untold, "operations",
-               at_most=0),
-        figure(f"{what}: the latest end, after the deadline", tally.latest_s, "s", at_most=LATE_S),
+        *tally.figures(what),
         figure(f"{what}: p50 of what was answered",
                percentile(tally.took_s or [0.0], 50) * 1_000, "ms"),
         *memory.figures(what),
     ]  # fmt: skip
-
-
-async def _closed(work: Work, seconds: float) -> float:
-    """Operations per second that are answered with so many in flight, after a warm-up."""
-    tally, began = Tally(), time.perf_counter() + SETTLE_S
-
-    async def worker() -> None:
-        while time.perf_counter() < began + seconds:
-            await work.run(tally, BURST_DEADLINE_S)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CLOSED):
-            group.create_task(worker())
-    return sum(began <= at < began + seconds for at in tally.ended) / seconds
-
-
-async def _open(work: Work, tally: Tally, rate: float, seconds: float) -> float:
-    """Begin so many per second, whatever becomes of them; how many it really were."""
-    began, begun = time.perf_counter(), 0
-    async with asyncio.TaskGroup() as group:
-        while (now := time.perf_counter()) < began + seconds:
-            due = min(int((now - began) * rate) - begun, _SLICE)
-            for _ in range(due):
-                group.create_task(work.run(tally, DEADLINE_S))
-            begun += due
-            # Who is behind does not wait, but lets what has come be dealt with.
-            await asyncio.sleep(TICK_S if due < _SLICE else 0)
-        took = time.perf_counter() - began
-    return begun / took
 
 
 async def left(runtime: OwnRuntime, client: TenancyClient) -> list[Figure]:
@@ -280,11 +181,6 @@ async def _pids(client: TenancyClient) -> dict[str, int]:
     return {"this process": os.getpid()} | {
         f"actor {number}": pid for number, pid in enumerate(found)
     }
-
-
-def _else(tally: Tally) -> int:
-    known = ("answered", "refused", "deadline")
-    return tally.outcomes.total() - sum(tally.outcomes[name] for name in known)
 
 
 def _note(text: str) -> None:

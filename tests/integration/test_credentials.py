@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from support.install import Install
 from support.settable_clock import SettableClock
 
+from tenancy.data_isolation.core.crypto import new_api_key
 from tenancy.data_isolation.core.errors import (
     ConflictError,
     DiskFullError,
@@ -285,6 +288,97 @@ async def test_what_is_remembered_is_bounded(
         await credentials.verify(key.text)
 
     assert len(credentials._verified) == 2
+
+
+class SlowCatalog:
+    """Counts the questions for keys; the first answer is held back until it is let go."""
+
+    def __init__(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.questions = 0
+        self.came = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self._ask = catalog.pool.row
+        monkeypatch.setattr(catalog.pool, "row", self._row)
+
+    async def _row(self, *question: Any) -> Any:
+        self.questions += 1
+        first = self.questions == 1
+        answer = await self._ask(*question)
+        if first:
+            self.came.set()
+            await self.let_go.wait()
+        return answer
+
+
+@pytest.fixture
+def slow(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> SlowCatalog:
+    return SlowCatalog(catalog, monkeypatch)
+
+
+async def test_requests_that_come_together_ask_the_catalog_once(
+    credentials: Credentials, slow: SlowCatalog
+):
+    key = await credentials.create(ADMIN)
+
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(credentials.verify(key.text)) for _ in range(50)]
+        await slow.came.wait()
+        # One of them is not waited for any more: the others get their answer all the same.
+        asking[0].cancel()
+        slow.let_go.set()
+
+    assert {task.result().key_id for task in asking[1:]} == {key.key_id}
+    assert slow.questions == 1
+    await credentials.verify(key.text)
+    assert slow.questions == 1
+
+
+async def test_a_key_that_is_not_good_is_refused_to_all_who_come_together(
+    credentials: Credentials, slow: SlowCatalog
+):
+    slow.let_go.set()
+    wrong = new_api_key().text
+
+    refused = await asyncio.gather(
+        *(credentials.verify(wrong) for _ in range(20)), return_exceptions=True
+    )
+
+    assert {type(error) for error in refused} == {UnauthenticatedError}
+    assert slow.questions == 1
+
+
+async def test_nobody_waits_for_a_question_that_was_asked_before_the_key_was_revoked(
+    credentials: Credentials, slow: SlowCatalog
+):
+    key = await credentials.create(ADMIN)
+    before = asyncio.create_task(credentials.verify(key.text))
+    await slow.came.wait()
+
+    await credentials.revoke(key.key_id)
+
+    with pytest.raises(UnauthenticatedError):
+        await credentials.verify(key.text)
+    slow.let_go.set()
+    await before
+    with pytest.raises(UnauthenticatedError):
+        await credentials.verify(key.text)
+
+
+async def test_nobody_waits_for_a_question_that_is_older_than_an_answer_may_be(
+    install: Install, credentials: Credentials, clock: SettableClock, slow: SlowCatalog
+):
+    key = await credentials.create(ADMIN)
+    elsewhere = Credentials(settings=install.settings, catalog=credentials._catalog, clock=clock)
+    before = asyncio.create_task(credentials.verify(key.text))
+    await slow.came.wait()
+    await elsewhere.revoke(key.key_id)
+
+    clock.pass_s(install.settings.credential_cache_ms / 1_000)
+
+    with pytest.raises(UnauthenticatedError):
+        await credentials.verify(key.text)
+    slow.let_go.set()
+    await before
 
 
 async def test_keys_are_listed_without_their_secrets(credentials: Credentials, acme: Tenant):
