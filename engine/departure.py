@@ -44,7 +44,5 @@ def may_depart(line: Line, long: LongStatements, now: float) -> bool:
 
 def share(line: Line, most: int) -> int:
     """How many of those who wait the next session takes along."""
-    if line.waiting <= _TOGETHER:
-        return min(line.waiting, most)
     sessions = max(1, min(len(line.idle) + len(line.short), _BUSY_MAX))
-    return min(-(-line.waiting // sessions), most)
+    return min(max(-(-line.waiting // sessions), _TOGETHER), line.waiting, most)

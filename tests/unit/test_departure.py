@@ -82,7 +82,10 @@ def test_those_who_wait_are_shared_among_the_sessions_that_may_be_at_work(long):
 
 
 def test_what_one_flight_can_take_is_not_divided(long):
-    waiting = line(32)
+    waiting = line(31)
+    waiting.idle = dict.fromkeys("abcd")
+    assert share(waiting, 100) == 31
+    assert share(waiting, 20) == 20
+    waiting = line(33)
     waiting.idle = dict.fromkeys("abcd")
     assert share(waiting, 100) == 32
-    assert share(waiting, 20) == 20
