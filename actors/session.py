@@ -105,7 +105,6 @@ class Session:
             if begun is None:
                 self._running.pop(number, None)
         if begun is None:
-            del self._running[number]
             return False
         if number in self._running:
             self._running[number] = begun

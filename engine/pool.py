@@ -52,7 +52,7 @@ _TICK_S: Final = 0.01
 _TICKS_PER_INSPECTION: Final = 10
 #: One in so many sessions of a server that several lines use is for a line that has none.
 _RESERVE: Final = 8
-#: Operations of one tenant that travel together before the next tenant's turn.
+#: Operations of one tenant that travel together before the next tenant's turn, if there is one.
 _TURN: Final = 8
 #: Bytes of parameters that travel together.
 _FLIGHT_BYTES_MAX: Final = 1024 * 1024
@@ -256,7 +256,7 @@ class ServerPool:
             if not several and not first.alone:
                 continue
             taken = 0
-            while queue and len(batch) < most and taken < _TURN:
+            while queue and len(batch) < most and (taken < _TURN or len(line.tenants) == 1):
                 request = queue[0]
                 if not request.abandoned:
                     if batch and (request.alone or size + request.size > _FLIGHT_BYTES_MAX):

@@ -31,6 +31,7 @@ from tenancy.data_isolation.core.identifiers import (
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.table_statistics import limit_on_server
 
 _SQL: Final = SqlFile("statistics.sql")
 #: Where the extension is made for as long as it is read.
@@ -146,6 +147,7 @@ class StatementStatistics:
     async def _noted(
         self, server: ServerName, connection: asyncpg.Connection
     ) -> tuple[ServerStatistics, list[NotedStatement]]:
+        await limit_on_server(connection, self._settings.advice_timeout_s)
         if not await connection.fetchval(_SQL.statement("loaded")):
             return _not_read(server, StatisticsState.NOT_LOADED, _how_to_load(server))
         installed = await connection.fetchrow(_SQL.statement("installed"))

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _SQL: Final = SqlFile("statistics.sql")
 #: Databases whose tables are looked at: those whose statements took the longest.
 _DATABASES_MAX: Final = 20
+#: Of the time that is waited for a statement, so much it may take on the server.
+_SERVER_SHARE: Final = 0.9
 _NO_DATABASE: Final = "3D000"
 _TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -98,7 +100,7 @@ class TableStatistics:
         except (TimeoutError, asyncpg.QueryCanceledError):
             raise StatementTimeoutError(
                 f"{place.analyze} took longer than TENANCY_ADVICE_TIMEOUT_S "
-                f"({self._settings.advice_timeout_s:g}); nothing has changed"
+                f"({self._settings.advice_timeout_s:g}) and was cancelled"
             ) from None
         except asyncpg.UndefinedTableError:
             raise _no_table(place) from None
@@ -125,6 +127,7 @@ class TableStatistics:
             command_timeout_s=self._settings.advice_timeout_s,
         )
         try:
+            await limit_on_server(connection, self._settings.advice_timeout_s)
             rows = await connection.fetch(
                 _SQL.statement("stale_tables"),
                 [role for role, _ in pairs],
@@ -168,6 +171,7 @@ class TableStatistics:
             raise _no_table(place)
         # Who has the table for itself is not waited for: whoever asks can do so again.
         await connection.execute("set lock_timeout = '1s'")
+        await limit_on_server(connection, self._settings.advice_timeout_s)
         try:
             await connection.execute(place.analyze)
         except asyncpg.LockNotAvailableError:
@@ -181,6 +185,15 @@ class TableStatistics:
             # PostgreSQL only warns, and leaves the table out.
             raise _not_allowed(place)
         return float(after["rows"])
+
+
+async def limit_on_server(connection: asyncpg.Connection, limit_s: float) -> None:
+    """Have PostgreSQL end a statement by itself, before who waits for it gives up.
+
+    A connection that is dropped ends nothing there: what runs keeps its locks until it is done.
+    """
+    limit_ms = max(1, round(limit_s * 1_000 * _SERVER_SHARE))
+    await connection.execute(f"set statement_timeout = {limit_ms}")
 
 
 def _concerns(row: asyncpg.Record, item: ReadStatement) -> bool:

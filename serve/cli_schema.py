@@ -65,11 +65,11 @@ def advice(
 ) -> None:
     """Show which indexes and plans would help tenants' statements, from what servers count."""
     with RuntimeClient.connect(Settings.from_env()) as client:
-        found = client.get(f"{_PATH}/advice")
+        found = client.get(f"{_PATH}/advice", timeout_s=_APPLY_TIMEOUT_S)
         wanted = [item["migration"] for item in found["indexes"]] if make else []
         done = _applied(client, wanted)
         places = [item["analyze"] for item in found["plans"] if item["analyze"] and analyze]
-        looked = [client.post(f"{_PATH}/statistics", place) for place in places]
+        looked, failed = _analyzed(client, places)
     if as_json:
         print_json({**found, "applied": done, "analyzed": looked})
     else:
@@ -77,8 +77,24 @@ def advice(
         _tell_plans(found["plans"])
         for one in looked:
             say(f"done: {one['sql']} ({one['rows']:,.0f} rows, {one['took_s']:.1f} s)")
+    if failed:
+        raise CommandError("; ".join(failed))
     if (make or analyze) and not any(server["state"] == "read" for server in found["servers"]):
         raise CommandError("no server counts statements, so nothing was done")
+
+
+def _analyzed(
+    client: RuntimeClient, places: Sequence[Mapping[str, str]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What came of each table, and what kept others from it: one says nothing of the next."""
+    looked: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for place in places:
+        try:
+            looked.append(client.post(f"{_PATH}/statistics", place, timeout_s=_APPLY_TIMEOUT_S))
+        except CommandError as error:
+            failed.append(f"{place['schema']}.{place['table']}: {error}")
+    return looked, failed
 
 
 def _tell(found: Mapping[str, Any], *, make: bool) -> None:

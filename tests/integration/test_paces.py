@@ -1,4 +1,4 @@
-"""How long statements take is known: for what travels together, and how often answers are asked for."""
+"""How long statements take is known, and who travels together follows from it."""
 
 from __future__ import annotations
 
