@@ -31,7 +31,6 @@ from tenancy.data_isolation.core.identifiers import (
 from tenancy.data_isolation.core.settings import Settings
 from tenancy.data_isolation.engine.admin import AdminConnections, close
 from tenancy.data_isolation.engine.sql_files import SqlFile
-from tenancy.data_isolation.engine.table_statistics import limit_on_server
 
 _SQL: Final = SqlFile("statistics.sql")
 #: Where the extension is made for as long as it is read.
@@ -48,6 +47,8 @@ _LOST: Final = (
     asyncpg.CannotConnectNowError,
 )
 #: A limit of time, ours or the server's, or somebody else's lock.
+#: Of the time that is waited for a statement, so much it may take on the server.
+_SERVER_SHARE: Final = 0.9
 _TIMED_OUT: Final = (
     TimeoutError,
     asyncpg.QueryCanceledError,
@@ -190,6 +191,15 @@ class StatementStatistics:
             # A session that is lost has nothing left to roll back, and the reason is under way.
             if not connection.is_closed():
                 await transaction.rollback()
+
+
+async def limit_on_server(connection: asyncpg.Connection, limit_s: float) -> None:
+    """Have PostgreSQL end a statement by itself, before who waits for it gives up.
+
+    A connection that is dropped ends nothing there: what runs keeps its locks until it is done.
+    """
+    limit_ms = max(1, round(limit_s * 1_000 * _SERVER_SHARE))
+    await connection.execute(f"set statement_timeout = {limit_ms}")
 
 
 def trouble(server: ServerName, error: Exception) -> tuple[StatisticsState, str]:

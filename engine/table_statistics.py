@@ -35,14 +35,13 @@ from tenancy.data_isolation.engine.plan_advice import (
     advised_analyze,
 )
 from tenancy.data_isolation.engine.sql_files import SqlFile
+from tenancy.data_isolation.engine.statement_statistics import limit_on_server
 
 _log = logging.getLogger(__name__)
 
 _SQL: Final = SqlFile("statistics.sql")
 #: Databases whose tables are looked at: those whose statements took the longest.
 _DATABASES_MAX: Final = 20
-#: Of the time that is waited for a statement, so much it may take on the server.
-_SERVER_SHARE: Final = 0.9
 _NO_DATABASE: Final = "3D000"
 _TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -185,15 +184,6 @@ class TableStatistics:
             # PostgreSQL only warns, and leaves the table out.
             raise _not_allowed(place)
         return float(after["rows"])
-
-
-async def limit_on_server(connection: asyncpg.Connection, limit_s: float) -> None:
-    """Have PostgreSQL end a statement by itself, before who waits for it gives up.
-
-    A connection that is dropped ends nothing there: what runs keeps its locks until it is done.
-    """
-    limit_ms = max(1, round(limit_s * 1_000 * _SERVER_SHARE))
-    await connection.execute(f"set statement_timeout = {limit_ms}")
 
 
 def _concerns(row: asyncpg.Record, item: ReadStatement) -> bool:
