@@ -37,6 +37,8 @@ _ANSWER_FACTOR: Final = 4
 #: What a row and a value of it take on their way from the server, beside the value (manual, 55.7).
 _ROW_BYTES: Final = 7
 _VALUE_BYTES: Final = 4
+#: A list or an object is written with quotation marks and spaces here, and may not be there.
+_QUOTED_AND_SPACED: Final = 4
 #: Keys that the runtime keeps for itself begin like this.
 _RESERVED: Final = "tenancy:"
 
@@ -151,16 +153,31 @@ def _for_answers(limits: TierLimits) -> TierLimits:
 
 
 def _size(results: Sequence[QueryResult]) -> int:
-    """Roughly the bytes that the results took on their way from the server."""
-    size = 0
-    for result in results:
-        for row in result.rows:
-            size += _ROW_BYTES
-            for value in row:
-                size += _VALUE_BYTES
-                if value is not None:
-                    size += len(value) if isinstance(value, str) else len(repr(value))
-    return size
+    """Roughly the bytes that the results took on their way from the server, and not more.
+
+    What was within the limit the first time must be so again.
+    """
+    return sum(
+        _ROW_BYTES + sum(_VALUE_BYTES + _value_size(value) for value in row)
+        for result in results
+        for row in result.rows
+    )
+
+
+def _value_size(value: Any) -> int:
+    match value:
+        case None:
+            return 0
+        case bool():
+            return 1  # `t` or `f`.
+        case str():
+            return len(value.encode(errors="surrogatepass"))
+        case float():
+            return len(repr(value).removesuffix(".0"))
+        case list() | dict():
+            return len(repr(value)) // _QUOTED_AND_SPACED
+        case _:
+            return len(repr(value))
 
 
 def _packed(results: Sequence[QueryResult]) -> str:
