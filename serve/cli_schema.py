@@ -74,7 +74,7 @@ def advice(
         print_json({**found, "applied": done, "analyzed": looked})
     else:
         _tell(found, make=make)
-        _tell_plans(found["plans"])
+        _tell_plans(found["plans"], analyze=analyze)
         for one in looked:
             say(f"done: {one['sql']} ({one['rows']:,.0f} rows, {one['took_s']:.1f} s)")
     if failed:
@@ -123,7 +123,7 @@ def _tell(found: Mapping[str, Any], *, make: bool) -> None:
         say("no index would help the statements that were counted")
 
 
-def _tell_plans(plans: Sequence[Mapping[str, Any]]) -> None:
+def _tell_plans(plans: Sequence[Mapping[str, Any]], *, analyze: bool) -> None:
     for item in plans:
         statements = ", ".join(
             f"{one['fingerprint']} ({', '.join(one['tables']) or 'no table'})"
@@ -146,7 +146,10 @@ def _tell_plans(plans: Sequence[Mapping[str, Any]]) -> None:
                 ("undo", item["undo"]),
             ]
         )
-    if any(item["analyze"] for item in plans):
+    stale = any(item["analyze"] for item in plans)
+    if analyze and not stale:
+        say("no table's statistics are out of date, so nothing was analyzed")
+    elif stale and not analyze:
         say("`tenancy schema advice --analyze` runs the `analyze` statements, and nothing else")
 
 

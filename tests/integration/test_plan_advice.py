@@ -205,6 +205,8 @@ async def test_statistics_that_are_out_of_date_are_told_and_brought_up_to_date_w
             said = (await running.run("schema", "advice", "--analyze", "--json")).json()
             assert [item["rows"] for item in said["analyzed"]] == [5000, 5000]
             assert said["applied"] == []
+            told = await running.run("schema", "advice", "--analyze")
+            assert "nothing was analyzed" in told.out
         assert await plans(api.admin, "statistics") == []
 
         after = await each_call(engine, JOIN, "max(c.name)", "blocks")
