@@ -9,7 +9,11 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, TypeAlias
 
-from tenancy.data_isolation.core.errors import PlacementChangedError, TenancyError
+from tenancy.data_isolation.core.errors import (
+    UNKNOWN_NAMES,
+    PlacementChangedError,
+    TenancyError,
+)
 from tenancy.data_isolation.core.identifiers import TenantId, parse_tenant_id
 from tenancy.data_isolation.core.types import Operation, QueryResult
 from tenancy.data_isolation.engine.batch import Batches
@@ -22,7 +26,7 @@ from tenancy.data_isolation.engine.outcomes import (
 )
 from tenancy.data_isolation.engine.result_cache import ResultCache
 from tenancy.data_isolation.engine.routes import Route, Routes
-from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES, TableShapes
+from tenancy.data_isolation.engine.table_shape import TableShapes
 from tenancy.data_isolation.engine.ticket import Ticket
 from tenancy.data_isolation.engine.visible_schema import VisibleSchema
 
@@ -192,8 +196,8 @@ class Operations:
 class Begun:
     """An operation under way that nobody awaits: who began it is called at its end.
 
-    A task and a future for each operation cost an actor a third of its processor. This stands where
-    the future would in a ticket. What has to be done again is done in a task after all.
+    It saves a task and futures for each operation, and stands where a future would in a ticket.
+    What has to be done again is done in a task after all.
     """
 
     __slots__ = ("_again", "_began_s", "_done", "_operation", "_over", "_route", "_run", "_ticket")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Final, TypeGuard
 
-from tenancy.data_isolation.core.errors import PlacementChangedError, TenancyError
+from tenancy.data_isolation.core.errors import (
+    UNKNOWN_NAMES,
+    PlacementChangedError,
+    TenancyError,
+)
 from tenancy.data_isolation.core.types import QueryResult
 from tenancy.data_isolation.engine.driver_errors import INVALID_BINDING, REFUSED_LOGINS
-from tenancy.data_isolation.engine.table_shape import UNKNOWN_NAMES
 
 #: What can be wrong only with what this process knows: names of the schema, and the signing key.
 _OUT_OF_DATE: Final = UNKNOWN_NAMES | {INVALID_BINDING}

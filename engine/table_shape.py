@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Final
 
 from tenancy.data_isolation.core.clock import Clock, SystemClock
-from tenancy.data_isolation.core.errors import UNKNOWN_NAMES as UNKNOWN_NAMES
 from tenancy.data_isolation.core.errors import TenancyError
 from tenancy.data_isolation.core.identifiers import ServerName
 from tenancy.data_isolation.core.settings import Settings
